@@ -1,0 +1,169 @@
+"""Pre-activation residual blocks in which the squeezes flow along with the feature maps.
+
+A block computes ``h = relu(bn1(x))``, a residual u of h, and a shortcut s: x itself or, where the shape changes, a 1x1
+convolution of h. Then ``y = s + u``, or ``y = s + a * u`` with competitive attention, and nothing after the addition.
+
+Two facts make the attention's squeezes nearly free (``docs/method.md``):
+
+- The residual squeeze is taken before the last convolution of the branch, which a mean commutes with (fact 2).
+- The mean of the sum is the sum of the means: ``squeeze(y) = squeeze(s) + a * squeeze(u)``. So a block hands its own
+  output's squeeze to the next one, and no identity is ever read a second time (fact 3).
+"""
+
+from contextlib import contextmanager, nullcontext
+
+import torch
+from timm.layers import DropPath
+from timm.models import checkpoint
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from cmpe_se.attention import CompetitiveSE, add_gated, squeeze, squeeze_through
+
+
+class PreActBlock(nn.Module):
+    """What bottleneck and basic block share: pre-activation, shortcut, and the gated addition.
+
+    Subclasses define ``branch``, the residual branch up to its last convolution, and name that one ``last_conv``.
+    """
+
+    expansion: int
+
+    def __init__(self, in_channels, out_channels, *, stride, drop_path, attention, **factory):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels, **factory)
+        self.shortcut = None
+        if in_channels != out_channels or stride != 1:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False, **factory)
+        self.attention: CompetitiveSE | None = attention(out_channels, **factory) if attention else None
+        self.drop_path = DropPath(drop_path)
+
+    def branch(self, h: Tensor) -> Tensor:
+        """Residual branch up to the input of its last convolution."""
+        raise NotImplementedError
+
+    @property
+    def last_conv(self) -> nn.Conv2d:
+        """Last convolution of the residual branch."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, identity_squeeze: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """One block.
+
+        Args:
+            x: input (N, C_in, H, W).
+            identity_squeeze: squeeze of x, (N, C_in), where the block before knew it.
+
+        Returns:
+            Output y (N, C, H', W') and its squeeze (N, C), or None where no gate asks for it.
+        """
+        h = relu(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(h)
+        last = self.branch(h)
+        if self.attention is None:
+            return shortcut + self.drop_path(self.last_conv(last)), None
+
+        r = squeeze_through(self.last_conv, last)  # (N, C)
+        if not self.attention.competitive:
+            gate = self.drop_path(self.attention.gate(r, r))
+            return add_gated(shortcut, gate, self.last_conv(last)), None
+
+        if self.shortcut is not None:
+            i = squeeze_through(self.shortcut, h)  # (N, C)
+        else:
+            i = squeeze(x) if identity_squeeze is None else identity_squeeze
+        # Dropping a sample's whole residual is a factor on its gates: one number a channel, not a pass over the maps.
+        gate = self.drop_path(self.attention.gate(r, i))
+        return add_gated(shortcut, gate, self.last_conv(last)), i + gate * r
+
+
+class PreActBottleneck(PreActBlock):
+    """1x1 convolution, 3x3 (with the stride), 1x1 to four times the planes; each after its batch norm and ReLU."""
+
+    expansion = 4
+
+    def __init__(self, in_channels, planes, *, stride, drop_rate, drop_path, attention, **factory):
+        out_channels = planes * self.expansion
+        super().__init__(in_channels, out_channels, stride=stride, drop_path=drop_path, attention=attention, **factory)
+        self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False, **factory)
+        self.bn2 = nn.BatchNorm2d(planes, **factory)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False, **factory)
+        self.bn3 = nn.BatchNorm2d(planes, **factory)
+        self.dropout = nn.Dropout(drop_rate)
+        self.conv3 = nn.Conv2d(planes, out_channels, 1, bias=False, **factory)
+
+    def branch(self, h: Tensor) -> Tensor:
+        """(N, C_in, H, W) to the input of ``conv3``, (N, planes, H', W')."""
+        h = self.conv2(relu(self.bn2(self.conv1(h))))
+        return self.dropout(relu(self.bn3(h)))
+
+    @property
+    def last_conv(self) -> nn.Conv2d:
+        """The widening 1x1 convolution."""
+        return self.conv3
+
+
+class PreActBasic(PreActBlock):
+    """3x3 convolution (with the stride), 3x3; each after its batch norm and ReLU, with dropout between the two."""
+
+    expansion = 1
+
+    def __init__(self, in_channels, planes, *, stride, drop_rate, drop_path, attention, **factory):
+        super().__init__(in_channels, planes, stride=stride, drop_path=drop_path, attention=attention, **factory)
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False, **factory)
+        self.bn2 = nn.BatchNorm2d(planes, **factory)
+        self.dropout = nn.Dropout(drop_rate)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False, **factory)
+
+    def branch(self, h: Tensor) -> Tensor:
+        """(N, C_in, H, W) to the input of ``conv2``, (N, planes, H', W')."""
+        return self.dropout(relu(self.bn2(self.conv1(h))))
+
+    @property
+    def last_conv(self) -> nn.Conv2d:
+        """The second 3x3 convolution."""
+        return self.conv2
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution. The squeezes flow from block to block within it; its projection starts them afresh."""
+
+    def __init__(self, blocks: list[PreActBlock]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C, H', W')."""
+        identity_squeeze = None
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                contexts = _RecomputationContexts(block)
+                x, identity_squeeze = checkpoint(block, x, identity_squeeze, context_fn=contexts)
+            else:
+                x, identity_squeeze = block(x, identity_squeeze)
+        return x
+
+
+class _RecomputationContexts:
+    """Contexts of a checkpointed block: its recomputation must not update the running statistics a second time."""
+
+    def __init__(self, block: nn.Module):
+        self.block = block
+
+    def __call__(self):
+        return nullcontext(), self._frozen_statistics()
+
+    @contextmanager
+    def _frozen_statistics(self):
+        norms = [m for m in self.block.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+        momenta = [norm.momentum for norm in norms]
+        try:
+            for norm in norms:
+                norm.momentum = 0.0
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                if norm.training:
+                    norm.num_batches_tracked.sub_(1)

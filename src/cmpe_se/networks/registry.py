@@ -1,0 +1,50 @@
+"""The networks' names in timm: plain, ``se_`` and ``cmpe_se_`` (folded) of each, and ``view=`` on all of them."""
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, register_model
+
+from cmpe_se.networks.residual import PreActResNet, ResidualNetwork, WideResNet
+
+PLAIN_NETWORKS: dict[str, tuple[type[ResidualNetwork], dict[str, Any]]] = {
+    "preact_resnet20": (PreActResNet, {"depth": 20, "block": "basic"}),
+    "preact_resnet56": (PreActResNet, {"depth": 56, "block": "basic"}),
+    "preact_resnet110": (PreActResNet, {"depth": 110, "block": "basic"}),
+    "preact_resnet164": (PreActResNet, {"depth": 164, "block": "bottleneck"}),
+    "wrn16_4": (WideResNet, {"depth": 16, "width": 4}),
+    "wrn16_8": (WideResNet, {"depth": 16, "width": 8}),
+    "wrn22_10": (WideResNet, {"depth": 22, "width": 10}),
+    "wrn28_10": (WideResNet, {"depth": 28, "width": 10}),
+}
+PREFIXES: dict[str, str | None] = {"": None, "se_": "se", "cmpe_se_": "folded_3x3"}
+"""Prefix of a name to the view that it stands for."""
+
+default_cfgs: dict[str, dict[str, Any]] = {}  # timm looks for this name when a model is registered
+
+
+def _register(name: str, network: type[ResidualNetwork], settings: dict[str, Any]) -> None:
+    default_cfgs[name] = {
+        "url": "",
+        "num_classes": 10,
+        "input_size": (3, 32, 32),
+        "pool_size": (8, 8),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10
+        "std": (0.2470, 0.2435, 0.2616),
+        "first_conv": "stem.conv",
+        "classifier": "head.fc",
+    }
+
+    def entrypoint(pretrained: bool = False, **kwargs) -> ResidualNetwork:
+        features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
+        return build_model_with_cfg(network, name, pretrained, feature_cfg=features, **(settings | kwargs))
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__doc__ = f"{network.__name__} with {', '.join(f'{key}={value!r}' for key, value in settings.items())}."
+    globals()[name] = register_model(entrypoint)
+
+
+for _base, (_network, _settings) in PLAIN_NETWORKS.items():
+    for _prefix, _view in PREFIXES.items():
+        _register(_prefix + _base, _network, _settings | {"view": _view})
