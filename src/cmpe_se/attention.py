@@ -100,6 +100,7 @@ class CompetitiveSE(nn.Module):
 
     def forward(self, residual: Tensor, identity: Tensor) -> Tensor:
         """Add the gated residual to the identity: (N, C, H, W) and (N, C, H, W) to (N, C, H, W)."""
+        self._check_shapes(residual, identity, dimensions=(4,))
         return add_gated(identity, self.gate(residual, identity), residual)
 
     def gate(self, residual: Tensor, identity: Tensor) -> Tensor:
@@ -121,16 +122,20 @@ class CompetitiveSE(nn.Module):
         return self._draw(*self._squeezes(residual, identity))
 
     def _squeezes(self, residual: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
-        if residual.shape != identity.shape or residual.ndim not in (2, 4) or residual.shape[1] != self.channels:
-            raise ValueError(
-                f"CompetitiveSE({self.channels}) takes a residual and an identity of one shape (N, {self.channels}, "
-                f"H, W); got {tuple(residual.shape)} and {tuple(identity.shape)}"
-            )
+        self._check_shapes(residual, identity, dimensions=(2, 4))
         if residual.ndim == 2:
             return residual, identity
         # SE does not look at the identity: do not read that large tensor for nothing.
         squeezed = squeeze(residual)
         return squeezed, squeeze(identity) if self.competitive else squeezed
+
+    def _check_shapes(self, residual: Tensor, identity: Tensor, *, dimensions: tuple[int, ...]) -> None:
+        fits = residual.ndim in dimensions and residual.shape[1] == self.channels
+        if not fits or residual.shape != identity.shape:
+            raise ValueError(
+                f"CompetitiveSE({self.channels}) takes a residual and an identity of one shape (N, {self.channels}, "
+                f"H, W); got {tuple(residual.shape)} and {tuple(identity.shape)}"
+            )
 
     def _draw(self, residual: Tensor, identity: Tensor) -> Tensor:
         if self.view == "folded_3x3":
@@ -173,8 +178,9 @@ def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     with _without_autocast(x.device.type):
         if conv.kernel_size == (1, 1) and conv.padding == (0, 0):
-            step_y, step_x = conv.stride
-            taps = squeeze(x[:, :, ::step_y, ::step_x])  # (N, C_in)
+            if conv.stride != (1, 1):  # a slice costs its backward pass a zeroed tensor, even one that skips nothing
+                x = x[:, :, :: conv.stride[0], :: conv.stride[1]]
+            taps = squeeze(x)  # (N, C_in)
         else:
             rows = _tap_means(conv, 0, x.shape[2], x.device, dtype)  # (kernel height, H)
             columns = _tap_means(conv, 1, x.shape[3], x.device, dtype)  # (kernel width, W)

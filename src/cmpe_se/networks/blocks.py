@@ -10,7 +10,7 @@ Two facts make the attention's squeezes nearly free (``docs/method.md``):
   output's squeeze to the next one, and no identity is ever read a second time (fact 3).
 """
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from timm.layers import DropPath
@@ -138,32 +138,35 @@ class Stage(nn.Module):
         identity_squeeze = None
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                contexts = _RecomputationContexts(block)
-                x, identity_squeeze = checkpoint(block, x, identity_squeeze, context_fn=contexts)
+                x, identity_squeeze = _checkpointed(block, x, identity_squeeze)
             else:
                 x, identity_squeeze = block(x, identity_squeeze)
         return x
 
 
-class _RecomputationContexts:
-    """Contexts of a checkpointed block: its recomputation must not update the running statistics a second time."""
+def _checkpointed(block: PreActBlock, x: Tensor, identity_squeeze: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if torch.compiler.is_compiling():  # a compiled backward pass recomputes values only, and takes no contexts
+        return checkpoint(block, x, identity_squeeze)
+    return checkpoint(block, x, identity_squeeze, context_fn=lambda: (nullcontext(), _FrozenStatistics(block)))
+
+
+class _FrozenStatistics:
+    """Context of a checkpointed block's recomputation, which must not update the running statistics a second time.
+
+    One object may be entered again and again: a graph that is kept runs its backward pass more than once.
+    """
 
     def __init__(self, block: nn.Module):
-        self.block = block
+        # _BatchNorm rather than BatchNorm2d: torch.nn.SyncBatchNorm, its other child, takes the latter's place.
+        norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.momenta = {norm: norm.momentum for norm in norms if norm.track_running_stats}
 
-    def __call__(self):
-        return nullcontext(), self._frozen_statistics()
+    def __enter__(self) -> None:
+        for norm in self.momenta:
+            norm.momentum = 0.0
 
-    @contextmanager
-    def _frozen_statistics(self):
-        norms = [m for m in self.block.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-        momenta = [norm.momentum for norm in norms]
-        try:
-            for norm in norms:
-                norm.momentum = 0.0
-            yield
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-                if norm.training:
-                    norm.num_batches_tracked.sub_(1)
+    def __exit__(self, *_) -> None:
+        for norm, momentum in self.momenta.items():
+            norm.momentum = momentum
+            if norm.training:
+                norm.num_batches_tracked.sub_(1)

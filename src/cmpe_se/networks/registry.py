@@ -32,7 +32,7 @@ def _register(name: str, network: type[ResidualNetwork], settings: dict[str, Any
         "interpolation": "bicubic",
         "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10
         "std": (0.2470, 0.2435, 0.2616),
-        "first_conv": "stem.conv",
+        # No "first_conv": timm would adapt or redraw it for other channels, and the input norm would not follow.
         "classifier": "head.fc",
     }
 

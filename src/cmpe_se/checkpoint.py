@@ -1,0 +1,94 @@
+"""Checkpoints that survive a torn write and are read without unpickling anything.
+
+A checkpoint is a tree of dicts, lists, numbers, strings and tensors. Its tensors become a safetensors file, and the
+rest, with a mark where each tensor was, becomes JSON in that file's header.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cmpe_se.errors import UserError
+
+_TENSOR, _PAIRS = "__tensor__", "__pairs__"
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest and the one before it.
+
+    Args:
+        folder: where they are; made at the first save.
+    """
+
+    def __init__(self, folder: Path):
+        self.newest, self.previous = folder / "checkpoint.safetensors", folder / "previous.safetensors"
+
+    def save(self, tree: dict[str, Any]) -> None:
+        """Write a checkpoint under a temporary name, then rename: at no moment is there no good one.
+
+        Raises:
+            UserError: it cannot be written (a full disk); the checkpoints that exist are untouched.
+        """
+        temporary = self.newest.with_suffix(".partial")
+        tensors: dict[str, torch.Tensor] = {}
+        skeleton = json.dumps(_strip(tree, tensors))
+        try:
+            self.newest.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary, metadata={"tree": skeleton})
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            if self.newest.exists():
+                os.replace(self.newest, self.previous)
+            os.replace(temporary, self.newest)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot write checkpoint {self.newest}: {error}; the last good one is kept, make room and resume"
+            ) from None
+
+    def load(self) -> tuple[dict[str, Any], Path] | None:
+        """The newest checkpoint that can be read, and its path; None where no checkpoint was written yet.
+
+        Raises:
+            UserError: there are checkpoints, and none of them can be read.
+        """
+        existing = [path for path in (self.newest, self.previous) if path.exists()]
+        errors = []
+        for path in existing:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                    return _restore(json.loads(file.metadata()["tree"]), tensors), path
+            except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+                errors.append(f"{path}: {error}")
+        if errors:
+            raise UserError(f"no checkpoint can be read ({'; '.join(errors)}); start anew with another --output")
+        return None
+
+
+def _strip(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The tree with marks for its tensors, which go to ``tensors``; dicts become pairs: JSON's keys are text."""
+    if isinstance(tree, torch.Tensor):
+        key = str(len(tensors))
+        tensors[key] = tree.detach().cpu().contiguous().clone()  # safetensors takes no two tensors of one storage
+        return {_TENSOR: key}
+    if isinstance(tree, dict):
+        return {_PAIRS: [[key, _strip(value, tensors)] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return [_strip(value, tensors) for value in tree]
+    return tree
+
+
+def _restore(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(tree, dict):
+        if _TENSOR in tree:
+            return tensors[tree[_TENSOR]]
+        return {key: _restore(value, tensors) for key, value in tree[_PAIRS]}
+    if isinstance(tree, list):
+        return [_restore(value, tensors) for value in tree]
+    return tree

@@ -1,0 +1,141 @@
+"""The ``cmpe-se`` command: its subcommands are functions of the library, its flags those functions' parameters."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+
+from cmpe_se import __version__
+from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig, read_recipe, recipe_names
+from cmpe_se.errors import UserError
+from cmpe_se.interruption import TrainingInterrupted
+
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+
+_DESCRIPTION = """Competitive inner-imaging squeeze-and-excitation (arXiv 1807.08920): train, test and use residual
+networks in which residual and identity compete. `cmpe-se train` alone trains on real handwritten digits."""
+
+_TRAIN_HELP = """Train a network, and leave a run folder with settings, figures, curves and weights.
+
+A recipe sets everything and flags win over it; the defaults shown below are those of the recipe that you name. Ctrl-C
+saves; `--resume RUN` goes on."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status.
+
+    Args:
+        arguments: of the command line, without the program's name; those of this process if left out.
+    """
+    arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    try:
+        parser = _parser(arguments)
+        if not arguments:
+            parser.print_help()
+            return 0
+        parsed = parser.parse_args(arguments)
+        command = parsed.pop("subcommand")
+        _run(command, parsed[command])
+        return 0
+    except ArgumentError as error:
+        return _complain(f"{error.message or error} (cmpe-se {' '.join(arguments[:1])} --help)", _USAGE)
+    except TrainingInterrupted as interruption:
+        return _complain(str(interruption), _INTERRUPTED)
+    except KeyboardInterrupt:
+        return _complain("stopped", _INTERRUPTED)
+    except UserError as error:
+        return _complain(f"error: {error}", _FAILED)
+    except BrokenPipeError:  # `cmpe-se models | head`
+        sys.stderr.close()
+        return 0
+
+
+def _run(command: str, parsed: Namespace) -> None:
+    """Call the command's function. Imports wait until here, so that --help need not load PyTorch's half."""
+    values = {name: value for name, value in vars(parsed).items() if name not in ("config", "__default_config__")}
+    if command == "train":
+        import json
+
+        from cmpe_se.training import train
+
+        result = train(**values)
+        shown = ("test_top1", "test_top5", "test_loss", "train_seconds", "images_per_second", "params", "run")
+        print(json.dumps({name: result[name] for name in shown}, indent=2))
+    else:
+        _commands()[command](**values)
+
+
+def _commands() -> dict[str, Callable]:
+    from cmpe_se.evaluation import evaluate
+    from cmpe_se.listing import models
+    from cmpe_se.prediction import predict
+
+    return {"evaluate": evaluate, "predict": predict, "models": models}
+
+
+def _parser(arguments: Sequence[str]) -> ArgumentParser:
+    parser = _new_parser(description=_DESCRIPTION, prog="cmpe-se", version=__version__)
+    subcommands = parser.add_subcommands(required=True)
+    subcommands.add_subcommand("train", _train_parser(arguments), help="train a network, and leave a run folder")
+    for name, function in _commands().items():
+        summary = function.__doc__.strip().splitlines()[0]
+        command = _new_parser(description=summary)
+        command.add_function_arguments(function, as_positional=True)
+        subcommands.add_subcommand(name, command, help=summary)
+    return parser
+
+
+def _train_parser(arguments: Sequence[str]) -> ArgumentParser:
+    parser = _new_parser(description=_TRAIN_HELP)
+    parser.add_argument(
+        "--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(recipe_names())}, or the path of a YAML file"
+    )
+    parser.add_argument("--resume", type=str | None, help="run folder to go on with, under its own settings")
+    parser.add_argument("--output", type=str | None, help="run folder to make (default: runs/MODEL-DATA-seedN)")
+    parser.add_class_arguments(TrainingConfig, as_group=False)
+    if arguments[:1] == ["train"]:
+        parser.set_defaults(_recipe_values(arguments[1:]))
+    return parser
+
+
+def _recipe_values(arguments: Sequence[str]) -> dict:
+    """What the named recipe, or the run to resume, makes the defaults."""
+    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first_look.add_argument("--recipe", default=DEFAULT_RECIPE)
+    first_look.add_argument("--resume")
+    try:
+        named, _ = first_look.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return {}  # the whole parser will say what is wrong
+    if named.resume:
+        from cmpe_se.run_folder import RunFolder
+
+        return asdict(RunFolder.open(named.resume).read_config())
+    return read_recipe(named.recipe)
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Shows flags with dashes, as people type them."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = super()._format_action_invocation(action)
+        return shown.replace("_", "-") if action.option_strings else shown
+
+
+def _new_parser(**settings) -> ArgumentParser:
+    return ArgumentParser(exit_on_error=False, formatter_class=_HelpFormatter, **settings)
+
+
+def _with_underscores(argument: str) -> str:
+    """--batch-size=8 as --batch_size=8, the parameter's name."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"cmpe-se: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,20 @@
+"""Named data sets to batches: ``load_data`` gives an ``ImageData``, ``read_image`` is the one reader of image files."""
+
+from cmpe_se.data.augmentation import Augmentation
+from cmpe_se.data.interface import ImageData
+from cmpe_se.data.large import LargeImages
+from cmpe_se.data.load import DATA_SETS, load_data
+from cmpe_se.data.reading import read_image
+from cmpe_se.data.small import SmallImages
+from cmpe_se.data.streamed import StreamedImages
+
+__all__ = [
+    "DATA_SETS",
+    "Augmentation",
+    "ImageData",
+    "LargeImages",
+    "SmallImages",
+    "StreamedImages",
+    "load_data",
+    "read_image",
+]

@@ -1,0 +1,114 @@
+"""What every data set offers, and the plan of an epoch that all kinds share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cmpe_se.data.augmentation import Augmentation
+from cmpe_se.data.seeds import generator
+from cmpe_se.errors import UserError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageData(ABC):
+    """A data set of labelled images with a training and a test part.
+
+    A training batch is a function of (seed, epoch, batch index) alone: not of earlier batches, of the number of
+    processes or workers, or of any global random state. So a run can resume in the middle of an epoch, or on another
+    number of processes, and sees the same images bit for bit. ``StreamedImages`` holds to less, and says to what.
+    """
+
+    name: str
+    """The name it was loaded by."""
+    classes: tuple[str, ...]
+    """Class names; a label is an index into them."""
+    in_chans: int
+    """Channels of an image: 1 (grey) or 3 (RGB)."""
+    image_size: tuple[int, int]
+    """(height, width) of every image of a batch."""
+    mean: tuple[float, ...]
+    """Mean of each channel, pixels in [0, 1]: a batch is (pixels - mean) / std."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel, pixels in [0, 1]."""
+    train_size: int
+    """Number of training images."""
+    test_size: int
+    """Number of test images."""
+    augmentation_fields: tuple[str, ...]
+    """The fields of ``Augmentation`` that this kind knows."""
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Training batches in an epoch: the last incomplete one is dropped, but there is always at least one."""
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: it has to be at least 1")
+        return max(1, self.train_size // batch_size)
+
+    def train_batches(
+        self,
+        epoch: int,
+        *,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Batch]:
+        """The batches of one training epoch, shuffled and augmented.
+
+        ``batch_size`` counts the images of a step over all ``world`` processes; the process ``rank`` gets the images
+        ``rank, rank + world, ...`` of each batch. ``start`` leaves out the first batches of the epoch. A training set
+        smaller than ``batch_size`` gives one batch of all of it.
+
+        Yields images, float32 (B, C, H, W), normalised, and labels, int64 (B,), both on ``device``. Raises UserError
+        for sizes that do not work out, and for a field of ``augmentation`` that this kind of data set does not know.
+        """
+        augmentation.only(self.augmentation_fields, f"the images of {self.name}")
+        steps = self._check(batch_size, rank, world)
+        if min(batch_size, self.train_size) < world:
+            raise UserError(
+                f"{world} processes cannot share batches of {min(batch_size, self.train_size)} images of {self.name}: "
+                f"give a batch_size of at least {world}, or use fewer processes"
+            )
+        if seed < 0 or epoch < 0:
+            raise UserError(f"seed is {seed} and epoch is {epoch}: neither can be negative")
+        if not 0 <= start <= steps:
+            raise UserError(f"start is {start}: an epoch of {self.name} has the batches 0 to {steps - 1}")
+        return self._train_batches(epoch, batch_size, seed, augmentation, start, rank, world, torch.device(device))
+
+    def test_batches(
+        self, *, batch_size: int, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:
+        """The test images in order, each exactly once over all processes together, without padding.
+
+        ``batch_size`` counts the images over all processes. The process ``rank`` gets the images ``rank, rank + world,
+        ...``, so processes may differ by one image, and by one batch. Yields as ``train_batches`` does.
+        """
+        self._check(batch_size, rank, world)
+        return self._test_batches(-(-batch_size // world), rank, world, torch.device(device))
+
+    def _check(self, batch_size: int, rank: int, world: int) -> int:
+        if not 0 <= rank < world:
+            raise UserError(f"rank is {rank} of {world}: it has to be from 0 to {world - 1}")
+        return self.steps_per_epoch(batch_size)
+
+    def epoch_indices(self, epoch: int, batch_size: int, seed: int, start: int) -> Iterator[tuple[int, Tensor]]:
+        """The epoch's plan from batch ``start`` on: (batch index, training image indices (batch_size,))."""
+        order = torch.randperm(self.train_size, generator=generator("order", seed, epoch))
+        for batch in range(start, self.steps_per_epoch(batch_size)):
+            yield batch, order[batch * batch_size : (batch + 1) * batch_size]
+
+    @abstractmethod
+    def _train_batches(self, epoch, batch_size, seed, augmentation, start, rank, world, device) -> Iterator[Batch]: ...
+
+    @abstractmethod
+    def _test_batches(self, rank_batch_size, rank, world, device) -> Iterator[Batch]: ...
+
+    @abstractmethod
+    def test_image(self, index: int) -> Image.Image:
+        """The test image ``index`` as it was read (mode L or RGB), for figures."""

@@ -1,0 +1,142 @@
+"""Data sets of large images, decoded and augmented one by one in worker processes."""
+
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch.utils.data import DataLoader, Dataset
+
+from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
+from cmpe_se.data.interface import Batch, ImageData
+from cmpe_se.data.reading import read_image
+from cmpe_se.data.seeds import derive_seed, seeded
+from cmpe_se.errors import UserError
+
+Source = Sequence[tuple[str | BinaryIO, int]]
+"""Items of (path or opened file, class index): a list, or a reader of timm's."""
+
+
+class LargeImages(ImageData):
+    """Images of any size, cropped to one size with timm's transforms, RGB, with ImageNet's mean and standard deviation.
+
+    A test image is scaled so that its shorter side is image_size / 0.875, then cropped at the centre.
+
+    timm's ``create_loader`` is not used: it can neither start in the middle of an epoch nor share out test images
+    without repeating some, its random numbers depend on the number of workers, and its data set takes the next image
+    for a broken one. PyTorch's DataLoader with the list of batches planned beforehand does all that is asked.
+
+    Args:
+        name: the name for messages.
+        classes: class names.
+        train: the training images.
+        test: the test images.
+        image_size: side of the square images of a batch.
+        workers: worker processes; 0 decodes in the calling process.
+    """
+
+    in_chans = 3
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    augmentation_fields = LARGE_FIELDS
+
+    def __init__(
+        self, name: str, classes: tuple[str, ...], train: Source, test: Source, *, image_size: int, workers: int
+    ):
+        self.name, self.classes, self.image_size = name, tuple(classes), (image_size, image_size)
+        self.train_size, self.test_size = len(train), len(test)
+        self._train, self._test, self._workers = train, test, workers
+
+    def _train_batches(self, epoch, batch_size, seed, augmentation, start, rank, world, device):
+        plan = [batch[rank::world].tolist() for _, batch in self.epoch_indices(epoch, batch_size, seed, start)]
+        samples = _Samples(self._train, train_transform(self.image_size, augmentation), (seed, epoch))
+        return self._load(samples, plan, device)
+
+    def _test_batches(self, rank_batch_size, rank, world, device):
+        indices = list(range(rank, self.test_size, world))
+        plan = [indices[i : i + rank_batch_size] for i in range(0, len(indices), rank_batch_size)]
+        return self._load(_Samples(self._test, test_transform(self.image_size)), plan, device)
+
+    def _load(self, samples: Dataset, plan: list[list[int]], device: torch.device) -> Iterator[Batch]:
+        loader = DataLoader(
+            samples,
+            batch_sampler=plan,
+            num_workers=min(self._workers, len(plan)),
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # else it draws a seed from the global one, which is not ours to move
+        )
+        return batches_on(device, loader)
+
+    def test_image(self, index: int) -> Image.Image:
+        """See ``ImageData.test_image``."""
+        return _read(self._test, index)[0]
+
+
+def batches_on(device: torch.device, loader: DataLoader) -> Iterator[Batch]:
+    """The batches of ``loader`` moved to ``device``."""
+    batches = iter(loader)
+    while True:
+        try:
+            images, labels = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            # The traceback's frames hold the iterator in a reference cycle; collected as part of one, it waits five
+            # seconds for each worker. Without them it ends its workers right here.
+            traceback.clear_frames(error.__traceback__)
+            del batches
+            raise
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+class _Samples(Dataset):
+    """Decoded, transformed images; with ``seeds`` the transform's randomness comes from them and the image's index."""
+
+    def __init__(self, source: Source, transform, seeds: tuple[int, int] | None = None):
+        self.source, self.transform, self.seeds = source, transform, seeds
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int):
+        image, label = _read(self.source, index)
+        if self.seeds is None:
+            return self.transform(image), label
+        with seeded(derive_seed("sample", *self.seeds, index)):
+            return self.transform(image), label
+
+
+def _read(source: Source, index: int) -> tuple[Image.Image, int]:
+    file, label = source[index]
+    if isinstance(file, str):
+        return read_image(file), label
+    with file:
+        return read_image(file), label
+
+
+def train_transform(image_size: tuple[int, int], augmentation: Augmentation):
+    """timm's training transform: PIL image to normalised float32 (3, H, W). UserError for an unknown auto_augment."""
+    try:
+        return create_transform(
+            image_size,
+            is_training=True,
+            scale=augmentation.scale,
+            ratio=augmentation.ratio,
+            hflip=0.5 if augmentation.flip else 0.0,
+            color_jitter=augmentation.color_jitter or None,
+            auto_augment=augmentation.auto_augment,
+            interpolation="bicubic",
+            re_prob=augmentation.random_erasing,
+            re_mode="pixel",
+        )
+    except (AssertionError, KeyError, ValueError, IndexError, TypeError) as error:
+        raise UserError(
+            f"augmentation: auto_augment is {augmentation.auto_augment!r}, which timm does not understand "
+            f"({error or type(error).__name__}); right are such as 'rand-m9-mstd0.5', 'original' and 'augmix-m3-w3'"
+        ) from None
+
+
+def test_transform(image_size: tuple[int, int]):
+    """timm's test transform: PIL image to normalised float32 (3, H, W)."""
+    return create_transform(image_size, is_training=False, interpolation="bicubic")

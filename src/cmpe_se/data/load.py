@@ -1,0 +1,108 @@
+"""``load_data``: a name to an ``ImageData``."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+
+from cmpe_se.data.decoding import decode_folders
+from cmpe_se.data.folders import ClassFolders, common_size, scan_class_folders
+from cmpe_se.data.interface import ImageData
+from cmpe_se.data.large import LargeImages
+from cmpe_se.data.named import TORCHVISION, load_digits, load_torchvision
+from cmpe_se.data.readers import load_hugging_face, load_web_dataset
+from cmpe_se.data.small import SmallImages
+from cmpe_se.errors import UserError
+
+DATA_SETS = ("digits", *TORCHVISION, "folder", "imagenet", "hfds/NAME", "wds/NAME")
+"""The names that ``load_data`` knows; NAME stands for a data set's own name or path."""
+
+_SMALL_SIDE = 96
+_SMALL_BYTES = 4 * 2**30
+_DEFAULT_SIZE = 224
+
+
+def load_data(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    download: bool = False,
+    image_size: int | None = None,
+    workers: int = 2,
+) -> ImageData:
+    """Loads a data set by name.
+
+    - ``digits``: scikit-learn's 8x8 grey digits, 1,437 for training and 360 for the test. Needs no files.
+    - ``cifar10``, ``cifar100``, ``svhn``, ``fashion_mnist``: torchvision's, in ``data_dir`` (by default ``data``).
+    - ``folder``: ``data_dir``/train/<class>/ and ``data_dir``/test/<class>/ (or val, or validation); or
+      ``data_dir``/<class>/, of which a fixed fifth of each class becomes the test part. Held in memory
+      (``SmallImages``) when ``image_size`` is 96 or less, or when it is left out and the images are all of one size of
+      at most 96 pixels a side, and when the whole takes at most 4 GiB. Otherwise ``LargeImages``.
+    - ``imagenet``: ``data_dir``/train/<class>/ and ``data_dir``/val/<class>/, always ``LargeImages``.
+    - ``hfds/NAME``: a Hugging Face data set, or the path of a local folder of parquet files or images in NAME;
+      ``data_dir`` is where ``datasets`` keeps it. It fetches what is not there, whatever ``download`` says.
+    - ``wds/NAME``: WebDataset shards with timm's ``_info.json`` in ``data_dir``, or in the folder NAME.
+
+    Args:
+        name: one of the above.
+        data_dir: folder of the data.
+        download: fetch torchvision's data sets where they are missing.
+        image_size: side of the square images of a batch, for all but digits and torchvision's. Without it images held
+            in memory keep their size, and large ones are brought to 224.
+        workers: processes that decode images; 0 decodes in the calling process.
+
+    Raises UserError in one line for an unknown name, missing data and images that cannot be used.
+    """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size is {image_size}: give a number of pixels, such as 32 or 224")
+    if workers < 0:
+        raise UserError(f"workers is {workers}: give a number of processes, 0 or more")
+    prefix, _, rest = name.partition("/")
+    if prefix == "hfds" and rest:
+        return load_hugging_face(name, rest, data_dir, image_size=image_size or _DEFAULT_SIZE, workers=workers)
+    if prefix == "wds" and rest:
+        root = _existing_folder(data_dir or rest)
+        return load_web_dataset(name, root, image_size=image_size or _DEFAULT_SIZE, workers=workers)
+    if name == "imagenet":
+        folders = scan_class_folders(_existing_folder(data_dir, name), ("val", "validation"))
+        return _large(name, folders, image_size, workers)
+    if name == "folder":
+        return _load_folder(scan_class_folders(_existing_folder(data_dir, name)), image_size, workers)
+    if name == "digits":
+        data = load_digits()
+    elif name in TORCHVISION:
+        data = load_torchvision(name, Path(data_dir or "data").expanduser(), download=download)
+    else:
+        close = get_close_matches(name, DATA_SETS, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"there is no data set {name!r}{hint}; there are {', '.join(DATA_SETS)}")
+    side = data.image_size[0]
+    if image_size not in (None, side):
+        raise UserError(f"image_size is {image_size}, but {name} has {side} pixels a side; leave image_size out")
+    return data
+
+
+def _existing_folder(data_dir: str | Path | None, name: str = "") -> Path:
+    if data_dir is None:
+        raise UserError(f"{name} needs data_dir: give the folder that holds its images")
+    folder = Path(data_dir).expanduser()
+    if not folder.exists():
+        raise UserError(f"data_dir {folder} does not exist; give the folder that holds the images")
+    if not folder.is_dir():
+        raise UserError(f"data_dir {folder} is a file; give the folder that holds the images")
+    return folder
+
+
+def _load_folder(folders: ClassFolders, image_size: int | None, workers: int) -> ImageData:
+    size = (image_size, image_size) if image_size else common_size(folders.train + folders.test)
+    count = len(folders.train) + len(folders.test)
+    if size is None or max(size) > _SMALL_SIDE or count * 3 * size[0] * size[1] > _SMALL_BYTES:
+        return _large("folder", folders, image_size, workers)
+    train_images, test_images = decode_folders(folders, size, resize=bool(image_size), workers=workers)
+    train_labels, test_labels = (torch.tensor([label for _, label in files]) for files in (folders.train, folders.test))
+    return SmallImages("folder", folders.classes, train_images, train_labels, test_images, test_labels)
+
+
+def _large(name: str, folders: ClassFolders, image_size: int | None, workers: int) -> LargeImages:
+    size = image_size or _DEFAULT_SIZE
+    return LargeImages(name, folders.classes, folders.train, folders.test, image_size=size, workers=workers)

@@ -1,0 +1,68 @@
+"""Data sets known by name: scikit-learn's digits and torchvision's small images."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import sklearn.datasets
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision import datasets
+
+from cmpe_se.data.small import SmallImages
+from cmpe_se.errors import UserError
+
+# The class, the arguments for its two parts, and the files it reads, for the message when they are missing.
+TORCHVISION = {
+    "cifar10": (datasets.CIFAR10, ({"train": True}, {"train": False}), "cifar-10-batches-py/data_batch_1"),
+    "cifar100": (datasets.CIFAR100, ({"train": True}, {"train": False}), "cifar-100-python/train"),
+    "svhn": (datasets.SVHN, ({"split": "train"}, {"split": "test"}), "train_32x32.mat and test_32x32.mat"),
+    "fashion_mnist": (
+        datasets.FashionMNIST,
+        ({"train": True}, {"train": False}),
+        "FashionMNIST/raw/train-images-idx3-ubyte (not .gz)",
+    ),
+}
+
+
+def load_digits() -> SmallImages:
+    """scikit-learn's 1,797 digits, uint8 (N, 1, 8, 8), split 1,437 to 360 with each digit in proportion."""
+    digits = sklearn.datasets.load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # (N, 1, 8, 8), from 0..16
+    labels = digits.target.astype(np.int64)
+    parts = train_test_split(pixels, labels, test_size=360, stratify=labels, random_state=0)
+    train_images, test_images, train_labels, test_labels = (torch.from_numpy(part) for part in parts)
+    classes = tuple(str(name) for name in digits.target_names)
+    return SmallImages("digits", classes, train_images, train_labels, test_images, test_labels)
+
+
+def load_torchvision(name: str, data_dir: Path, *, download: bool) -> SmallImages:
+    """One of ``TORCHVISION``, read from ``data_dir`` or, with ``download``, fetched to it."""
+    data_set, parts, files = TORCHVISION[name]
+    if data_dir.exists() and not data_dir.is_dir():
+        raise UserError(f"data_dir {data_dir} is a file; give the folder that holds {files}")
+    try:
+        train, test = (data_set(str(data_dir), download=download, **part) for part in parts)
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if download:
+            message = f"{name} could not be downloaded to {data_dir} ({reason}); put {files} there by hand"
+        else:
+            message = (
+                f"{name} is not in {data_dir}, or not whole: expected {data_dir}/{files}; --download true fetches it"
+            )
+        raise UserError(message) from None
+    classes = tuple(getattr(train, "classes", None) or map(str, range(10)))  # SVHN has digits and no names
+    return SmallImages(name, classes, *_tensors(train), *_tensors(test))
+
+
+def _tensors(part) -> tuple[Tensor, Tensor]:
+    """Images as uint8 (N, C, H, W), and labels; torchvision keeps (N, H, W, C), (N, C, H, W) and (N, H, W)."""
+    images = torch.as_tensor(part.data)
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)
+    labels = part.labels if hasattr(part, "labels") else part.targets
+    return images.contiguous(), torch.as_tensor(labels, dtype=torch.int64)

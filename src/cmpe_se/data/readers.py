@@ -1,0 +1,143 @@
+"""Data sets behind timm's readers: Hugging Face data sets and WebDataset shards."""
+
+import io
+import json
+import tarfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from timm.data import create_dataset
+
+from cmpe_se.data.large import LargeImages
+from cmpe_se.data.streamed import StreamedImages
+from cmpe_se.errors import UserError
+
+# A validation part comes first where both are there: the labels of a hub's test parts are often kept back.
+_TEST_SPLITS = ("validation", "val", "valid", "test")
+
+
+def load_hugging_face(
+    name: str, path: str, data_dir: str | Path | None, *, image_size: int, workers: int
+) -> LargeImages:
+    """The data set that ``datasets`` finds at ``path``, on the hub or in a folder, kept in ``data_dir``.
+
+    It needs a split train and one of ``_TEST_SPLITS``, one column of images, and one of classes: ``label``, or the only
+    one of the type ClassLabel.
+    """
+    if not find_spec("datasets"):
+        raise UserError(f"{name} needs the package datasets: pip install 'cmpe-se[hfds]'")
+    import datasets
+
+    cache = None if data_dir is None else str(data_dir)
+    folder = Path(path).resolve()
+    if cache and folder.is_dir() and folder in (Path(cache, folder.name).resolve(), *Path(cache).resolve().parents):
+        raise UserError(
+            f"{name}: data_dir is where datasets puts its own copy, and in {cache} that would get in among the images; "
+            "give another folder, or leave data_dir out"
+        )
+    try:
+        splits = datasets.get_dataset_split_names(path)
+        train, test = _split_names(name, splits)
+        features = datasets.load_dataset(path, split=train, cache_dir=cache).features
+        image, label = _columns(name, features, datasets)
+        sources = [_HuggingFaceSource(name, split, cache, image, label) for split in (train, test)]
+    except UserError:
+        raise
+    except Exception as error:  # datasets raises errors of its own, of Arrow's and of the hub's
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{name}: datasets cannot load {path} ({reason[:300]}); give a name on the hub, or a folder of parquet "
+            "files or images"
+        ) from None
+    classes = sources[0].classes
+    if sources[1].classes != classes:
+        raise UserError(f"{name}: the splits {train} and {test} have different classes")
+    return LargeImages(name, classes, *sources, image_size=image_size, workers=workers)
+
+
+def _split_names(name: str, splits: list[str]) -> tuple[str, str]:
+    test = next((split for split in _TEST_SPLITS if split in splits), None)
+    if "train" not in splits or test is None:
+        raise UserError(
+            f"{name} has the splits {', '.join(splits)}; expected train and one of {', '.join(_TEST_SPLITS)}"
+        )
+    return "train", test
+
+
+def _columns(name: str, features, datasets) -> tuple[str, str]:
+    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    labels = ["label"] if "label" in features else labels
+    if len(images) != 1 or len(labels) != 1:
+        raise UserError(f"{name} has the columns {', '.join(features)}; expected one of images and a column label")
+    return images[0], labels[0]
+
+
+class _HuggingFaceSource:
+    """Items of (opened file, class index), by timm's reader."""
+
+    def __init__(self, name: str, split: str, cache: str | None, image: str, label: str):
+        options = {"split": split, "input_key": image, "target_key": label}
+        self.name, self.split = name, split
+        self.reader = create_dataset(name, root=cache, **options).reader
+        labels = np.asarray(self.reader.dataset.with_format("numpy")[label])
+        if labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise UserError(f"{name}: the column {label} of the split {split} has to hold class indices from 0 up")
+        self.classes = tuple(self.reader.class_to_idx) or tuple(map(str, range(int(labels.max()) + 1)))
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        file, label = self.reader[index]
+        if isinstance(file, io.BytesIO):
+            file.name = f"image {index} of the split {self.split} of {self.name}"  # for messages, files have theirs
+        return file, label
+
+
+def load_web_dataset(name: str, root: Path, *, image_size: int, workers: int) -> StreamedImages:
+    """The shards of ``root``, described by timm's ``_info.json``.
+
+    The file may also hold ``classes``, a list of names; without it the shards are gone through once for their labels
+    (``.cls``).
+    """
+    if not find_spec("webdataset"):
+        raise UserError(f"{name} needs the package webdataset: pip install 'cmpe-se[wds]'")
+    info_file = root / "_info.json"
+    try:
+        info = json.loads(info_file.read_text())
+        train, test = _split_names(name, list(info["splits"]))
+        shards = [root / shard for split in (train, test) for shard in info["splits"][split]["filenames"]]
+        classes = tuple(info.get("classes") or ())
+    except FileNotFoundError:
+        raise UserError(f"{root} has no _info.json; expected timm's description of the shards there") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{info_file} cannot be used ({type(error).__name__}: {error}); expected "
+            '{"splits": {"train": {"name": "train", "num_samples": N, "filenames": [...], "shard_lengths": [...]}}}'
+        ) from None
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise UserError(f"{info_file} names {len(missing)} shards that are not there, the first {missing[0]}")
+    if not classes:
+        classes = tuple(map(str, range(_largest_label(info_file, shards) + 1)))
+    options = {"train_split": train, "test_split": test, "image_size": image_size, "workers": workers}
+    try:
+        return StreamedImages(name, root, classes, **options)
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"{info_file} cannot be used ({type(error).__name__}: {error})") from None
+
+
+def _largest_label(info_file: Path, shards: list[Path]) -> int:
+    labels = []
+    for shard in shards:
+        try:
+            with tarfile.open(shard) as tar:
+                labels += [int(tar.extractfile(member).read()) for member in tar if member.name.endswith(".cls")]
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise UserError(f"{shard} is no whole tar file of images and .cls files ({error}); write it anew") from None
+    if not labels:
+        raise UserError(f'the shards hold no labels as .cls files; add "classes": [names] to {info_file}')
+    return max(labels)

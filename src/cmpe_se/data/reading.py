@@ -1,0 +1,61 @@
+"""The one reader of image files, for training and prediction alike."""
+
+import os
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cmpe_se.errors import UserError
+
+_SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def read_image(path_or_file: str | os.PathLike | BinaryIO, *, in_chans: int = 3) -> Image.Image:
+    """Reads an image file to 8-bit RGB (``in_chans`` 3) or grey (1).
+
+    Turned upright as its EXIF orientation says; palettes, CMYK and grey converted; anything transparent laid on white;
+    16-bit grey scaled from 0..65535 to 0..255 (a 32-bit integer image is taken to hold 16-bit values). Of an animation
+    the first frame.
+
+    Raises UserError in one line for a file that is missing, no image, truncated, corrupt, or so large in pixels that
+    Pillow takes it for a decompression bomb.
+    """
+    name = str(getattr(path_or_file, "name", "the image") if hasattr(path_or_file, "read") else path_or_file)
+    try:
+        with Image.open(path_or_file) as image:
+            image.load()
+            return convert_image(image, in_chans=in_chans)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except FileNotFoundError:
+        raise UserError(f"{name}: there is no such file; give the path of an image") from None
+    except IsADirectoryError:
+        raise UserError(f"{name} is a folder; give the path of an image") from None
+    except PermissionError:
+        raise UserError(f"{name}: no permission to read it; change its permissions") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{name} is not an image that Pillow can read; remove it or replace it by a good one") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} is too large: {error}; scale it down, or remove it") from None
+    except (
+        Exception
+    ) as error:  # Pillow's decoders fail on corrupt files in many ways: OSError, SyntaxError, struct.error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name} is truncated or corrupt ({reason}); remove it or replace it by a good one") from None
+
+
+def convert_image(image: Image.Image, *, in_chans: int = 3) -> Image.Image:
+    """What ``read_image`` does to the pixels of a loaded image; UserError for floating-point pixels."""
+    if in_chans not in (1, 3):
+        raise UserError(f"in_chans is {in_chans}: images are read with 1 channel (grey) or 3 (RGB)")
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _SIXTEEN_BITS:
+        pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))  # 65535 = 257 * 255, rounded to nearest
+    elif image.mode == "F":
+        raise UserError("floating-point pixels have no fixed range; save the image with 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("L" if in_chans == 1 else "RGB")

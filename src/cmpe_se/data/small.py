@@ -1,0 +1,105 @@
+"""Data sets of small images, held whole in one tensor."""
+
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cmpe_se.data.augmentation import SMALL_FIELDS, augment, draw_places
+from cmpe_se.data.interface import ImageData
+from cmpe_se.data.seeds import generator
+
+
+class _Tensors(NamedTuple):
+    """A data set on one device; mean and std in pixel units, (C, 1, 1)."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) to float32."""
+        return images.to(torch.float32).sub_(self.mean).div_(self.std)
+
+
+class SmallImages(ImageData):
+    """Images of one size as uint8 tensors, moved to a device once and augmented there a batch at a time.
+
+    Decoding files each epoch starves a small network, on two cores as on a GPU; a batch from here is a few tensor
+    operations.
+
+    Args:
+        name: the name for messages.
+        classes: class names.
+        train_images: uint8 (N, C, H, W), C of 1 or 3.
+        train_labels: int64 (N,), indices into ``classes``.
+        test_images: uint8 (M, C, H, W).
+        test_labels: int64 (M,).
+    """
+
+    augmentation_fields = SMALL_FIELDS
+
+    def __init__(
+        self,
+        name: str,
+        classes: tuple[str, ...],
+        train_images: Tensor,
+        train_labels: Tensor,
+        test_images: Tensor,
+        test_labels: Tensor,
+    ):
+        self.name, self.classes = name, tuple(classes)
+        self.in_chans = train_images.shape[1]
+        self.image_size = tuple(train_images.shape[2:])
+        self.mean, self.std = _channel_statistics(train_images)
+        self.train_size, self.test_size = len(train_images), len(test_images)
+        mean, std = (torch.tensor(numbers).mul_(255)[:, None, None] for numbers in (self.mean, self.std))  # (C, 1, 1)
+        self._host = _Tensors(train_images, train_labels, test_images, test_labels, mean, std)
+        self._on_device = {torch.device("cpu"): self._host}
+
+    def _on(self, device: torch.device) -> "_Tensors":
+        if device not in self._on_device:
+            self._on_device[device] = _Tensors(*(tensor.to(device) for tensor in self._host))
+        return self._on_device[device]
+
+    def _train_batches(self, epoch, batch_size, seed, augmentation, start, rank, world, device):
+        data = self._on(device)
+        for batch, indices in self.epoch_indices(epoch, batch_size, seed, start):
+            # Drawn for the whole batch, so that each rank's rows are what one process alone would have given them.
+            random = generator("augmentation", seed, epoch, batch)
+            places = draw_places(len(indices), self.image_size, augmentation, random)
+            plan = torch.cat([indices[:, None], places], dim=1)[rank::world].to(device, non_blocking=True)  # (B, 6)
+            chosen, removed = augment(data.train_images[plan[:, 0]], plan[:, 1:], augmentation)
+            normalised = data.normalise(chosen)
+            if removed is not None:
+                normalised.masked_fill_(removed, 0.0)
+            yield normalised, data.train_labels[plan[:, 0]]
+
+    def _test_batches(self, rank_batch_size, rank, world, device):
+        data = self._on(device)
+        images, labels = data.test_images[rank::world], data.test_labels[rank::world]
+        for first in range(0, len(images), rank_batch_size):
+            part = slice(first, first + rank_batch_size)
+            yield data.normalise(images[part]), labels[part].clone()
+
+    def test_image(self, index: int) -> Image.Image:
+        """See ``ImageData.test_image``."""
+        pixels = self._host.test_images[index]
+        return Image.fromarray((pixels[0] if self.in_chans == 1 else pixels.permute(1, 2, 0)).numpy())
+
+
+def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images (N, C, H, W), exactly: by counting the 256 values."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.reshape(-1), minlength=256).double() / channel.numel()
+        mean = (share * values).sum()
+        std = (share * (values - mean).square()).sum().sqrt()
+        means.append(mean.item())
+        stds.append(std.item() or 1.0)  # a channel of one value has nothing to scale
+    return tuple(means), tuple(stds)

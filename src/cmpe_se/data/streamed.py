@@ -1,0 +1,131 @@
+"""WebDataset shards, read in sequence through timm's reader."""
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from cmpe_se.data.augmentation import LARGE_FIELDS
+from cmpe_se.data.interface import ImageData
+from cmpe_se.data.large import batches_on, test_transform, train_transform
+from cmpe_se.data.reading import convert_image
+from cmpe_se.data.seeds import derive_seed, generator, seeded
+from cmpe_se.errors import UserError
+
+
+class StreamedImages(ImageData):
+    """Images in tar shards, for disks and networks that are fast only in sequence; transformed as in ``LargeImages``.
+
+    A stream holds to less than the other kinds:
+
+    - Training batches are a function of (seed, epoch, batch index, rank) for a given number of processes and workers.
+      Shards are dealt out to all of these, so other numbers give other batches, and with more than one of them in all
+      an epoch may leave some images out and give others twice. ``start`` reads and drops what comes before.
+    - Test images come exactly once over all processes, shard by shard: processes may differ by the images of a shard.
+    - timm's reader passes over a broken image with a log message. That is an error here at the end of a test, when the
+      number of images falls short of what ``_info.json`` says.
+
+    Args:
+        name: the name for messages.
+        root: folder of the shards and ``_info.json``.
+        classes: class names.
+        train_split: name of the training split in ``_info.json``.
+        test_split: name of the test split.
+        image_size: side of the square images of a batch.
+        workers: worker processes; 0 decodes in the calling process.
+    """
+
+    in_chans = 3
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    augmentation_fields = LARGE_FIELDS
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        classes: tuple[str, ...],
+        *,
+        train_split: str,
+        test_split: str,
+        image_size: int,
+        workers: int,
+    ):
+        self.name, self.classes, self.image_size = name, tuple(classes), (image_size, image_size)
+        self._root, self._train_split, self._test_split, self._workers = root, train_split, test_split, workers
+        self.train_size, self.test_size = (len(self._dataset(split)) for split in (train_split, test_split))
+
+    def _train_batches(self, epoch, batch_size, seed, augmentation, start, rank, world, device):
+        steps = self.steps_per_epoch(batch_size)
+        share = len(range(rank, min(batch_size, self.train_size), world))
+        dataset = self._dataset(
+            self._train_split, is_training=True, batch_size=share, seed=derive_seed("stream", seed, epoch)
+        )
+        shards = len(dataset.reader.split_info.filenames)
+        if shards < world:
+            raise UserError(f"{self.name}: {world} processes need as many training shards, and there are {shards}")
+        dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, world
+        stream = _Stream(dataset, train_transform(self.image_size, augmentation), seed=(seed, epoch, rank))
+        # Workers beyond the number of batches would split the images of a data set that makes one batch.
+        loader = self._loader(
+            stream, share, min(shards // world, steps), device, generator("stream", seed, epoch, rank)
+        )
+        return islice(batches_on(device, loader), start, steps)
+
+    def _test_batches(self, rank_batch_size, rank, world, device):
+        dataset = self._dataset(self._test_split)
+        split = dataset.reader.split_info
+        lengths = split.shard_lengths[rank::world]
+        split.filenames = split.filenames[rank::world]
+        # The reader's own sharing between processes pads and truncates; each process is given its shards instead.
+        dataset.reader.dist_rank, dataset.reader.dist_num_replicas = 0, 1
+        if not lengths:
+            return
+        stream = _Stream(dataset, test_transform(self.image_size))
+        count = 0
+        for images, labels in batches_on(device, self._loader(stream, rank_batch_size, len(lengths), device)):
+            count += len(labels)
+            yield images, labels
+        if count != sum(lengths):
+            raise UserError(
+                f"{self.name}: {count} test images could be read where _info.json in {self._root} says {sum(lengths)}; "
+                "the log names the broken ones, write the shards anew without them"
+            )
+
+    def _dataset(self, split: str, **options):
+        return create_dataset("wds/", root=str(self._root), split=split, input_img_mode="", **options)
+
+    def _loader(self, stream, batch_size, shards, device, random=None) -> DataLoader:
+        workers = min(self._workers, shards)
+        stream.dataset.set_loader_cfg(num_workers=workers)
+        return DataLoader(
+            stream,
+            batch_size=batch_size,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            generator=random or torch.Generator(),
+        )
+
+    def test_image(self, index: int) -> Image.Image:
+        """See ``ImageData.test_image``. Reads all test images before it."""
+        return convert_image(next(islice(iter(self._dataset(self._test_split)), index, None))[0])
+
+
+class _Stream(IterableDataset):
+    """Transformed images of a timm reader; with ``seed`` the transform's randomness comes from it and the place."""
+
+    def __init__(self, dataset, transform, seed: tuple[int, ...] | None = None):
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __iter__(self):
+        worker = get_worker_info()
+        for place, (image, label) in enumerate(self.dataset):
+            image = convert_image(image)
+            if self.seed is None:
+                yield self.transform(image), label
+                continue
+            with seeded(derive_seed("sample", *self.seed, worker.id if worker else 0, place)):
+                image = self.transform(image)
+            yield image, label

@@ -1,0 +1,175 @@
+"""How good a network is: figures over test images, and the ``evaluate`` command."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
+from cmpe_se.data import ImageData, load_data
+from cmpe_se.errors import UserError
+from cmpe_se.figures import plot_confusion
+from cmpe_se.run_folder import RunFolder, write_text
+
+_PRINTED_CLASSES = 20  # in the table on the screen; the files have them all
+
+
+@torch.no_grad()
+def collect_logits(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, channels_last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Run a network over batches.
+
+    Args:
+        model: network in eval mode.
+        batches: (images (B, C, H, W), labels (B,)).
+        channels_last: bring images to that memory format.
+
+    Returns:
+        Logits (N, classes) in float32 and labels (N,), both on the CPU.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    logits, labels = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]
+    for images, targets in batches:
+        logits.append(model(images.to(memory_format=layout)).float().cpu())
+        labels.append(targets.cpu())
+    start = 1 if len(logits) > 1 else 0
+    return torch.cat(logits[start:]), torch.cat(labels[start:])
+
+
+def test_figures(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent and mean cross-entropy of logits (N, classes) and labels (N,).
+
+    With fewer than five classes, top-5 counts all of them.
+    """
+    total, loss, top1, top5 = count_correct(logits, labels).tolist()
+    return {"test_top1": 100 * top1 / total, "test_top5": 100 * top5 / total, "test_loss": loss / total}
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sums, float64 (4,): images, cross-entropies, correct in the first place, correct in the first five."""
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # (N, 5)
+    loss = F.cross_entropy(logits.double(), labels, reduction="sum")
+    sums = [torch.tensor(float(len(labels))), loss, ranked[:, 0].sum(), ranked.any(1).sum()]
+    return torch.stack([value.double() for value in sums])
+
+
+def evaluate(
+    run: str,
+    *,
+    data: str | None = None,
+    data_dir: str | None = None,
+    batch_size: int = 256,
+    workers: int = 2,
+    output: str | None = None,
+) -> dict[str, Any]:
+    """Test a finished run: accuracy, each class, confusion matrix and calibration.
+
+    Writes ``evaluation.json``, ``per_class.csv``, ``confusion.csv`` and ``confusion.png``.
+
+    Args:
+        run: run folder.
+        data: data set to test on; the run's own if left out. Its classes must be the run's.
+        data_dir: folder of that data set.
+        batch_size: images that go through the network at a time.
+        workers: processes that decode images.
+        output: folder for the files; RUN/evaluation if left out.
+
+    Returns:
+        ``test_top1``, ``test_top5`` (percent), ``test_loss``, ``calibration_error`` (expected calibration error with
+        15 bins, percent), ``images``, and ``per_class`` (class to accuracy in percent).
+
+    Raises:
+        UserError: no finished run, or other classes than the run's.
+    """
+    folder = RunFolder.open(run)
+    config = folder.read_config()
+    model = folder.load_model()
+    dataset = load_data(
+        data or config.data,
+        data_dir or config.data_dir,
+        image_size=config.image_size,
+        workers=workers,
+    )
+    _check_same_classes(folder, dataset)
+    device = Accelerator(cpu=config.device == "cpu").device
+    model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    steps = -(-dataset.test_size // batch_size)
+    console = Console(stderr=True)
+    batches = dataset.test_batches(batch_size=batch_size, device=device)
+    shown = track(batches, "testing", steps, console=console, transient=True, disable=not console.is_terminal)
+    logits, labels = collect_logits(model, shown, channels_last=config.channels_last)
+
+    figures = _all_figures(logits, labels, dataset.classes)
+    _write(Path(output) if output else folder.path / "evaluation", figures, dataset.classes)
+    _print(folder.path, figures)
+    del figures["confusion"]
+    return figures
+
+
+def _check_same_classes(folder: RunFolder, dataset: ImageData) -> None:
+    trained = folder.model_config()["label_names"]
+    if list(dataset.classes) != list(trained):
+        raise UserError(
+            f"{dataset.name} has the classes {', '.join(dataset.classes[:5])}, ... ({len(dataset.classes)}), but "
+            f"{folder.path} was trained on {', '.join(trained[:5])}, ... ({len(trained)}); test on the same classes"
+        )
+
+
+def _all_figures(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+    confusion = multiclass_confusion_matrix(logits, labels, num_classes=len(classes))  # (true, predicted)
+    error = multiclass_calibration_error(logits.softmax(1), labels, num_classes=len(classes), n_bins=15, norm="l1")
+    counts = confusion.sum(1).clamp(min=1)
+    accuracy = 100 * confusion.diagonal() / counts
+    return test_figures(logits, labels) | {
+        "calibration_error": 100 * error.item(),
+        "images": len(labels),
+        "per_class": dict(zip(classes, accuracy.tolist(), strict=True)),
+        "confusion": confusion,
+    }
+
+
+def _write(folder: Path, figures: dict[str, Any], classes: tuple[str, ...]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        summary = {key: value for key, value in figures.items() if key != "confusion"}
+        write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
+        with open(folder / "per_class.csv", "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["class", "images", "top1"])
+            for name, count, accuracy in zip(
+                classes, figures["confusion"].sum(1).tolist(), figures["per_class"].values(), strict=True
+            ):
+                rows.writerow([name, count, f"{accuracy:.2f}"])
+        with open(folder / "confusion.csv", "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["true \\ predicted", *classes])
+            for name, row in zip(classes, figures["confusion"].tolist(), strict=True):
+                rows.writerow([name, *row])
+        plot_confusion(figures["confusion"], classes, folder / "confusion.png")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+
+
+def _print(run: Path, figures: dict[str, Any]) -> None:
+    table = Table(title=f"{run}: {figures['images']:,} test images", title_justify="left")
+    table.add_column("")
+    table.add_column("%", justify="right")
+    table.add_row("top-1", f"{figures['test_top1']:.2f}")
+    table.add_row("top-5", f"{figures['test_top5']:.2f}")
+    table.add_row("calibration error", f"{figures['calibration_error']:.2f}", end_section=True)
+    worst_first = sorted(figures["per_class"].items(), key=lambda item: item[1])
+    for name, accuracy in worst_first[:_PRINTED_CLASSES]:
+        table.add_row(name, f"{accuracy:.2f}")
+    if len(worst_first) > _PRINTED_CLASSES:
+        table.add_row(f"... {len(worst_first) - _PRINTED_CLASSES} better ones in per_class.csv", "")
+    Console().print(table)

@@ -1,0 +1,64 @@
+"""Pictures of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # distinguishable without colour vision (Okabe and Ito)
+
+
+def plot_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Loss and accuracy over the epochs, as PNG.
+
+    Args:
+        history: the records of ``metrics.jsonl``.
+        title: of the whole picture.
+        path: file to write.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    epochs = [record["epoch"] for record in history]
+    for axes, kind, label in ((loss, "loss", "cross-entropy"), (accuracy, "top1", "top-1 accuracy, %")):
+        for part, colour in (("train", GREY), ("test", BLUE)):
+            values = [record.get(f"{part}_{kind}") for record in history]
+            if all(value is None for value in values):
+                continue  # with mixup there is no training accuracy
+            marker = "o" if len(history) == 1 else None
+            axes.plot(epochs, [np.nan if v is None else v for v in values], color=colour, label=part, marker=marker)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    loss.set_ylim(bottom=0)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
+def plot_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
+    """Confusion matrix as PNG: a row for each true class, in percent of it.
+
+    Args:
+        confusion: counts (true, predicted).
+        classes: class names.
+        path: file to write.
+    """
+    counts = confusion.numpy()
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(16, max(4.5, 0.5 * len(classes) + 2))
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
+    axes.set(xlabel="predicted", ylabel="true", title=f"Top-1 {100 * counts.trace() / max(counts.sum(), 1):.2f} %")
+    if len(classes) <= 40:
+        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 20:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if percent[row, column] > 55 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,107 @@
+"""The ``predict`` command: what a trained network says of images."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+
+from cmpe_se.data import read_image
+from cmpe_se.errors import UserError
+from cmpe_se.run_folder import RunFolder
+
+_SHOWN = 3  # classes a line of the table
+_SUFFIXES = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+
+
+def predict(
+    run: str, images: Sequence[str], *, top: int = 5, batch_size: int = 64, as_json: bool = False
+) -> list[dict[str, Any]]:
+    """Say what a finished run's network sees in images.
+
+    Args:
+        run: run folder.
+        images: image files and folders of them.
+        top: classes to report for each image.
+        batch_size: images that go through the network at a time.
+        as_json: print a line of JSON for each image instead of a table.
+
+    Returns:
+        For each image ``image`` (its path) and ``classes``: ``class`` and ``probability``, most likely first.
+
+    Raises:
+        UserError: no finished run, no images, or a file that is no image.
+    """
+    if top < 1 or batch_size < 1:
+        raise UserError(f"top {top} and batch_size {batch_size} should be at least 1")
+    folder = RunFolder.open(run)
+    model = folder.load_model()
+    config = folder.model_config()
+    paths = [path for image in images for path in _image_files(Path(image))]
+    if not paths:
+        raise UserError("no images given; name image files, or folders of them")
+    transform = _preprocessing(config)
+    console = Console()
+    predictions = []
+    for start in range(0, len(paths), batch_size):
+        some = paths[start : start + batch_size]
+        batch = torch.stack([transform(read_image(path, in_chans=config["input_size"][0])) for path in some])
+        with torch.inference_mode():
+            probabilities = model(batch).softmax(1)  # (B, classes)
+        records = [
+            _record(path, row, config["label_names"], top) for path, row in zip(some, probabilities, strict=True)
+        ]
+        if as_json:
+            for record in records:
+                print(json.dumps(record), flush=True)
+        predictions += records
+    if not as_json:
+        console.print(_table(predictions))
+    return predictions
+
+
+def _image_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _SUFFIXES)
+        if not found:
+            raise UserError(f"folder {path} holds no images (png, jpg, ...)")
+        return found
+    if not path.exists():
+        raise UserError(f"no image at {path}; name image files, or folders of them")
+    return [path]
+
+
+def _preprocessing(config: dict[str, Any]):
+    """From a PIL image to the tensor that the network was trained on: timm's test transform, centre crop and all."""
+    small = max(config["input_size"][1:]) <= 96  # small images were never cropped: bring them to size as they are
+    return create_transform(
+        tuple(config["input_size"]),
+        is_training=False,
+        mean=config["mean"],
+        std=config["std"],
+        interpolation=config.get("interpolation", "bicubic"),
+        crop_pct=1.0 if small else config.get("crop_pct"),
+    )
+
+
+def _record(path: Path, probabilities: Tensor, classes: Sequence[str], top: int) -> dict[str, Any]:
+    values, indices = probabilities.topk(min(top, len(classes)))
+    ranked = zip(indices.tolist(), values.tolist(), strict=True)
+    return {"image": str(path), "classes": [{"class": classes[i], "probability": round(p, 6)} for i, p in ranked]}
+
+
+def _table(predictions: list[dict[str, Any]]) -> Table:
+    table = Table()
+    table.add_column("image", overflow="fold")
+    for rank in range(min(_SHOWN, len(predictions[0]["classes"]))):
+        table.add_column("most likely" if rank == 0 else "or")
+    for prediction in predictions:
+        cells = [f"{entry['class']} {100 * entry['probability']:.1f} %" for entry in prediction["classes"][:_SHOWN]]
+        table.add_row(prediction["image"], *cells)
+    return table

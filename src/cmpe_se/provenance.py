@@ -1,0 +1,50 @@
+"""What made a figure: versions, commit, hardware and command."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmpe_se import __version__
+
+REPORTED_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit of this source, hardware and command of the process."""
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": {"python": platform.python_version(), "cmpe_se": __version__}
+        | {package: version(package) for package in REPORTED_PACKAGES},
+        "commit": source_commit(),
+        "hardware": {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "gpu": cuda},
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def source_commit() -> str | None:
+    """Commit of the checkout that this package runs from, with ``-dirty`` where files differ; None outside one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if not git("ls-files", Path(__file__).name):  # installed inside somebody else's checkout
+            return None
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,121 @@
+"""The run folder: all that a training run leaves, readable by people and programs.
+
+``config.yaml`` repeats the run, ``metrics.jsonl`` has a record per epoch, ``result.json`` the final figures,
+``curves.png`` shows them, ``model/`` loads with ``timm.create_model("local-dir:...")``, ``state/`` is for resuming.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from cmpe_se.checkpoint import Checkpoints
+from cmpe_se.config import TrainingConfig
+from cmpe_se.errors import UserError
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.jsonl"
+        self.result, self.curves = self.path / "result.json", self.path / "curves.png"
+        self.model, self.logs = self.path / "model", self.path / "tensorboard"
+        self.checkpoints = Checkpoints(self.path / "state")
+
+    @classmethod
+    def create(cls, path: str | Path, config: TrainingConfig) -> "RunFolder":
+        """Start a new run folder; refuse one that holds a run already."""
+        run = cls(path)
+        if run.config.exists():
+            raise UserError(f"{path} holds a run already; go on with --resume {path}, or name another --output")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            config.save(run.config)
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {path}: {error.strerror or error}") from None
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """An existing run folder."""
+        run = cls(path)
+        if not run.config.is_file():
+            raise UserError(f"{path} is no run folder: it has no config.yaml; `cmpe-se train` makes one under runs/")
+        return run
+
+    def read_config(self) -> TrainingConfig:
+        """The settings that the run was started with."""
+        return TrainingConfig.from_recipe(self.config)
+
+    def read_result(self) -> dict[str, Any]:
+        """The final figures of a finished run."""
+        if not self.result.is_file():
+            raise UserError(f"{self.path} has not finished; go on with `cmpe-se train --resume {self.path}`")
+        return json.loads(self.result.read_text())
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Write the epochs' records, one JSON object a line."""
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write the final figures."""
+        write_text(self.result, json.dumps(result, indent=2) + "\n")
+
+    def save_model(self, model: nn.Module, *, model_args: dict[str, Any], data: Any) -> None:
+        """Write the network in timm's format: config.json and model.safetensors.
+
+        Args:
+            model: made by ``timm.create_model``.
+            model_args: keywords that it was made with.
+            data: the :class:`cmpe_se.data.ImageData` it was trained on, for its classes and normalisation.
+        """
+        pretrained_cfg = {
+            "num_classes": len(data.classes),
+            "input_size": (data.in_chans, *data.image_size),
+            "mean": data.mean,
+            "std": data.std,
+            "label_names": list(data.classes),
+        }
+        # Left as they are, both would be stretched to three channels on loading.
+        preprocessing = {key: pretrained_cfg[key] for key in ("input_size", "mean", "std")}
+        try:
+            timm.models.save_for_hf(
+                model,
+                self.model,
+                model_config={"pretrained_cfg": pretrained_cfg},
+                model_args=model_args,
+                data_config=preprocessing,
+                safe_serialization=True,
+            )
+        except OSError as error:
+            raise UserError(f"cannot write {self.model}: {error}") from None
+
+    def load_model(self) -> nn.Module:
+        """The trained network, in eval mode, from config.json and safetensors."""
+        if not (self.model / "model.safetensors").is_file():
+            raise UserError(f"{self.path} holds no trained model; finish it: `cmpe-se train --resume {self.path}`")
+        try:
+            return timm.create_model(f"local-dir:{self.model}", pretrained=True).eval()
+        except Exception as error:  # timm and safetensors raise many kinds
+            raise UserError(f"cannot load {self.model}: {' '.join(str(error).split())[:300]}") from None
+
+    def model_config(self) -> dict[str, Any]:
+        """What ``model/config.json`` says of classes and normalisation (timm's pretrained_cfg)."""
+        config = json.loads((self.model / "config.json").read_text())
+        return config["pretrained_cfg"] | {"architecture": config["architecture"]}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text as a whole: a reader, or a kill, never meets half of it."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,340 @@
+"""The training loop, on Accelerate, with timm's optimisers, schedules, mixup and moving average.
+
+A run is a function of its settings. Every random draw of a step comes from (seed, step, process), and every batch from
+(seed, epoch, batch), so a resumed run needs no generator's state and ends, on a CPU, with the same weights bit for bit.
+"""
+
+import copy
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from cmpe_se.config import TrainingConfig
+from cmpe_se.cost import count_multiply_adds, count_parameters
+from cmpe_se.data import ImageData
+from cmpe_se.errors import UserError
+from cmpe_se.evaluation import collect_logits, count_correct
+from cmpe_se.figures import plot_curves
+from cmpe_se.interruption import Interruption, TrainingInterrupted
+from cmpe_se.progress import TrainingProgress
+from cmpe_se.provenance import provenance
+from cmpe_se.run_folder import RunFolder
+from cmpe_se.seeding import seed_everything
+
+_STEPS_BETWEEN_LOOKS = 10  # at losses and, with several processes, at signals: a look waits for the device
+
+
+class Trainer:
+    """One run: what it needs, where it is, and the loop."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        data: ImageData,
+        model: nn.Module,
+        model_args: dict[str, Any],
+        run: RunFolder,
+        accelerator: Accelerator,
+        interruption: Interruption,
+    ):
+        self.config, self.data, self.run, self.model_args = config, data, run, model_args
+        self.accelerator, self.interruption = accelerator, interruption
+        self.shard = {
+            "rank": accelerator.process_index,
+            "world": accelerator.num_processes,
+            "device": accelerator.device,
+        }
+        self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.mixup = self._mixup()
+
+        self.params, self.macs = count_parameters(model), count_multiply_adds(model, (data.in_chans, *data.image_size))
+        self.network = model.to(accelerator.device, memory_format=self.layout)
+        self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
+        try:
+            self.optimizer = create_optimizer_v2(
+                self.network, config.optimizer, config.lr, config.weight_decay, config.momentum
+            )
+            self.schedule, _ = create_scheduler_v2(
+                self.optimizer,
+                config.schedule,
+                num_epochs=config.epochs,
+                decay_epochs=config.decay_epochs,
+                decay_milestones=config.decay_milestones or (),
+                decay_rate=config.decay_rate,
+                min_lr=config.min_lr,
+                warmup_epochs=config.warmup_epochs,
+                warmup_lr=config.lr / 100,
+                step_on_epochs=False,
+                updates_per_epoch=self.steps_per_epoch,
+            )
+        except (AssertionError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"optimizer '{config.optimizer}' or schedule '{config.schedule}': {error}") from None
+        if config.compile:
+            self.network.compile()
+        self.parallel, self.prepared_optimizer = accelerator.prepare(self.network, self.optimizer)
+
+        self.epoch = self.batch = 0  # finished epochs, and finished batches of the one under way
+        self.sums = torch.zeros(3, dtype=torch.float64)  # of the epoch: images, losses, correct ones
+        self.epoch_seconds = self.train_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.unread: list[tuple[int, float, Tensor]] = []  # step, learning rate and sums not looked at yet
+        self.last_checkpoint: Path | None = None
+
+    @property
+    def step(self) -> int:
+        """Finished steps of the run."""
+        return self.epoch * self.steps_per_epoch + self.batch
+
+    def fit(self) -> dict[str, Any]:
+        """Train from the last checkpoint, or from the start, to the end."""
+        self._restore()
+        main = self.accelerator.is_main_process
+        total = self.config.epochs * self.steps_per_epoch
+        logs = self._tensorboard() if self.config.tensorboard and main else nullcontext()
+        with TrainingProgress(self.config.epochs, total, enabled=main) as self.progress, logs as writer:
+            self.progress.say(
+                f"{self.config.model} ({self.params:,} parameters) on {self.config.data}: {self.data.train_size:,} "
+                f"training and {self.data.test_size:,} test images, run folder {self.run.path}"
+            )
+            self.progress.start(self.step)
+            while self.epoch < self.config.epochs:
+                record = self._train_epoch() | self._test()
+                self.history.append(record)
+                self._save_checkpoint()
+                if main:
+                    self.run.write_metrics(self.history)
+                if writer:
+                    for name in sorted(record.keys() - {"epoch", "step"}):
+                        if record[name] is not None:
+                            writer.add_scalar(name, record[name], self.step)
+                self.progress.end_epoch(record)
+            return self._finish()
+
+    def _train_epoch(self) -> dict[str, Any]:
+        """The rest of the epoch under way; afterwards ``epoch`` counts it and ``batch`` is 0."""
+        self.parallel.train()
+        started, self._seconds_before = time.perf_counter(), self.epoch_seconds
+        batches = self.data.train_batches(
+            self.epoch,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            augmentation=self.config.augmentation,
+            start=self.batch,
+            **self.shard,
+        )
+        for images, labels in batches:
+            self._train_step(images, labels)
+            self.batch += 1
+            self.epoch_seconds = self._seconds_before + time.perf_counter() - started
+            looked = self.step % _STEPS_BETWEEN_LOOKS == 0
+            if looked:
+                self._look()
+            if self.interruption.agreed(self.accelerator, now=looked):
+                self._save_checkpoint()
+                raise TrainingInterrupted(self.run.path, self.step)
+            if self.step % self.config.checkpoint_steps == 0 and self.batch < self.steps_per_epoch:
+                self._save_checkpoint()
+        self._look()
+        self.epoch_seconds = self._seconds_before + time.perf_counter() - started
+        self.train_seconds += self.epoch_seconds
+        record = {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **self._epoch_figures(),
+            "seconds": self.epoch_seconds,
+        }
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.sums, self.epoch_seconds = torch.zeros_like(self.sums), 0.0
+        return record
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> None:
+        """One step of the optimiser on this process's share (B, C, H, W) and (B,) of a batch."""
+        seed_everything(self.config.seed, self.step + 1, self.accelerator.process_index)
+        self.schedule.step_update(self.step)
+        targets, smoothing = labels, self.config.label_smoothing
+        if self.mixup:
+            if len(images) % 2:
+                raise UserError(f"mixup and cutmix pair images, but a process has {len(images)}; make batch_size even")
+            (images, targets), smoothing = self.mixup(images, labels), 0.0  # targets (B, classes), smoothed already
+        images = images.to(memory_format=self.layout)
+
+        parts = list(zip(images.chunk(self.config.accumulate), targets.chunk(self.config.accumulate), strict=True))
+        sums = torch.zeros(3, device=images.device)
+        for number, (part, part_targets) in enumerate(parts, start=1):
+            last = number == len(parts)
+            with self.accelerator.no_sync(self.parallel) if not last else nullcontext():
+                logits = self.parallel(part)  # (B, classes)
+                loss = F.cross_entropy(logits.float(), part_targets, label_smoothing=smoothing)
+                self.accelerator.backward(loss * (len(part) / len(images)))
+            sums += _part_sums(logits.detach(), part_targets, loss.detach())
+        self.unread.append((self.step + 1, self.optimizer.param_groups[0]["lr"], sums))
+        if self.config.clip_grad:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.network, step=self.step + 1)
+
+    def _look(self) -> None:
+        """Add up the steps since the last look, and stop if a loss was not finite."""
+        if not self.unread:
+            return
+        steps, rates, sums = zip(*self.unread, strict=True)
+        self.unread = []
+        values = self.accelerator.reduce(torch.stack(sums)).cpu().double()  # (steps, 3), over all processes
+        for step, rate, loss in zip(steps, rates, values[:, 1].tolist(), strict=True):
+            if not math.isfinite(loss):
+                good = self.last_checkpoint or "none yet"
+                raise UserError(
+                    f"the loss is {loss} at step {step} (epoch {self.epoch + 1}), learning rate {rate:.4g}; last good "
+                    f"checkpoint: {good}; try a smaller --lr, --clip-grad 1 or --warmup-epochs 5"
+                )
+        self.sums += values.sum(0)
+        figures = self._epoch_figures()
+        self.progress.update(
+            self.epoch + 1, self.step, figures["train_loss"], figures["train_top1"], figures["images_per_second"]
+        )
+
+    def _epoch_figures(self) -> dict[str, Any]:
+        images, loss, correct = self.sums.tolist()
+        return {
+            "train_loss": loss / max(images, 1),
+            "train_top1": None if self.mixup else 100 * correct / max(images, 1),
+            "images_per_second": images / max(self.epoch_seconds, 1e-9),
+        }
+
+    def _test(self) -> dict[str, Any]:
+        """Figures on the test images, each of which one process sees once."""
+        if self.accelerator.num_processes > 1:
+            # Running statistics differ between processes: the first one's count, as they do in a checkpoint.
+            for module in (self.network, *([self.ema.module] if self.ema else [])):
+                for buffer in module.buffers():
+                    buffer.copy_(broadcast(buffer))
+        tested = self.ema.module if self.ema else self.network
+        tested.eval()
+        batches = self.data.test_batches(batch_size=4 * self.config.batch_size, **self.shard)
+        with self.accelerator.autocast():
+            logits, labels = collect_logits(tested, batches, channels_last=self.config.channels_last)
+        sums = count_correct(logits, labels) if len(labels) else torch.zeros(4, dtype=torch.float64)
+        images, loss, top1, top5 = self.accelerator.reduce(sums.to(self.accelerator.device)).tolist()
+        return {
+            "test_images": int(images),
+            "test_loss": loss / images,
+            "test_top1": 100 * top1 / images,
+            "test_top5": 100 * top5 / images,
+        }
+
+    def _save_checkpoint(self) -> None:
+        """Write a checkpoint, a good one: every loss before it has been finite."""
+        self._look()
+        if not self.accelerator.is_main_process:
+            return
+        self.run.checkpoints.save(
+            {
+                "network": self.network.state_dict(),
+                "ema": self.ema.module.state_dict() if self.ema else None,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "sums": self.sums,
+                "epoch_seconds": self.epoch_seconds,
+                "train_seconds": self.train_seconds,
+                "history": self.history,
+            }
+        )
+        self.last_checkpoint = self.run.checkpoints.newest
+
+    def _restore(self) -> None:
+        loaded = self.run.checkpoints.load()
+        if loaded is None:
+            return
+        tree, self.last_checkpoint = loaded
+        try:
+            self.network.load_state_dict(tree["network"])
+            if self.ema:
+                self.ema.module.load_state_dict(tree["ema"] or tree["network"])
+            self.optimizer.load_state_dict(tree["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.last_checkpoint} does not fit these settings: {reason}") from None
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)  # the parameter's memory format, for speed
+        if self.accelerator.scaler and tree["scaler"]:
+            self.accelerator.scaler.load_state_dict(tree["scaler"])
+        for name in ("epoch", "batch", "sums", "epoch_seconds", "train_seconds", "history"):
+            setattr(self, name, tree[name])
+
+    def _finish(self) -> dict[str, Any]:
+        """Write the network and the figures."""
+        last = self.history[-1]
+        images = sum(record["images_per_second"] * record["seconds"] for record in self.history)
+        result = {
+            "model": self.config.model,
+            "view": self.config.view or getattr(self.network, "view", None),
+            "data": self.config.data,
+            "seed": self.config.seed,
+            "epochs": self.config.epochs,
+            "params": self.params,
+            "macs": self.macs,
+            "test_top1": last["test_top1"],
+            "test_top5": last["test_top5"],
+            "test_loss": last["test_loss"],
+            "train_images": self.data.train_size,
+            "test_images": last["test_images"],
+            "train_seconds": self.train_seconds,
+            "images_per_second": images / max(self.train_seconds, 1e-9),
+            "processes": self.accelerator.num_processes,
+            "run": str(self.run.path),
+            **provenance(),
+        }
+        if self.accelerator.is_main_process:
+            tested = self.ema.module if self.ema else self.accelerator.unwrap_model(self.parallel, False)
+            tested = copy.deepcopy(tested).cpu().to(memory_format=torch.contiguous_format)
+            self.run.save_model(tested, model_args=self.model_args, data=self.data)
+            title = f"{self.config.model} on {self.config.data}: top-1 {last['test_top1']:.2f} %"
+            plot_curves(self.history, title, self.run.curves)
+            self.run.write_result(result)
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _mixup(self) -> Mixup | None:
+        config = self.config
+        if not (config.mixup or config.cutmix):
+            return None
+        return Mixup(
+            config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=len(self.data.classes)
+        )
+
+    def _tensorboard(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "TensorBoard is not installed; pip install 'cmpe-se[tensorboard]', or leave it off"
+            ) from None
+        return SummaryWriter(self.run.logs)
+
+
+def _part_sums(logits: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
+    """Sums over images (3,): images, losses, correct ones (by the heavier label, where labels are mixed)."""
+    labels = targets if targets.ndim == 1 else targets.argmax(1)
+    correct = (logits.argmax(1) == labels).sum()
+    count = torch.full_like(loss, len(logits), dtype=torch.float32)
+    return torch.stack([count, loss.float() * count, correct.float()])

@@ -1,0 +1,109 @@
+"""The ``train`` command: from settings to a run folder."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+import cmpe_se.networks  # noqa: F401 (timm learns our names)
+from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig
+from cmpe_se.data import ImageData, load_data
+from cmpe_se.errors import UserError
+from cmpe_se.interruption import Interruption
+from cmpe_se.run_folder import RunFolder
+from cmpe_se.seeding import seed_everything
+from cmpe_se.trainer import Trainer
+
+_MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def train(
+    *,
+    recipe: str | Path = DEFAULT_RECIPE,
+    resume: str | Path | None = None,
+    output: str | Path | None = None,
+    **settings,
+) -> dict[str, Any]:
+    """Train a network, and leave a run folder.
+
+    Args:
+        recipe: name of a recipe, or path of a YAML file.
+        resume: run folder to go on with, under its own settings (and those given here).
+        output: run folder to make; runs/MODEL-DATA-seedN if left out.
+        settings: fields of :class:`cmpe_se.config.TrainingConfig`; they win over the recipe.
+
+    Returns:
+        What ``result.json`` says: model, view, data, seed, epochs, params, macs, test_top1 and test_top5 in percent,
+        test_loss, train_seconds, images_per_second, versions, commit, and where the run is.
+
+    Raises:
+        UserError: settings, data or folders that cannot be used; a loss that is not finite.
+        TrainingInterrupted: Ctrl-C, or the system's wish to end; a checkpoint has been written.
+    """
+    if resume is not None:
+        run = RunFolder.open(resume)
+        config = run.read_config().changed(**settings)
+        if run.result.exists() and config.epochs <= run.read_result()["epochs"]:
+            return run.read_result()
+    else:
+        run, config = None, TrainingConfig.from_recipe(recipe, **settings)
+
+    # Accelerate keeps its settings for the life of the process; a second run may have others.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=_MIXED_PRECISION[config.precision])
+    with accelerator.main_process_first():  # the first one downloads and fills the cache
+        data = load_data(
+            config.data,
+            config.data_dir,
+            download=config.download,
+            image_size=config.image_size,
+            workers=config.workers,
+        )
+    seed_everything(config.seed)
+    model, model_args = create_network(config, data)
+    if run is None:
+        run = _new_run(output, config, accelerator)
+    with Interruption() as interruption:
+        return Trainer(config, data, model, model_args, run, accelerator, interruption).fit()
+
+
+def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a configuration, and the keywords that timm made it with."""
+    model_args: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans}
+    if config.view is not None:
+        model_args["view"] = config.view
+    dropping = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate") if getattr(config, name)}
+    if not timm.is_model(config.model):
+        near = timm.list_models(f"*{config.model.split('_')[-1]}*", module="registry")[:5]
+        hint = f"did you mean {', '.join(near)}?" if near else "`cmpe-se models` lists ours"
+        raise UserError(f"no network '{config.model}'; {hint}")
+    try:
+        return timm.create_model(config.model, **model_args, **dropping), model_args
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cannot make {config.model} with {model_args | dropping}: {error}") from None
+
+
+def _new_run(output: str | Path | None, config: TrainingConfig, accelerator: Accelerator) -> RunFolder:
+    """Make the run folder on the main process; the others learn its name."""
+    name = [str(output) if output else None]
+    if accelerator.is_main_process:
+        if output is None:
+            view = f"-{config.view}" if config.view else ""
+            base = Path("runs") / f"{config.model}{view}-{config.data.replace('/', '_')}-seed{config.seed}"
+            name = [str(_unused(base))]
+        RunFolder.create(name[0], config)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(name)
+    return RunFolder(name[0])
+
+
+def _unused(base: Path) -> Path:
+    """The folder, or the first of base-2, base-3, ... that does not exist."""
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
