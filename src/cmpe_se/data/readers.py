@@ -14,8 +14,7 @@ from cmpe_se.data.large import LargeImages
 from cmpe_se.data.streamed import StreamedImages
 from cmpe_se.errors import UserError
 
-# A validation part comes first where both are there: the labels of a hub's test parts are often kept back.
-_TEST_SPLITS = ("validation", "val", "valid", "test")
+_TEST_SPLITS = ("test", "validation", "val", "valid")
 
 
 def load_hugging_face(
@@ -32,17 +31,20 @@ def load_hugging_face(
 
     cache = None if data_dir is None else str(data_dir)
     folder = Path(path).resolve()
-    if cache and folder.is_dir() and folder in (Path(cache, folder.name).resolve(), *Path(cache).resolve().parents):
+    kept = Path(cache or "", folder.name).resolve()
+    if cache and folder.is_dir() and folder in (kept, *kept.parents):
         raise UserError(
             f"{name}: data_dir is where datasets puts its own copy, and in {cache} that would get in among the images; "
             "give another folder, or leave data_dir out"
         )
     try:
         splits = datasets.get_dataset_split_names(path)
-        train, test = _split_names(name, splits)
-        features = datasets.load_dataset(path, split=train, cache_dir=cache).features
-        image, label = _columns(name, features, datasets)
-        sources = [_HuggingFaceSource(name, split, cache, image, label) for split in (train, test)]
+        test_names = _test_splits(name, splits)
+        image, label = _columns(name, datasets.load_dataset(path, split="train", cache_dir=cache).features, datasets)
+        train = _HuggingFaceSource(name, "train", cache, image, label)
+        # The hub's test parts often come without labels, as -1: then the validation part has to do.
+        tests = (_HuggingFaceSource(name, split, cache, image, label) for split in test_names)
+        test = next((source for source in tests if source.labelled), None)
     except UserError:
         raise
     except Exception as error:  # datasets raises errors of its own, of Arrow's and of the hub's
@@ -51,19 +53,23 @@ def load_hugging_face(
             f"{name}: datasets cannot load {path} ({reason[:300]}); give a name on the hub, or a folder of parquet "
             "files or images"
         ) from None
-    classes = sources[0].classes
-    if sources[1].classes != classes:
-        raise UserError(f"{name}: the splits {train} and {test} have different classes")
-    return LargeImages(name, classes, *sources, image_size=image_size, workers=workers)
+    if test is None or not train.labelled:
+        raise UserError(
+            f"{name}: the column {label} has to hold class indices from 0 up, for training and for the test"
+        )
+    if train.names != test.names:
+        raise UserError(f"{name}: the splits {train.split} and {test.split} name different classes")
+    classes = train.names or tuple(map(str, range(max(train.largest, test.largest) + 1)))
+    return LargeImages(name, classes, train, test, image_size=image_size, workers=workers)
 
 
-def _split_names(name: str, splits: list[str]) -> tuple[str, str]:
-    test = next((split for split in _TEST_SPLITS if split in splits), None)
-    if "train" not in splits or test is None:
+def _test_splits(name: str, splits: list[str]) -> list[str]:
+    tests = [split for split in _TEST_SPLITS if split in splits]
+    if "train" not in splits or not tests:
         raise UserError(
             f"{name} has the splits {', '.join(splits)}; expected train and one of {', '.join(_TEST_SPLITS)}"
         )
-    return "train", test
+    return tests
 
 
 def _columns(name: str, features, datasets) -> tuple[str, str]:
@@ -83,9 +89,9 @@ class _HuggingFaceSource:
         self.name, self.split = name, split
         self.reader = create_dataset(name, root=cache, **options).reader
         labels = np.asarray(self.reader.dataset.with_format("numpy")[label])
-        if labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise UserError(f"{name}: the column {label} of the split {split} has to hold class indices from 0 up")
-        self.classes = tuple(self.reader.class_to_idx) or tuple(map(str, range(int(labels.max()) + 1)))
+        self.labelled = len(labels) > 0 and labels.dtype.kind in "iu" and labels.min() >= 0
+        self.largest = int(labels.max()) if self.labelled else -1
+        self.names = tuple(self.reader.class_to_idx)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -108,8 +114,8 @@ def load_web_dataset(name: str, root: Path, *, image_size: int, workers: int) ->
     info_file = root / "_info.json"
     try:
         info = json.loads(info_file.read_text())
-        train, test = _split_names(name, list(info["splits"]))
-        shards = [root / shard for split in (train, test) for shard in info["splits"][split]["filenames"]]
+        test = _test_splits(name, list(info["splits"]))[0]
+        shards = [root / shard for split in ("train", test) for shard in info["splits"][split]["filenames"]]
         classes = tuple(info.get("classes") or ())
     except FileNotFoundError:
         raise UserError(f"{root} has no _info.json; expected timm's description of the shards there") from None
@@ -123,7 +129,7 @@ def load_web_dataset(name: str, root: Path, *, image_size: int, workers: int) ->
         raise UserError(f"{info_file} names {len(missing)} shards that are not there, the first {missing[0]}")
     if not classes:
         classes = tuple(map(str, range(_largest_label(info_file, shards) + 1)))
-    options = {"train_split": train, "test_split": test, "image_size": image_size, "workers": workers}
+    options = {"train_split": "train", "test_split": test, "image_size": image_size, "workers": workers}
     try:
         return StreamedImages(name, root, classes, **options)
     except (RuntimeError, KeyError, TypeError) as error:
