@@ -191,7 +191,32 @@ def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 def add_gated(identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     """``identity + gate * residual`` in one pass: (N, C, H, W), (N, C), (N, C, H, W) to (N, C, H, W)."""
-    return torch.addcmul(identity, gate.to(residual.dtype)[:, :, None, None], residual)
+    gate = gate.to(residual.dtype)[:, :, None, None]
+    if torch.compiler.is_compiling() or identity.dtype != residual.dtype:  # the compiler fuses the plain form itself
+        return torch.addcmul(identity, gate, residual)
+    return _AddGated.apply(identity, gate, residual)
+
+
+class _AddGated(torch.autograd.Function):
+    """``addcmul`` whose backward pass makes one large tensor instead of two.
+
+    Fresh memory is what the plain form's gradient spends its time on, on a CPU: the gate's gradient goes through a
+    product as large as the residual, and here the residual's own gradient overwrites it.
+    """
+
+    @staticmethod
+    def forward(ctx, identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, residual)
+        return torch.addcmul(identity, gate, residual)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate, residual = ctx.saved_tensors
+        product = gradient * residual  # (N, C, H, W)
+        gate_gradient = product.sum(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
+        if torch.is_grad_enabled():  # somebody differentiates the gradient: keep it differentiable
+            return gradient, gate_gradient, gradient * gate
+        return gradient, gate_gradient, torch.mul(gradient, gate, out=product)
 
 
 def _tap_means(conv: nn.Conv2d, axis: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
