@@ -192,7 +192,8 @@ def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def add_gated(identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     """``identity + gate * residual`` in one pass: (N, C, H, W), (N, C), (N, C, H, W) to (N, C, H, W)."""
     gate = gate.to(residual.dtype)[:, :, None, None]
-    if torch.compiler.is_compiling() or identity.dtype != residual.dtype:  # the compiler fuses the plain form itself
+    # The compiler fuses the plain form itself, and without gradients there is nothing to save.
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or identity.dtype != residual.dtype:
         return torch.addcmul(identity, gate, residual)
     return _AddGated.apply(identity, gate, residual)
 
@@ -204,10 +205,21 @@ class _AddGated(torch.autograd.Function):
     product as large as the residual, and here the residual's own gradient overwrites it.
     """
 
+    generate_vmap_rule = True  # with setup_context and jvp, all that torch.func and forward mode ask for
+
     @staticmethod
-    def forward(ctx, identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, residual)
+    def forward(identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
         return torch.addcmul(identity, gate, residual)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def jvp(ctx, identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
+        saved_gate, saved_residual = ctx.saved_tensors
+        return identity + gate * saved_residual + saved_gate * residual
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:

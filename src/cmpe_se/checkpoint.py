@@ -27,6 +27,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self.newest, self.previous = folder / "checkpoint.safetensors", folder / "previous.safetensors"
+        self._torn = False  # whether the newest one was found unreadable
 
     def save(self, tree: dict[str, Any]) -> None:
         """Write a checkpoint under a temporary name, then rename: at no moment is there no good one.
@@ -42,9 +43,10 @@ class Checkpoints:
             save_file(tensors, temporary, metadata={"tree": skeleton})
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            if self.newest.exists():
+            if self.newest.exists() and not self._torn:  # a torn one must not replace the good one before it
                 os.replace(self.newest, self.previous)
             os.replace(temporary, self.newest)
+            self._torn = False
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise UserError(
@@ -66,6 +68,7 @@ class Checkpoints:
                     return _restore(json.loads(file.metadata()["tree"]), tensors), path
             except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
                 errors.append(f"{path}: {error}")
+                self._torn = self._torn or path == self.newest
         if errors:
             raise UserError(f"no checkpoint can be read ({'; '.join(errors)}); start anew with another --output")
         return None

@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `cmpe-se models | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, or no permission, where nobody foresaw it
+        return _complain(f"error: {error}", _FAILED)
 
 
 def _run(command: str, parsed: Namespace) -> None:
@@ -82,13 +84,17 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     for name, function in _commands().items():
         summary = function.__doc__.strip().splitlines()[0]
         command = _new_parser(description=summary)
-        command.add_function_arguments(function, as_positional=True)
+        command.add_function_arguments(function, as_positional=True, skip={"images"})
+        if name == "predict":  # a list of them, which no type says
+            command.add_argument("images", type=str, nargs="+", help="image files and folders of them")
         subcommands.add_subcommand(name, command, help=summary)
     return parser
 
 
 def _train_parser(arguments: Sequence[str]) -> ArgumentParser:
-    parser = _new_parser(description=_TRAIN_HELP)
+    parser = _new_parser(
+        description=_TRAIN_HELP, usage="%(prog)s [--recipe RECIPE | --resume RUN] [--SETTING VALUE ...]"
+    )
     parser.add_argument(
         "--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(recipe_names())}, or the path of a YAML file"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
 from cmpe_se.data import Augmentation
 from cmpe_se.errors import UserError
@@ -36,7 +37,7 @@ class TrainingConfig:
         weight_decay: not applied to norms and biases.
         schedule: timm's name, such as cosine, step, multistep or constant.
         min_lr: learning rate at the schedule's end.
-        warmup_epochs: epochs over which the learning rate rises from 0.
+        warmup_epochs: epochs over which the learning rate rises from a hundredth.
         decay_milestones: epochs after which the multistep schedule multiplies the learning rate by decay_rate.
         decay_epochs: epochs between two drops of the step schedule.
         decay_rate: factor of the step and multistep schedules.
@@ -146,10 +147,10 @@ class TrainingConfig:
         check_names(settings, "setting")
         return replace(self, **settings)
 
-    def save(self, path: Path) -> None:
-        """Write a recipe file that repeats the run."""
+    def to_yaml(self) -> str:
+        """The text of a recipe file that repeats the run."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        path.write_text("# repeat: cmpe-se train --recipe THIS_FILE\n" + yaml.safe_dump(values, sort_keys=False))
+        return "# repeat: cmpe-se train --recipe THIS_FILE\n" + yaml.safe_dump(values, sort_keys=False)
 
 
 _LEAST = {
@@ -179,7 +180,10 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     if str(recipe) in recipe_names():
         text = files("cmpe_se.recipes").joinpath(f"{recipe}.yaml").read_text()
     elif Path(recipe).is_file():
-        text = Path(recipe).read_text()
+        try:
+            text = Path(recipe).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"recipe {recipe} cannot be read: {error}") from None
     else:
         raise UserError(f"no recipe '{recipe}'; give one of {', '.join(recipe_names())}, or the path of a YAML file")
     try:
@@ -189,7 +193,13 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"recipe {recipe} should map settings to values, such as 'epochs: 30'")
     check_names(values, f"recipe {recipe}: setting")
-    return {key: tuple(value) if key in ("scale", "ratio") and value else value for key, value in values.items()}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainingConfig, as_group=False)
+    try:
+        return vars(parser.parse_object(values, defaults=False))  # each value in its field's type
+    except ArgumentError as error:
+        reason = " ".join(error.message.replace("Parser key", "setting").split())
+        raise UserError(f"recipe {recipe}: {reason}") from None
 
 
 def check_names(values: dict[str, Any], what: str) -> None:

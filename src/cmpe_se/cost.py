@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cmpe_se.errors import UserError
+
 
 def count_parameters(model: nn.Module) -> int:
     """Trainable parameters."""
@@ -18,9 +20,17 @@ def count_multiply_adds(model: nn.Module, input_size: tuple[int, int, int]) -> i
     Args:
         model: any network; it is left untouched.
         input_size: (channels, height, width).
+
+    Raises:
+        UserError: the network cannot take such images.
     """
     counted = copy.deepcopy(model).to("meta").eval()
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        counted(torch.zeros(1, *input_size, device="meta"))
+    try:
+        with counter, torch.no_grad():
+            counted(torch.zeros(1, *input_size, device="meta"))
+    except Exception as error:  # networks refuse sizes in many ways
+        raise UserError(
+            f"{type(model).__name__} cannot take images of {input_size}: {error}; give another image size or network"
+        ) from None
     return counter.get_total_flops() // 2

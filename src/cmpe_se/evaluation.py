@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,8 @@ def evaluate(
     Raises:
         UserError: no finished run, or other classes than the run's.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}, should be at least 1")
     folder = RunFolder.open(run)
     config = folder.read_config()
     model = folder.load_model()
@@ -100,12 +102,13 @@ def evaluate(
         image_size=config.image_size,
         workers=workers,
     )
-    _check_same_classes(folder, dataset)
+    trained = folder.model_config()
+    _check_fits(folder, dataset, trained)
     device = Accelerator(cpu=config.device == "cpu").device
     model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     steps = -(-dataset.test_size // batch_size)
     console = Console(stderr=True)
-    batches = dataset.test_batches(batch_size=batch_size, device=device)
+    batches = _as_trained(dataset.test_batches(batch_size=batch_size, device=device), dataset, trained)
     shown = track(batches, "testing", steps, console=console, transient=True, disable=not console.is_terminal)
     logits, labels = collect_logits(model, shown, channels_last=config.channels_last)
 
@@ -116,13 +119,31 @@ def evaluate(
     return figures
 
 
-def _check_same_classes(folder: RunFolder, dataset: ImageData) -> None:
-    trained = folder.model_config()["label_names"]
-    if list(dataset.classes) != list(trained):
+def _check_fits(folder: RunFolder, dataset: ImageData, trained: dict[str, Any]) -> None:
+    classes = trained["label_names"]
+    if list(dataset.classes) != list(classes):
         raise UserError(
             f"{dataset.name} has the classes {', '.join(dataset.classes[:5])}, ... ({len(dataset.classes)}), but "
-            f"{folder.path} was trained on {', '.join(trained[:5])}, ... ({len(trained)}); test on the same classes"
+            f"{folder.path} was trained on {', '.join(classes[:5])}, ... ({len(classes)}); test on the same classes"
         )
+    if dataset.in_chans != trained["input_size"][0]:
+        raise UserError(
+            f"{dataset.name} has images of {dataset.in_chans} channels, but {folder.path} was trained on "
+            f"{trained['input_size'][0]}; `cmpe-se predict` converts images"
+        )
+
+
+def _as_trained(
+    batches: Iterable[tuple[Tensor, Tensor]], dataset: ImageData, trained: dict[str, Any]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches normalised as the training images were, where the tested data set has another mean and deviation."""
+    if (tuple(trained["mean"]), tuple(trained["std"])) == (dataset.mean, dataset.std):
+        yield from batches
+        return
+    statistics = torch.tensor([dataset.mean, dataset.std, trained["mean"], trained["std"]])[..., None, None]
+    for images, labels in batches:
+        mean, std, trained_mean, trained_std = statistics.to(images.device)  # each (C, 1, 1)
+        yield (images * std + mean - trained_mean) / trained_std, labels
 
 
 def _all_figures(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -79,14 +79,13 @@ def _image_files(path: Path) -> list[Path]:
 
 def _preprocessing(config: dict[str, Any]):
     """From a PIL image to the tensor that the network was trained on: timm's test transform, centre crop and all."""
-    small = max(config["input_size"][1:]) <= 96  # small images were never cropped: bring them to size as they are
     return create_transform(
         tuple(config["input_size"]),
         is_training=False,
         mean=config["mean"],
         std=config["std"],
-        interpolation=config.get("interpolation", "bicubic"),
-        crop_pct=1.0 if small else config.get("crop_pct"),
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"],
     )
 
 

@@ -1,9 +1,12 @@
 """What a training run shows while it goes."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cmpe_se.errors import UserError
 
 
 class TrainingProgress:
@@ -59,3 +62,32 @@ class TrainingProgress:
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         self.console.print(message, highlight=False, soft_wrap=True, markup=False)
+
+
+class TensorBoardLogs:
+    """Event files for TensorBoard: the figures of each epoch over the steps.
+
+    Args:
+        folder: where to write them.
+    """
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "TensorBoard is not installed; pip install 'cmpe-se[tensorboard]', or leave it off"
+            ) from None
+        self.writer = SummaryWriter(folder)
+
+    def __enter__(self) -> "TensorBoardLogs":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.writer.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a finished epoch."""
+        for name in sorted(record.keys() - {"epoch", "step"}):
+            if record[name] is not None:
+                self.writer.add_scalar(name, record[name], record["step"])

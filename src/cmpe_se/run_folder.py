@@ -6,14 +6,17 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from torch import nn
 
 from cmpe_se.checkpoint import Checkpoints
 from cmpe_se.config import TrainingConfig
+from cmpe_se.data import ImageData, SmallImages
 from cmpe_se.errors import UserError
 
 
@@ -28,16 +31,11 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path / "state")
 
     @classmethod
-    def create(cls, path: str | Path, config: TrainingConfig) -> "RunFolder":
-        """Start a new run folder; refuse one that holds a run already."""
+    def new(cls, path: str | Path) -> "RunFolder":
+        """A run folder yet to be written; refuse one that holds a run already."""
         run = cls(path)
         if run.config.exists():
             raise UserError(f"{path} holds a run already; go on with --resume {path}, or name another --output")
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            config.save(run.config)
-        except OSError as error:
-            raise UserError(f"cannot write the run folder {path}: {error.strerror or error}") from None
         return run
 
     @classmethod
@@ -49,8 +47,16 @@ class RunFolder:
         return run
 
     def read_config(self) -> TrainingConfig:
-        """The settings that the run was started with."""
+        """The settings that the run was started with, or last resumed with."""
         return TrainingConfig.from_recipe(self.config)
+
+    def write_config(self, config: TrainingConfig) -> None:
+        """Write the settings; makes the folder."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {self.path}: {error.strerror or error}") from None
+        write_text(self.config, config.to_yaml())
 
     def read_result(self) -> dict[str, Any]:
         """The final figures of a finished run."""
@@ -66,34 +72,44 @@ class RunFolder:
         """Write the final figures."""
         write_text(self.result, json.dumps(result, indent=2) + "\n")
 
-    def save_model(self, model: nn.Module, *, model_args: dict[str, Any], data: Any) -> None:
+    def save_model(self, model: nn.Module, *, model_args: dict[str, Any], data: ImageData) -> None:
         """Write the network in timm's format: config.json and model.safetensors.
+
+        Both are written beside those of an earlier save, and replace them once they are whole.
 
         Args:
             model: made by ``timm.create_model``.
             model_args: keywords that it was made with.
-            data: the :class:`cmpe_se.data.ImageData` it was trained on, for its classes and normalisation.
+            data: what it was trained on, for its classes and preprocessing.
         """
         pretrained_cfg = {
             "num_classes": len(data.classes),
             "input_size": (data.in_chans, *data.image_size),
             "mean": data.mean,
             "std": data.std,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0 if isinstance(data, SmallImages) else 0.875,  # what test images are cropped to
             "label_names": list(data.classes),
         }
         # Left as they are, both would be stretched to three channels on loading.
         preprocessing = {key: pretrained_cfg[key] for key in ("input_size", "mean", "std")}
+        unfinished = self.model.with_name("model.partial")
         try:
             timm.models.save_for_hf(
                 model,
-                self.model,
+                unfinished,
                 model_config={"pretrained_cfg": pretrained_cfg},
                 model_args=model_args,
                 data_config=preprocessing,
                 safe_serialization=True,
             )
-        except OSError as error:
-            raise UserError(f"cannot write {self.model}: {error}") from None
+            self.model.mkdir(exist_ok=True)
+            for file in unfinished.iterdir():
+                os.replace(file, self.model / file.name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write {self.model}: {error}; make room and resume") from None
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def load_model(self) -> nn.Module:
         """The trained network, in eval mode, from config.json and safetensors."""

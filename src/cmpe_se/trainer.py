@@ -15,9 +15,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from timm.data import Mixup
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -28,10 +25,12 @@ from cmpe_se.errors import UserError
 from cmpe_se.evaluation import collect_logits, count_correct
 from cmpe_se.figures import plot_curves
 from cmpe_se.interruption import Interruption, TrainingInterrupted
-from cmpe_se.progress import TrainingProgress
+from cmpe_se.optimisation import create_mixup, create_optimizer
+from cmpe_se.progress import TensorBoardLogs, TrainingProgress
 from cmpe_se.provenance import provenance
 from cmpe_se.run_folder import RunFolder
 from cmpe_se.seeding import seed_everything
+from cmpe_se.step_sums import StepSums, part_sums
 
 _STEPS_BETWEEN_LOOKS = 10  # at losses and, with several processes, at signals: a look waits for the device
 
@@ -58,39 +57,21 @@ class Trainer:
         }
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.mixup = self._mixup()
+        config.augmentation.only(data.augmentation_fields, f"the images of {data.name}")
+        self.mixup = create_mixup(config, data, accelerator.num_processes)
 
         self.params, self.macs = count_parameters(model), count_multiply_adds(model, (data.in_chans, *data.image_size))
         self.network = model.to(accelerator.device, memory_format=self.layout)
         self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
-        try:
-            self.optimizer = create_optimizer_v2(
-                self.network, config.optimizer, config.lr, config.weight_decay, config.momentum
-            )
-            self.schedule, _ = create_scheduler_v2(
-                self.optimizer,
-                config.schedule,
-                num_epochs=config.epochs,
-                decay_epochs=config.decay_epochs,
-                decay_milestones=config.decay_milestones or (),
-                decay_rate=config.decay_rate,
-                min_lr=config.min_lr,
-                warmup_epochs=config.warmup_epochs,
-                warmup_lr=config.lr / 100,
-                step_on_epochs=False,
-                updates_per_epoch=self.steps_per_epoch,
-            )
-        except (AssertionError, KeyError, ValueError, TypeError) as error:
-            raise UserError(f"optimizer '{config.optimizer}' or schedule '{config.schedule}': {error}") from None
+        self.optimizer, self.schedule = create_optimizer(config, self.network, self.steps_per_epoch)
         if config.compile:
             self.network.compile()
         self.parallel, self.prepared_optimizer = accelerator.prepare(self.network, self.optimizer)
 
         self.epoch = self.batch = 0  # finished epochs, and finished batches of the one under way
-        self.sums = torch.zeros(3, dtype=torch.float64)  # of the epoch: images, losses, correct ones
+        self.sums = StepSums(accelerator)
         self.epoch_seconds = self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
-        self.unread: list[tuple[int, float, Tensor]] = []  # step, learning rate and sums not looked at yet
         self.last_checkpoint: Path | None = None
 
     @property
@@ -98,17 +79,26 @@ class Trainer:
         """Finished steps of the run."""
         return self.epoch * self.steps_per_epoch + self.batch
 
+    @property
+    def _rate(self) -> float:
+        """Learning rate of the last step."""
+        return self.optimizer.param_groups[0]["lr"]
+
     def fit(self) -> dict[str, Any]:
         """Train from the last checkpoint, or from the start, to the end."""
-        self._restore()
         main = self.accelerator.is_main_process
+        self._restore()
         total = self.config.epochs * self.steps_per_epoch
-        logs = self._tensorboard() if self.config.tensorboard and main else nullcontext()
-        with TrainingProgress(self.config.epochs, total, enabled=main) as self.progress, logs as writer:
+        logs = TensorBoardLogs(self.run.logs) if self.config.tensorboard and main else nullcontext()
+        if main:
+            self.run.write_config(self.config)  # now that nothing speaks against it
+        with TrainingProgress(self.config.epochs, total, enabled=main) as self.progress, logs:
             self.progress.say(
                 f"{self.config.model} ({self.params:,} parameters) on {self.config.data}: {self.data.train_size:,} "
                 f"training and {self.data.test_size:,} test images, run folder {self.run.path}"
             )
+            if self.last_checkpoint:
+                self.progress.say(f"going on after step {self.step} of {total}, from {self.last_checkpoint}")
             self.progress.start(self.step)
             while self.epoch < self.config.epochs:
                 record = self._train_epoch() | self._test()
@@ -116,10 +106,8 @@ class Trainer:
                 self._save_checkpoint()
                 if main:
                     self.run.write_metrics(self.history)
-                if writer:
-                    for name in sorted(record.keys() - {"epoch", "step"}):
-                        if record[name] is not None:
-                            writer.add_scalar(name, record[name], self.step)
+                if self.config.tensorboard and main:
+                    logs.write(record)
                 self.progress.end_epoch(record)
             return self._finish()
 
@@ -153,12 +141,12 @@ class Trainer:
         record = {
             "epoch": self.epoch + 1,
             "step": self.step,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            **self._epoch_figures(),
+            "lr": self._rate,
+            **self._figures(),
             "seconds": self.epoch_seconds,
         }
-        self.epoch, self.batch = self.epoch + 1, 0
-        self.sums, self.epoch_seconds = torch.zeros_like(self.sums), 0.0
+        self.epoch, self.batch, self.epoch_seconds = self.epoch + 1, 0, 0.0
+        self.sums.reset()
         return record
 
     def _train_step(self, images: Tensor, labels: Tensor) -> None:
@@ -167,8 +155,6 @@ class Trainer:
         self.schedule.step_update(self.step)
         targets, smoothing = labels, self.config.label_smoothing
         if self.mixup:
-            if len(images) % 2:
-                raise UserError(f"mixup and cutmix pair images, but a process has {len(images)}; make batch_size even")
             (images, targets), smoothing = self.mixup(images, labels), 0.0  # targets (B, classes), smoothed already
         images = images.to(memory_format=self.layout)
 
@@ -177,11 +163,11 @@ class Trainer:
         for number, (part, part_targets) in enumerate(parts, start=1):
             last = number == len(parts)
             with self.accelerator.no_sync(self.parallel) if not last else nullcontext():
-                logits = self.parallel(part)  # (B, classes)
+                logits = self._forward(part)  # (B, classes)
                 loss = F.cross_entropy(logits.float(), part_targets, label_smoothing=smoothing)
                 self.accelerator.backward(loss * (len(part) / len(images)))
-            sums += _part_sums(logits.detach(), part_targets, loss.detach())
-        self.unread.append((self.step + 1, self.optimizer.param_groups[0]["lr"], sums))
+            sums += part_sums(logits.detach(), part_targets, loss.detach())
+        self.sums.add(self.step + 1, self._rate, sums)
         if self.config.clip_grad:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
         self.prepared_optimizer.step()
@@ -189,33 +175,35 @@ class Trainer:
         if self.ema:
             self.ema.update(self.network, step=self.step + 1)
 
+    def _forward(self, images: Tensor) -> Tensor:
+        try:
+            return self.parallel(images)
+        except ValueError as error:  # a norm that would see one value
+            raise UserError(
+                f"{self.config.model} cannot train on {len(images)} image(s) of {tuple(images.shape[1:])} at a time: "
+                f"{error}; give a larger --batch-size, or a smaller --accumulate"
+            ) from None
+
     def _look(self) -> None:
         """Add up the steps since the last look, and stop if a loss was not finite."""
-        if not self.unread:
+        if not self.sums.unread:
             return
-        steps, rates, sums = zip(*self.unread, strict=True)
-        self.unread = []
-        values = self.accelerator.reduce(torch.stack(sums)).cpu().double()  # (steps, 3), over all processes
-        for step, rate, loss in zip(steps, rates, values[:, 1].tolist(), strict=True):
-            if not math.isfinite(loss):
-                good = self.last_checkpoint or "none yet"
-                raise UserError(
-                    f"the loss is {loss} at step {step} (epoch {self.epoch + 1}), learning rate {rate:.4g}; last good "
-                    f"checkpoint: {good}; try a smaller --lr, --clip-grad 1 or --warmup-epochs 5"
-                )
-        self.sums += values.sum(0)
-        figures = self._epoch_figures()
+        if bad := self.sums.read():
+            step, rate, loss = bad
+            self._refuse(f"the loss is {loss}", step, rate)
+        figures = self._figures()
         self.progress.update(
             self.epoch + 1, self.step, figures["train_loss"], figures["train_top1"], figures["images_per_second"]
         )
 
-    def _epoch_figures(self) -> dict[str, Any]:
-        images, loss, correct = self.sums.tolist()
-        return {
-            "train_loss": loss / max(images, 1),
-            "train_top1": None if self.mixup else 100 * correct / max(images, 1),
-            "images_per_second": images / max(self.epoch_seconds, 1e-9),
-        }
+    def _figures(self) -> dict[str, Any]:
+        return self.sums.figures(self.epoch_seconds, accuracy=not self.mixup)
+
+    def _refuse(self, what: str, step: int, rate: float) -> None:
+        raise UserError(
+            f"{what} at step {step} (epoch {-(-step // self.steps_per_epoch)}), learning rate {rate:.4g}; last good "
+            f"checkpoint: {self.last_checkpoint or 'none yet'}; try a smaller --lr, --clip-grad 1 or --warmup-epochs 5"
+        )
 
     def _test(self) -> dict[str, Any]:
         """Figures on the test images, each of which one process sees once."""
@@ -231,6 +219,8 @@ class Trainer:
             logits, labels = collect_logits(tested, batches, channels_last=self.config.channels_last)
         sums = count_correct(logits, labels) if len(labels) else torch.zeros(4, dtype=torch.float64)
         images, loss, top1, top5 = self.accelerator.reduce(sums.to(self.accelerator.device)).tolist()
+        if not math.isfinite(loss):
+            self._refuse(f"the test loss is {loss}", self.step, self._rate)
         return {
             "test_images": int(images),
             "test_loss": loss / images,
@@ -239,8 +229,10 @@ class Trainer:
         }
 
     def _save_checkpoint(self) -> None:
-        """Write a checkpoint, a good one: every loss before it has been finite."""
+        """Write a checkpoint, a good one: every loss before it has been finite, and the weights are."""
         self._look()
+        if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
+            self._refuse("some weights are not finite", self.step, self._rate)
         if not self.accelerator.is_main_process:
             return
         self.run.checkpoints.save(
@@ -251,7 +243,7 @@ class Trainer:
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
                 "epoch": self.epoch,
                 "batch": self.batch,
-                "sums": self.sums,
+                "sums": self.sums.total,
                 "epoch_seconds": self.epoch_seconds,
                 "train_seconds": self.train_seconds,
                 "history": self.history,
@@ -278,7 +270,8 @@ class Trainer:
                     state[name] = torch.empty_like(parameter).copy_(value)  # the parameter's memory format, for speed
         if self.accelerator.scaler and tree["scaler"]:
             self.accelerator.scaler.load_state_dict(tree["scaler"])
-        for name in ("epoch", "batch", "sums", "epoch_seconds", "train_seconds", "history"):
+        self.sums.total = tree["sums"]
+        for name in ("epoch", "batch", "epoch_seconds", "train_seconds", "history"):
             setattr(self, name, tree[name])
 
     def _finish(self) -> dict[str, Any]:
@@ -305,6 +298,7 @@ class Trainer:
             **provenance(),
         }
         if self.accelerator.is_main_process:
+            self.run.write_metrics(self.history)  # a kill may have come between the last checkpoint and this
             tested = self.ema.module if self.ema else self.accelerator.unwrap_model(self.parallel, False)
             tested = copy.deepcopy(tested).cpu().to(memory_format=torch.contiguous_format)
             self.run.save_model(tested, model_args=self.model_args, data=self.data)
@@ -313,28 +307,3 @@ class Trainer:
             self.run.write_result(result)
         self.accelerator.wait_for_everyone()
         return result
-
-    def _mixup(self) -> Mixup | None:
-        config = self.config
-        if not (config.mixup or config.cutmix):
-            return None
-        return Mixup(
-            config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=len(self.data.classes)
-        )
-
-    def _tensorboard(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "TensorBoard is not installed; pip install 'cmpe-se[tensorboard]', or leave it off"
-            ) from None
-        return SummaryWriter(self.run.logs)
-
-
-def _part_sums(logits: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
-    """Sums over images (3,): images, losses, correct ones (by the heavier label, where labels are mixed)."""
-    labels = targets if targets.ndim == 1 else targets.argmax(1)
-    correct = (logits.argmax(1) == labels).sum()
-    count = torch.full_like(loss, len(logits), dtype=torch.float32)
-    return torch.stack([count, loss.float() * count, correct.float()])

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
@@ -45,6 +46,8 @@ def train(
         TrainingInterrupted: Ctrl-C, or the system's wish to end; a checkpoint has been written.
     """
     if resume is not None:
+        if output is not None:
+            raise UserError(f"resuming goes on in {resume}: leave --output {output} out")
         run = RunFolder.open(resume)
         config = run.read_config().changed(**settings)
         if run.result.exists() and config.epochs <= run.read_result()["epochs"]:
@@ -67,8 +70,11 @@ def train(
     model, model_args = create_network(config, data)
     if run is None:
         run = _new_run(output, config, accelerator)
-    with Interruption() as interruption:
-        return Trainer(config, data, model, model_args, run, accelerator, interruption).fit()
+    try:
+        with Interruption() as interruption:
+            return Trainer(config, data, model, model_args, run, accelerator, interruption).fit()
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None
 
 
 def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
@@ -88,17 +94,15 @@ def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, 
 
 
 def _new_run(output: str | Path | None, config: TrainingConfig, accelerator: Accelerator) -> RunFolder:
-    """Make the run folder on the main process; the others learn its name."""
-    name = [str(output) if output else None]
-    if accelerator.is_main_process:
-        if output is None:
-            view = f"-{config.view}" if config.view else ""
-            base = Path("runs") / f"{config.model}{view}-{config.data.replace('/', '_')}-seed{config.seed}"
-            name = [str(_unused(base))]
-        RunFolder.create(name[0], config)
+    """The run folder to make; without a name, the main process chooses one and the others learn it."""
+    if output is not None:
+        return RunFolder.new(output)
+    view = f"-{config.view}" if config.view else ""
+    name = f"{config.model}{view}-{config.data}-seed{config.seed}".replace("/", "_")
+    path = [str(_unused(Path("runs") / name))]
     if accelerator.num_processes > 1:
-        broadcast_object_list(name)
-    return RunFolder(name[0])
+        broadcast_object_list(path)
+    return RunFolder.new(path[0])
 
 
 def _unused(base: Path) -> Path:

@@ -74,7 +74,7 @@ class PreActBlock(nn.Module):
             i = squeeze(x) if identity_squeeze is None else identity_squeeze
         # Dropping a sample's whole residual is a factor on its gates: one number a channel, not a pass over the maps.
         gate = self.drop_path(self.attention.gate(r, i))
-        return add_gated(shortcut, gate, self.last_conv(last)), i + gate * r
+        return add_gated(shortcut, gate, self.last_conv(last)), torch.addcmul(i, gate, r)
 
 
 class PreActBottleneck(PreActBlock):
