@@ -1,7 +1,8 @@
 """Competitive inner-imaging squeeze-and-excitation (CMPE-SE), arXiv 1807.08920, for PyTorch and timm."""
 
+from cmpe_se import reference
 from cmpe_se.attention import VIEWS, CompetitiveSE
 from cmpe_se.networks import PreActResNet, WideResNet
 
 __version__ = "0.1.0"
-__all__ = ["VIEWS", "CompetitiveSE", "PreActResNet", "WideResNet", "__version__"]
+__all__ = ["VIEWS", "CompetitiveSE", "PreActResNet", "WideResNet", "__version__", "reference"]

@@ -11,6 +11,7 @@ from cmpe_se import __version__
 from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig, read_recipe, recipe_names
 from cmpe_se.errors import UserError
 from cmpe_se.interruption import TrainingInterrupted
+from cmpe_se.launching import failed_elsewhere, is_main_process, launch, missing_processes
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         parsed = parser.parse_args(arguments)
         command = parsed.pop("subcommand")
+        if command == "train" and (processes := missing_processes()):
+            return launch(processes, arguments)
         _run(command, parsed[command])
         return 0
     except ArgumentError as error:
@@ -50,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `cmpe-se models | head`
         sys.stderr.close()
         return 0
+    except RuntimeError as error:
+        if failed_elsewhere(error):
+            return _FAILED
+        raise
     except OSError as error:  # a full disk, or no permission, where nobody foresaw it
         return _complain(f"error: {error}", _FAILED)
 
@@ -64,7 +71,8 @@ def _run(command: str, parsed: Namespace) -> None:
 
         result = train(**values)
         shown = ("test_top1", "test_top5", "test_loss", "train_seconds", "images_per_second", "params", "run")
-        print(json.dumps({name: result[name] for name in shown}, indent=2))
+        if is_main_process():
+            print(json.dumps({name: result[name] for name in shown}, indent=2))
     else:
         _commands()[command](**values)
 

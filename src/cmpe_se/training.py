@@ -57,7 +57,9 @@ def train(
 
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=_MIXED_PRECISION[config.precision])
+    # Without an accelerator it joins processes only if told that the CPU is meant.
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision=_MIXED_PRECISION[config.precision])
     with accelerator.main_process_first():  # the first one downloads and fills the cache
         data = load_data(
             config.data,
