@@ -2,8 +2,8 @@
 
     python docs/make_figure.py runs/RUN docs/competition.png
 
-For two test images of a finished run with a folded view: the image, the folded picture of the last block of each stage,
-and that block's gates.
+For two test images of a finished run with a folded view: the image, the folded picture of the first block of each
+stage, and that block's gates.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from cmpe_se.run_folder import RunFolder
 
 
 def look_inside(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
-    """Probabilities (N, classes), and for the last block of each stage ``picture`` (N, h, w) and ``gate`` (N, C)."""
+    """Probabilities (N, classes), and for the first block of each stage ``picture`` (N, h, w) and ``gate`` (N, C)."""
     seen: list[dict[str, torch.Tensor]] = []
     handles = []
     for stage in model.stages:
-        attention: CompetitiveSE = stage.blocks[-1].attention
+        attention: CompetitiveSE = stage.blocks[0].attention
         record: dict[str, torch.Tensor] = {}
         seen.append(record)
         keep_picture = lambda _, inputs, record=record: record.update(picture=inputs[0][:, 0])  # noqa: E731

@@ -59,14 +59,15 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, and none of them can be read.
         """
-        existing = [path for path in (self.newest, self.previous) if path.exists()]
         errors = []
-        for path in existing:
+        for path in (self.newest, self.previous):  # in this order: a run that is saving moves the first to the second
+            if not path.exists():
+                continue
             try:
                 with safe_open(path, framework="pt") as file:
                     tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
                     return _restore(json.loads(file.metadata()["tree"]), tensors), path
-            except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
                 errors.append(f"{path}: {error}")
                 self._torn = self._torn or path == self.newest
         if errors:

@@ -261,7 +261,7 @@ class Trainer:
             if self.ema:
                 self.ema.module.load_state_dict(tree["ema"] or tree["network"])
             self.optimizer.load_state_dict(tree["optimizer"])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError) as error:  # KeyError: another optimiser's state
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{self.last_checkpoint} does not fit these settings: {reason}") from None
         for parameter, state in self.optimizer.state.items():

@@ -1,0 +1,118 @@
+"""The command line: help, versions, the list of networks, and a progress bar on a terminal."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import timm
+
+import cmpe_se
+from cmpe_se.config import TrainingConfig
+from tests.training.processes import CONSOLE_SCRIPT, empty_folder, run, start, succeed
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["models"]])
+def test_help(command):
+    done = succeed(*command, "--help")
+    assert "usage: cmpe-se" in done.out
+
+
+def test_help_explains_every_setting():
+    text = " ".join(succeed("train", "--help").out.split())
+    for field in fields(TrainingConfig):
+        assert f"--{field.name.replace('_', '-')}" in text, field.name
+    assert "default: cmpe_se_preact_resnet20" in text
+
+
+def test_help_shows_the_named_recipe():
+    text = " ".join(succeed("train", "--recipe", "cifar-paper", "--help").out.split())
+    assert "default: 200" in text
+    assert "default: cmpe_se_preact_resnet164" in text
+
+
+def test_no_command_teaches():
+    done = succeed()
+    assert "train" in done.out
+
+
+def test_version():
+    assert cmpe_se.__version__ in succeed("--version").out
+
+
+def test_unknown_command():
+    assert "trian" in run("trian").complaint
+
+
+def test_module_is_the_command():
+    command = [sys.executable, "-m", "cmpe_se", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=empty_folder())
+    assert cmpe_se.__version__ in done.stdout
+
+
+def test_console_script_is_installed():
+    done = subprocess.run([CONSOLE_SCRIPT, "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, cmpe_se.__version__ in done.stdout) == (0, True)
+
+
+def test_models():
+    done = succeed("models", "--as-json", "true")
+    records = {record["name"]: record for record in json.loads(done.out)}
+    assert len(records) == 24
+    assert records["preact_resnet164"]["params"] == 1_703_258
+    assert records["cmpe_se_preact_resnet164"]["params"] == 1_956_644
+    # By hand: 3x3 convolutions of preact_resnet20, its two projections and its classifier.
+    stages = [(16, 16, 32), (16, 32, 16), (32, 64, 8)]
+    macs = 9 * 3 * 16 * 32**2 + 64 * 10
+    for inner, outer, side in stages:
+        macs += (9 * inner * outer + 5 * 9 * outer**2 + (inner != outer) * inner * outer) * side**2
+    assert records["preact_resnet20"]["macs"] == macs
+    model = timm.create_model("se_wrn16_4")
+    assert records["se_wrn16_4"]["params"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_models_table():
+    done = succeed("models", "--view", "pair_view_1x1")
+    assert re.search(r"preact_resnet164 +1,703,258.*\+193,536.*\+290,682", done.out)
+    assert "pair_view_1x1" in done.out
+
+
+def test_models_mistake():
+    assert "choose one of" in run("models", "--view", "folded").complaint
+
+
+def test_progress_bar_on_a_terminal(tmp_path):
+    main, follower = pty.openpty()
+    flags = ["--epochs", "2", "--output", tmp_path / "run"]
+    running = start("train", *flags, env={"TERM": "xterm", "COLUMNS": "140"}, terminal=os.ttyname(follower))
+    shown = b""
+    while running.process.is_alive():
+        if _readable(main):
+            shown += os.read(main, 65536)
+    while _readable(main):
+        shown += os.read(main, 65536)
+    assert running.wait().status == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"epoch 2/2 .*\d+/44 .*images/s .*loss \d\.\d+ .*top-1 \d+\.\d %.*left", text)
+    assert re.search(r"epoch +2/2 +loss", text)  # the line that an epoch leaves
+
+
+def _readable(descriptor: int) -> bool:
+    import select
+
+    return bool(select.select([descriptor], [], [], 0.2)[0])
+
+
+def test_snippets_use_what_exists():
+    """Commands that the README shows parse: their flags and names exist."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    shown = re.findall(r"^cmpe-se (.*)$", text, flags=re.MULTILINE)
+    assert len(shown) >= 4
+    for line in shown:
+        for flag in re.findall(r"--[a-z-]+", line):
+            assert flag in succeed(line.split()[0], "--help").out, line

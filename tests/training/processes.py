@@ -1,0 +1,143 @@
+"""The command in real processes, forked from one that has imported everything: a start takes no seconds."""
+
+import functools
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["pytest", "cmpe_se.training", "cmpe_se.evaluation", "cmpe_se.prediction", "cmpe_se.listing", "cmpe_se.cli"]
+)
+CONSOLE_SCRIPT = Path(sys.executable).with_name("cmpe-se")
+
+
+class Done(NamedTuple):
+    """What a process has left."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The one line of an error; fails where there is none, more than one, a stack trace or a status of 0."""
+        assert self.status not in (0, None), self.err
+        assert "Traceback" not in self.err, self.err
+        lines = [line for line in self.err.splitlines() if line.startswith("cmpe-se: ")]
+        assert len(lines) == 1, self.err
+        assert self.err.splitlines()[-1] == lines[0], self.err
+        return lines[0]
+
+
+class Running:
+    """``cmpe-se ARGUMENTS`` in a process and a session of its own."""
+
+    def __init__(self, *arguments, cwd: Path, env: dict[str, str], before: Callable | None, terminal: str | None):
+        self.folder = Path(tempfile.mkdtemp(prefix="command-"))
+        self.arguments = [str(argument) for argument in arguments]
+        place = (terminal, terminal) if terminal else (self.folder / "out", self.folder / "err")
+        self.process = _FORKS.Process(target=_child, args=(self.arguments, *place, cwd, env, before))
+        self.process.start()
+
+    @property
+    def err(self) -> str:
+        return (self.folder / "err").read_text() if (self.folder / "err").exists() else ""
+
+    def until(self, condition: Callable[[], bool], timeout: float = 120) -> "Running":
+        """Wait until something has happened; fail if the process ends before."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert self.process.is_alive(), f"ended with {self.process.exitcode} before: {self.err}"
+            assert time.monotonic() < end, f"did not happen in {timeout} s: {self.err}"
+            time.sleep(0.002)
+        return self
+
+    def send(self, number: int, *, group: bool = False) -> Done:
+        """Send a signal, to the process or, as a terminal does, to all it has started; wait for the end."""
+        (os.killpg if group else os.kill)(self.process.pid, number)
+        return self.wait()
+
+    def wait(self, timeout: float = 240) -> Done:
+        self.process.join(timeout)
+        if self.process.is_alive():
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.join()
+            pytest.fail(f"{self.arguments} was not done after {timeout} s: {self.err}")
+        out = self.folder / "out"
+        done = Done(self.process.exitcode, out.read_text() if out.exists() else "", self.err)
+        shutil.rmtree(self.folder)
+        return done
+
+
+def start(*arguments, cwd: Path | None = None, env=None, before=None, terminal: str | None = None) -> Running:
+    """Start ``cmpe-se ARGUMENTS`` on one thread.
+
+    Args:
+        arguments: of the command line.
+        cwd: working directory; an empty one if left out.
+        env: more environment variables.
+        before: function of a module to call in the process first.
+        terminal: path of a terminal to take the place of the output files.
+    """
+    return Running(*arguments, cwd=cwd or empty_folder(), env=env or {}, before=before, terminal=terminal)
+
+
+def run(*arguments, **settings) -> Done:
+    """Run ``cmpe-se ARGUMENTS`` to its end."""
+    return start(*arguments, **settings).wait()
+
+
+def succeed(*arguments, **settings) -> Done:
+    """Run ``cmpe-se ARGUMENTS`` to its good end."""
+    done = run(*arguments, **settings)
+    assert done.status == 0, done.err
+    assert "Traceback" not in done.err, done.err
+    return done
+
+
+def _child(arguments, out, err, cwd, env, before) -> None:
+    os.setsid()
+    for path, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOCTTY, 0o600), number)
+    os.chdir(cwd)
+    os.environ.update(env)
+    import torch
+
+    from cmpe_se.cli import main
+
+    torch.set_num_threads(1)
+    if before:
+        before()
+    sys.argv = ["cmpe-se", *arguments]
+    sys.exit(main(arguments))
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="cmpe-se-tests-")
+
+
+def empty_folder() -> Path:
+    """A new folder that goes away at the end of the session."""
+    return Path(tempfile.mkdtemp(dir=_scratch().name))
+
+
+@functools.cache
+def default_run() -> tuple[Path, Done]:
+    """The run of ``cmpe-se train`` without any argument, as a user starts it, and what it printed; once a session."""
+    folder = empty_folder()
+    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    done = subprocess.run([CONSOLE_SCRIPT, "train"], cwd=folder, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "cmpe_se_preact_resnet20-digits-seed0", Done(0, done.stdout, done.stderr)

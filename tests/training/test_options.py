@@ -1,0 +1,163 @@
+"""Options of the loop do what they say."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmpe_se.config import TrainingConfig
+from cmpe_se.optimisation import create_optimizer
+from tests.training.conftest import write_digits
+from tests.training.processes import run, succeed
+from tests.training.runs import metrics, result, weights
+
+OPTIONS = {
+    "bfloat16": ["--precision", "bfloat16"],
+    "contiguous": ["--channels-last", "false"],
+    "clipping": ["--clip-grad", "0.5"],
+    "mixup and cutmix": ["--mixup", "0.2", "--cutmix", "1", "--label-smoothing", "0.1"],
+    "average": ["--ema", "0.99"],
+    "adamw": ["--optimizer", "adamw", "--lr", "0.003"],
+    "parts": ["--accumulate", "4"],
+    "wide": ["--model", "wrn16_4", "--epochs", "1", "--batch-size", "128"],
+}
+
+
+@pytest.mark.parametrize("flags", OPTIONS.values(), ids=OPTIONS)
+def test_learns(flags, tmp_path):
+    succeed("train", "--epochs", "2", *flags, "--output", tmp_path / "run")
+    records = metrics(tmp_path / "run")
+    assert result(tmp_path / "run")["test_top1"] > 30  # of ten classes
+    assert all(math.isfinite(record["train_loss"]) for record in records)
+    assert (records[0]["train_top1"] is None) == ("--mixup" in flags)
+
+
+def test_memory_format_changes_little(short_run, tmp_path):
+    succeed("train", "--epochs", "2", "--channels-last", "false", "--output", tmp_path / "run")
+    assert metrics(tmp_path / "run")[0]["train_loss"] == pytest.approx(metrics(short_run)[0]["train_loss"], rel=0.02)
+
+
+def test_compile(digit_folder, tmp_path):
+    flags = ["--data", "folder", "--data-dir", digit_folder, "--epochs", "1", "--batch-size", "32"]
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        succeed("train", *flags, "--compile", compiled, "--output", tmp_path / name)
+    first, second = (metrics(tmp_path / name)[0]["train_loss"] for name in ("plain", "compiled"))
+    assert second == pytest.approx(first, rel=0.02)
+    assert weights(tmp_path / "plain").keys() == weights(tmp_path / "compiled").keys()
+
+
+def test_average_is_what_is_saved(everything_run):
+    from tests.training.runs import assert_same_tensors, checkpoint
+
+    assert_same_tensors(checkpoint(everything_run)["ema"], weights(everything_run))
+
+
+def test_parts_of_a_batch_give_its_gradient():
+    """Without batch norm's batch effect, accumulating is exact."""
+    from cmpe_se import PreActResNet
+
+    torch.manual_seed(0)
+    model = PreActResNet(8, block="basic", view="folded_3x3").double().eval()
+    images, labels = torch.randn(8, 3, 8, 8).double(), torch.randint(10, (8,))
+    gradients = []
+    for parts in (1, 4):
+        model.zero_grad()
+        for part, targets in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+            loss = torch.nn.functional.cross_entropy(model(part), targets)
+            (loss * (len(part) / len(images))).backward()
+        gradients.append(model.stem.conv.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+SCHEDULES = {
+    "cosine": ({}, lambda step: 0.05 * (1 + math.cos(math.pi * step / 40))),
+    "constant": ({"schedule": "constant"}, lambda step: 0.1),
+    "multistep": (
+        {"schedule": "multistep", "decay_milestones": [1, 3], "decay_rate": 0.1},
+        lambda step: 0.1 * 0.1 ** ((step >= 9) + (step >= 29)),  # timm's convention: one update early
+    ),
+    "step": (
+        {"schedule": "step", "decay_epochs": 2, "decay_rate": 0.5},
+        lambda step: 0.1 * 0.5 ** (step // 20),
+    ),
+    "warmup": (
+        {"schedule": "constant", "warmup_epochs": 2},
+        lambda step: min(0.001 + 0.099 * step / 20, 0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "expected"), SCHEDULES.values(), ids=SCHEDULES)
+def test_learning_rates(settings, expected):
+    config = TrainingConfig(epochs=4, lr=0.1, **settings)
+    optimizer, schedule = create_optimizer(config, torch.nn.Linear(2, 2), steps_per_epoch=10)
+    for step in range(40):
+        schedule.step_update(step)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected(step), rel=1e-6), step
+
+
+def test_tensorboard(digit_folder, tmp_path):
+    flags = ["--data", "folder", "--data-dir", digit_folder, "--epochs", "2", "--batch-size", "32"]
+    succeed("train", *flags, "--tensorboard", "true", "--output", tmp_path / "run")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    found = [event.value for event in events.Scalars("test_top1")]
+    assert found == pytest.approx([record["test_top1"] for record in metrics(tmp_path / "run")])
+
+
+def test_large_images_and_a_network_of_timm(tmp_path):
+    data = write_digits(tmp_path / "data", {"train": 12, "val": 4}, side=128)
+    flags = ["--data", "folder", "--data-dir", data, "--image-size", "128", "--batch-size", "16", "--epochs", "1"]
+    flags += ["--model", "resnet18", "--crop-padding", "0", "--workers", "1", "--scale", "[0.5, 1.0]", "--flip", "true"]
+    succeed("train", *flags, "--output", tmp_path / "run")
+    assert result(tmp_path / "run")["test_images"] == 16
+    assert result(tmp_path / "run")["view"] is None
+    succeed("evaluate", tmp_path / "run", "--output", tmp_path / "evaluation")
+    image = data / "val" / "2" / "000.png"
+    done = succeed("predict", tmp_path / "run", image)
+    assert re.search(r"\d+\.\d %", done.out)
+
+
+def _truncate(data):
+    path = next((data / "train" / "2").iterdir())
+    path.write_bytes(path.read_bytes()[:60])
+    return path.name
+
+
+def _one_class(data):
+    import shutil
+
+    for part in ("train", "test"):
+        for digit in "123":
+            shutil.rmtree(data / part / digit)
+    return "two"
+
+
+FOLDER_MISTAKES = {"truncated image": _truncate, "one class": _one_class}
+
+
+@pytest.mark.parametrize("spoil", FOLDER_MISTAKES.values(), ids=FOLDER_MISTAKES)
+def test_folders_that_cannot_be_used(spoil, tmp_path):
+    data = write_digits(tmp_path / "data", {"train": 4, "test": 2})
+    message = spoil(data)
+    complaint = run("train", "--data", "folder", "--data-dir", data, "--output", tmp_path / "run").complaint
+    assert message in complaint
+    assert not (tmp_path / "run").exists()
+
+
+def test_odd_images_are_converted(tmp_path):
+    """Grey, palette, transparent and 16-bit files side by side in one class folder."""
+    data = write_digits(tmp_path / "data", {"train": 8, "test": 2}, digits=(0, 1))
+    folder = data / "train" / "0"
+    grey = np.full((8, 8), 40000, np.uint16)
+    Image.fromarray(grey).save(folder / "sixteen.png")
+    Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(folder / "clear.png")
+    Image.new("P", (8, 8), 3).save(folder / "palette.png")
+    flags = ["--data", "folder", "--data-dir", data, "--epochs", "1", "--batch-size", "8"]
+    succeed("train", *flags, "--output", tmp_path / "run")
+    assert result(tmp_path / "run")["train_images"] == 19

@@ -1,0 +1,101 @@
+"""Two real processes on a CPU: the same recipe, and every test image once."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cmpe_se.evaluation import evaluate
+from tests.training.processes import empty_folder
+from tests.training.runs import checkpoint, metrics, result, weights
+
+ACCELERATE = Path(sys.executable).with_name("accelerate")
+
+
+def launch(*arguments, flags=(), timeout: float = 240) -> subprocess.CompletedProcess:
+    """``accelerate launch --num_processes 2 -m cmpe_se ARGUMENTS`` on one thread each, without GPUs."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [ACCELERATE, "launch", *flags, "--num_processes", "2", "-m", "cmpe_se", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, cwd=empty_folder())
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """Two epochs of digits, as two processes."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    done = launch("train", "--epochs", 2, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_there_were_two(two_processes):
+    folder, done = two_processes
+    assert result(folder)["processes"] == 2
+    assert done.stderr.count("run folder") == 1  # one of them speaks
+    assert done.stdout.count('"test_top1"') == 1
+
+
+def test_every_test_image_once(two_processes, tmp_path):
+    folder, _ = two_processes
+    assert result(folder)["test_images"] == 360
+    alone = evaluate(str(folder), output=str(tmp_path))
+    for name in ("test_top1", "test_top5"):
+        assert result(folder)[name] == pytest.approx(alone[name], abs=1e-9)
+    assert result(folder)["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-5)
+
+
+def test_same_recipe(two_processes, short_run):
+    folder, _ = two_processes
+    two, one = metrics(folder), metrics(short_run)
+    assert [record["step"] for record in two] == [record["step"] for record in one]
+    assert [record["lr"] for record in two] == [record["lr"] for record in one]
+    # The same images in the same order: only the batch norms see other halves.
+    assert two[0]["train_loss"] == pytest.approx(one[0]["train_loss"], rel=0.1)
+    assert weights(folder).keys() == weights(short_run).keys()
+
+
+def test_odd_test_set_and_interruption(digit_folder, tmp_path):
+    """29 x 4 + 1 test images do not halve; a stop reaches both processes and both go on."""
+    extra = next((digit_folder / "train" / "0").iterdir())
+    folder = tmp_path / "run"
+    data = tmp_path / "data"
+    subprocess.run(["cp", "-r", digit_folder, data], check=True)
+    (data / "test" / "0" / "extra.png").write_bytes(extra.read_bytes())
+    settings = ("--data", "folder", "--data-dir", data, "--batch-size", 20, "--checkpoint-steps", 3)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [ACCELERATE, "launch", "--num_processes", "2", "-m", "cmpe_se", "train", "--epochs", "30"]
+    arguments = [*command, *map(str, settings), "--output", str(folder)]
+    running = subprocess.Popen(
+        arguments, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(600):
+            if (folder / "metrics.jsonl").exists():
+                break
+            running.poll()
+            assert running.returncode is None
+            import time
+
+            time.sleep(0.1)
+        os.killpg(running.pid, signal.SIGINT)
+        assert running.wait(60) != 0
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    reached = checkpoint(folder)["epoch"]
+    assert 1 <= reached < 30
+    done = launch("train", "--resume", folder, "--epochs", reached + 1)
+    assert done.returncode == 0, done.stderr
+    assert result(folder)["test_images"] == 29
+    assert result(folder)["epochs"] == reached + 1
+
+
+def test_mistake(tmp_path):
+    done = launch("train", "--data", "folder", "--data-dir", tmp_path / "nowhere")
+    assert done.returncode != 0
+    assert done.stderr.count("cmpe-se: error:") == 1
+    assert str(tmp_path / "nowhere") in done.stderr
+    assert not (tmp_path / "runs").exists()
