@@ -567,3 +567,21 @@ def test_squeeze_through_under_autocast(case):
         actual = squeeze_through(conv, x)
     assert actual.dtype == torch.float32
     near(actual, conv(x.float()).mean((2, 3)), 1e-5)
+
+
+@pytest.mark.parametrize("method", ["forward", "gate"])
+def test_empty_maps_are_refused(method):
+    attention = CompetitiveSE(64)
+    with pytest.raises(ValueError, match="H and W at least 1"):
+        getattr(attention, method)(torch.zeros(2, 64, 0, 4), torch.zeros(2, 64, 0, 4))
+
+
+def test_traced_and_saved():
+    """Tracing with gradients on meets no custom function, which a trace cannot be saved with."""
+    attention = CompetitiveSE(64).eval()
+    maps = torch.randn(2, 64, 4, 4), torch.randn(2, 64, 4, 4)
+    traced = torch.jit.trace(attention, maps)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.jit.load(file)(*maps), attention(*maps))

@@ -46,7 +46,9 @@ def test_version():
 
 
 def test_unknown_command():
-    assert "trian" in run("trian").complaint
+    complaint = run("trian").complaint
+    assert "trian" in complaint
+    assert complaint.endswith("(cmpe-se --help)")
 
 
 def test_module_is_the_command():

@@ -137,6 +137,9 @@ class CompetitiveSE(nn.Module):
                 f"H, W); got {tuple(residual.shape)} and {tuple(identity.shape)}"
             )
 
+        if 0 in residual.shape[2:]:
+            raise ValueError(f"feature maps need H and W at least 1 to have a mean, got {tuple(residual.shape)}")
+
     def _draw(self, residual: Tensor, identity: Tensor) -> Tensor:
         if self.view == "folded_3x3":
             return fold(residual, identity, self.picture_size[1])
@@ -192,8 +195,9 @@ def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def add_gated(identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     """``identity + gate * residual`` in one pass: (N, C, H, W), (N, C), (N, C, H, W) to (N, C, H, W)."""
     gate = gate.to(residual.dtype)[:, :, None, None]
-    # The compiler fuses the plain form itself, and without gradients there is nothing to save.
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or identity.dtype != residual.dtype:
+    # The compiler fuses the plain form itself, a tracer can save nothing else, and without gradients it is the same.
+    plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
+    if plain or identity.dtype != residual.dtype:
         return torch.addcmul(identity, gate, residual)
     return _AddGated.apply(identity, gate, residual)
 

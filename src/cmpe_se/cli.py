@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -14,6 +14,7 @@ from cmpe_se.interruption import TrainingInterrupted
 from cmpe_se.launching import failed_elsewhere, is_main_process, launch, missing_processes
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_SWITCHES = {"as_json", *(field.name for field in fields(TrainingConfig) if field.type in (bool, "bool"))}
 
 _DESCRIPTION = """Competitive inner-imaging squeeze-and-excitation (arXiv 1807.08920): train, test and use residual
 networks in which residual and identity compete. `cmpe-se train` alone trains on real handwritten digits."""
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: of the command line, without the program's name; those of this process if left out.
     """
-    arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    arguments = _as_parsed(sys.argv[1:] if arguments is None else arguments)
     try:
         parser = _parser(arguments)
         if not arguments:
@@ -43,9 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(command, parsed[command])
         return 0
     except ArgumentError as error:
-        return _complain(f"{error.message or error} (cmpe-se {' '.join(arguments[:1])} --help)", _USAGE)
+        known = [word for word in arguments[:1] if word in ("train", *_commands())]
+        return _complain(f"{error.message or error} ({' '.join(['cmpe-se', *known, '--help'])})", _USAGE)
     except TrainingInterrupted as interruption:
-        return _complain(str(interruption), _INTERRUPTED)
+        return _complain(str(interruption), _INTERRUPTED) if is_main_process() else _INTERRUPTED
     except KeyboardInterrupt:
         return _complain("stopped", _INTERRUPTED)
     except UserError as error:
@@ -139,15 +141,22 @@ class _HelpFormatter(DefaultHelpFormatter):
 
 
 def _new_parser(**settings) -> ArgumentParser:
-    return ArgumentParser(exit_on_error=False, formatter_class=_HelpFormatter, **settings)
+    # An abbreviated --recipe would not be seen by the first look, and its recipe be lost.
+    return ArgumentParser(exit_on_error=False, formatter_class=_HelpFormatter, allow_abbrev=False, **settings)
 
 
-def _with_underscores(argument: str) -> str:
-    """--batch-size=8 as --batch_size=8, the parameter's name."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+def _as_parsed(arguments: Sequence[str]) -> list[str]:
+    """--batch-size=8 as --batch_size=8, the parameter's name, and a lone --flip as --flip=true."""
+    parsed = []
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+            takes_next = following.lower() in ("true", "false") if argument == "--as_json" else following[:2] != "--"
+            if argument[2:] in _SWITCHES and not (following and takes_next):
+                argument += "=true"
+        parsed.append(argument)
+    return parsed
 
 
 def _complain(message: str, status: int) -> int:

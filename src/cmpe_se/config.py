@@ -138,14 +138,13 @@ class TrainingConfig:
         Raises:
             UserError: no such recipe, a field that does not exist, or a value that cannot be.
         """
-        values = read_recipe(recipe) | settings
-        check_names(values, "setting")
-        return cls(**values)
+        check_names(settings, "setting")
+        return cls(**(read_recipe(recipe) | _typed(settings, "")))
 
     def changed(self, **settings: Any) -> "TrainingConfig":
         """A copy with other values in some fields."""
         check_names(settings, "setting")
-        return replace(self, **settings)
+        return replace(self, **_typed(settings, ""))
 
     def to_yaml(self) -> str:
         """The text of a recipe file that repeats the run."""
@@ -193,13 +192,17 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"recipe {recipe} should map settings to values, such as 'epochs: 30'")
     check_names(values, f"recipe {recipe}: setting")
+    return _typed(values, f"recipe {recipe}: ")
+
+
+def _typed(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Each value in its field's type; ``where`` begins the message for one that cannot be."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainingConfig, as_group=False)
     try:
-        return vars(parser.parse_object(values, defaults=False))  # each value in its field's type
+        return vars(parser.parse_object(values, defaults=False))
     except ArgumentError as error:
-        reason = " ".join(error.message.replace("Parser key", "setting").split())
-        raise UserError(f"recipe {recipe}: {reason}") from None
+        raise UserError(where + " ".join(error.message.replace("Parser key", "setting").split())) from None
 
 
 def check_names(values: dict[str, Any], what: str) -> None:

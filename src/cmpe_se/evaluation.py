@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
-from cmpe_se.data import ImageData, load_data
+from cmpe_se.data import ImageData, is_fixed_size, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.figures import plot_confusion
 from cmpe_se.run_folder import RunFolder, write_text
@@ -96,13 +96,11 @@ def evaluate(
     folder = RunFolder.open(run)
     config = folder.read_config()
     model = folder.load_model()
-    dataset = load_data(
-        data or config.data,
-        data_dir or config.data_dir,
-        image_size=config.image_size,
-        workers=workers,
-    )
     trained = folder.model_config()
+    name, image_size = data or config.data, config.image_size
+    if (data or data_dir) and not is_fixed_size(name):
+        image_size = trained["input_size"][-1]  # other images, but of the size that the network knows
+    dataset = load_data(name, data_dir or config.data_dir, image_size=image_size, workers=workers)
     _check_fits(folder, dataset, trained)
     device = Accelerator(cpu=config.device == "cpu").device
     model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)

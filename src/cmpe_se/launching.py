@@ -30,6 +30,7 @@ def missing_processes() -> int | None:
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
     """Run this command in that many processes on this machine; returns the exit status."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
@@ -39,6 +40,8 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         torchrun(command)
     except ChildFailedError as error:  # the process that failed has said why
         return max(1, *(failure.exitcode for failure in error.failures.values()))  # negative: ended by a signal
+    except (SignalException, KeyboardInterrupt):  # passed on to the processes, the main one of which has said so
+        return 130
     return 0
 
 

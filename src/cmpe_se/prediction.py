@@ -6,22 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from cmpe_se.data import read_image
 from cmpe_se.errors import UserError
 from cmpe_se.run_folder import RunFolder
 
 _SHOWN = 3  # classes a line of the table
-_SUFFIXES = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
 
 
 def predict(
-    run: str, images: Sequence[str], *, top: int = 5, batch_size: int = 64, as_json: bool = False
+    run: str, images: str | Sequence[str], *, top: int = 5, batch_size: int = 64, as_json: bool = False
 ) -> list[dict[str, Any]]:
     """Say what a finished run's network sees in images.
 
@@ -43,6 +42,7 @@ def predict(
     folder = RunFolder.open(run)
     model = folder.load_model()
     config = folder.model_config()
+    images = [images] if isinstance(images, (str, Path)) else images
     paths = [path for image in images for path in _image_files(Path(image))]
     if not paths:
         raise UserError("no images given; name image files, or folders of them")
@@ -68,7 +68,7 @@ def predict(
 
 def _image_files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _SUFFIXES)
+        found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in IMG_EXTENSIONS)
         if not found:
             raise UserError(f"folder {path} holds no images (png, jpg, ...)")
         return found

@@ -42,8 +42,18 @@ def load_reference_parameters(model: ResidualNetwork | PreActBlock, parameters: 
             message names them, and the model is left as it was.
     """
     targets = reference_targets(model, parameters)
-    arrays = {path: np.asarray(value) for path, value in parameters.items()}
+    arrays, unusable = {}, []
+    for path, value in parameters.items():
+        array = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if array.dtype.kind in "fiu":
+            array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+            array = array.reshape(np.shape(value))  # a scalar has become a vector of one
+        else:
+            unusable.append(f"{path} of {array.dtype}")
+        arrays[path] = array
     problems = []
+    if unusable:
+        problems.append(f"not real numbers: {_listed(unusable)}")
     if missing := [path for path in targets if path not in arrays]:
         problems.append(f"missing: {_listed(missing)}")
     if surplus := [path for path in arrays if path not in targets]:
@@ -99,11 +109,14 @@ def _network(model: ResidualNetwork, names: Mapping[str, Any]) -> Iterator[tuple
         index = 3
     for stage in model.stages:
         for position, block in enumerate(stage.blocks):
-            yield from _block(block, f"features.{index}.{position}.", names)
+            wide = isinstance(model, WideResNet)  # always named "downsample" there
+            yield from _block(block, f"features.{index}.{position}.", {} if wide else names)
         index += 1
-    yield from _norm(model.norm, f"features.{index}.")
-    yield "output.weight", _same(model.head.fc.weight)
-    yield "output.bias", _same(model.head.fc.bias)
+    if isinstance(model.norm, nn.BatchNorm2d):  # a pruned network has none
+        yield from _norm(model.norm, f"features.{index}.")
+    if isinstance(model.head.fc, nn.Linear):  # nor one without classes a classifier
+        yield "output.weight", _same(model.head.fc.weight)
+        yield "output.bias", _same(model.head.fc.bias)
 
 
 def _block(block: PreActBlock, prefix: str, names: Mapping[str, Any]) -> Iterator[tuple[str, Target]]:

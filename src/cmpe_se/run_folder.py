@@ -62,7 +62,7 @@ class RunFolder:
         """The final figures of a finished run."""
         if not self.result.is_file():
             raise UserError(f"{self.path} has not finished; go on with `cmpe-se train --resume {self.path}`")
-        return json.loads(self.result.read_text())
+        return _read_json(self.result)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write the epochs' records, one JSON object a line."""
@@ -122,8 +122,15 @@ class RunFolder:
 
     def model_config(self) -> dict[str, Any]:
         """What ``model/config.json`` says of classes and normalisation (timm's pretrained_cfg)."""
-        config = json.loads((self.model / "config.json").read_text())
+        config = _read_json(self.model / "config.json")
         return config["pretrained_cfg"] | {"architecture": config["architecture"]}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}; delete it, and `cmpe-se train --resume` writes it") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -243,6 +243,7 @@ class Trainer:
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
                 "epoch": self.epoch,
                 "batch": self.batch,
+                "batch_size": self.config.batch_size,
                 "sums": self.sums.total,
                 "epoch_seconds": self.epoch_seconds,
                 "train_seconds": self.train_seconds,
@@ -256,6 +257,12 @@ class Trainer:
         if loaded is None:
             return
         tree, self.last_checkpoint = loaded
+        if tree["batch"] and tree["batch_size"] != self.config.batch_size:
+            raise UserError(
+                f"{self.last_checkpoint} is {tree['batch']} batches of {tree['batch_size']} images into an epoch, and "
+                f"batch_size {self.config.batch_size} would cut it differently; resume with {tree['batch_size']}, and "
+                "change it at an epoch's end"
+            )
         try:
             self.network.load_state_dict(tree["network"])
             if self.ema:

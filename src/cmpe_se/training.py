@@ -1,5 +1,7 @@
 """The ``train`` command: from settings to a run folder."""
 
+import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ from torch import nn
 
 import cmpe_se.networks  # noqa: F401 (timm learns our names)
 from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig
-from cmpe_se.data import ImageData, load_data
+from cmpe_se.data import Augmentation, ImageData, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.interruption import Interruption
 from cmpe_se.run_folder import RunFolder
 from cmpe_se.seeding import seed_everything
 from cmpe_se.trainer import Trainer
 
+_log = logging.getLogger(__name__)
 _MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -49,16 +52,23 @@ def train(
         if output is not None:
             raise UserError(f"resuming goes on in {resume}: leave --output {output} out")
         run = RunFolder.open(resume)
-        config = run.read_config().changed(**settings)
+        before = run.read_config()
+        config = before.changed(**settings)
         if run.result.exists() and config.epochs <= run.read_result()["epochs"]:
+            if config != before:
+                raise UserError(f"{resume} has finished its {before.epochs} epochs; only a larger --epochs goes on")
             return run.read_result()
     else:
         run, config = None, TrainingConfig.from_recipe(recipe, **settings)
+        if config.data_dir:  # the run is to be understood from everywhere
+            config = config.changed(data_dir=str(Path(config.data_dir).expanduser().absolute()))
 
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
     # Without an accelerator it joins processes only if told that the CPU is meant.
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    if cpu and config.precision == "float16":
+        raise UserError("precision float16 needs an accelerator; on a CPU take bfloat16 or float32")
     accelerator = Accelerator(cpu=cpu, mixed_precision=_MIXED_PRECISION[config.precision])
     with accelerator.main_process_first():  # the first one downloads and fills the cache
         data = load_data(
@@ -68,6 +78,8 @@ def train(
             image_size=config.image_size,
             workers=config.workers,
         )
+    if run is None:
+        config = _without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
     seed_everything(config.seed)
     model, model_args = create_network(config, data)
     if run is None:
@@ -77,6 +89,23 @@ def train(
             return Trainer(config, data, model, model_args, run, accelerator, interruption).fit()
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None
+
+
+def _without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig, data: ImageData) -> TrainingConfig:
+    """Leave out what only the recipe asks for and these images do not know; what the user asks for stays, and fails."""
+    foreign = {
+        field.name: field.default
+        for field in fields(Augmentation)
+        if field.name not in data.augmentation_fields
+        and getattr(config, field.name) == getattr(recipe, field.name) != field.default
+    }
+    if foreign:
+        size = "x".join(map(str, data.image_size))
+        _log.warning(
+            f"the recipe's {', '.join(foreign)} left out: {data.name} is taken as {size} images, which know "
+            f"{', '.join(data.augmentation_fields)}"
+        )
+    return config.changed(**foreign)
 
 
 def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:

@@ -436,3 +436,24 @@ def test_layer_decay(family):
         1 / 16, 1 / 8, 1 / 4, 1 / 2, 1,
     ]  # fmt: skip
     assert create_optimizer_v2(model, opt="sgd", lr=0.1, weight_decay=5e-4, layer_decay=0.5).param_groups
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"in_chans": 0}, "in_chans 0 should be at least 1"),
+        ({"num_classes": -1}, "num_classes -1 at least 0"),
+        ({"drop_path_rate": 1.5}, "drop_path_rate is 1.5, should be at least 0 and below 1"),
+        ({"drop_rate": -0.1}, "drop_rate is -0.1"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PreActResNet(8, block="basic", **settings)
+    with pytest.raises(ValueError, match=message):
+        WideResNet(10, 1, **settings)
+
+
+def test_depth_is_a_whole_number():
+    with pytest.raises(ValueError, match="depth must be a whole number"):
+        PreActResNet(20.0)

@@ -225,6 +225,8 @@ def test_basic_projection_by_either_name():
         (lambda p: p.update({"features.2.0.bn9.gamma": np.ones(3)}), r"surplus: features\.2\.0\.bn9\.gamma"),
         (lambda p: p.update({"output.bias": np.ones(3)}), r"misshapen: output\.bias is \(3,\), should be \(7,\)"),
         (lambda p: p.update({"features.0.beta": np.ones(3)}), r"not frozen: features\.0\.beta must be 0"),
+        (lambda p: p.update({"output.bias": np.full(7, "x")}), r"not real numbers: output\.bias of <U1"),
+        (lambda p: p.update({"output.bias": np.ones(7) * 1j}), r"not real numbers: output\.bias of complex128"),
     ],
 )
 def test_refusals_name_the_entry_and_change_nothing(change, sentence):
@@ -235,6 +237,28 @@ def test_refusals_name_the_entry_and_change_nothing(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         load_reference_parameters(model, parameters)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "form",
+    [torch.from_numpy, lambda a: torch.from_numpy(a).bfloat16(), lambda a: a.astype(">f4"), lambda a: a[::-1][::-1]],
+    ids=["tensor", "bfloat16", "big-endian", "view"],
+)
+def test_numbers_in_any_form(form):
+    model = SMALL_NETWORKS["wide"]("double_fc")
+    parameters = {path: form(np.ones_like(array)) for path, array in reference_like(model).items() if ".0." not in path}
+    parameters |= {path: array for path, array in reference_like(model).items() if path not in parameters}
+    load_reference_parameters(model, parameters)
+    assert torch.equal(model.head.fc.weight, torch.ones_like(model.head.fc.weight))
+
+
+def test_networks_without_a_classifier():
+    model = PreActResNet(11, view="se", num_classes=0)
+    parameters = reference_like(model)
+    assert "output.weight" not in parameters
+    load_reference_parameters(model, parameters)
+    with pytest.raises(ValueError, match=r"surplus: output\.bias"):
+        load_reference_parameters(model, parameters | {"output.bias": np.ones(3)})
 
 
 def test_other_modules_are_refused():

@@ -184,6 +184,32 @@ def test_resume_with_an_output(stopped, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_another_batch_size_in_an_epoch(stopped, short_run):
+    before = everything_in(stopped)
+    complaint = run("train", "--resume", stopped, "--batch-size", "32").complaint
+    assert re.search(r"batches of 64 images into an epoch, and batch_size 32.*resume with 64", complaint)
+    assert everything_in(stopped) == before
+    succeed("train", "--resume", stopped)
+    assert_same_run(short_run, stopped)
+
+
+def test_settings_for_a_finished_run(short_run):
+    before = everything_in(short_run)
+    assert "only a larger --epochs" in run("train", "--resume", short_run, "--lr", "5").complaint
+    assert succeed("train", "--resume", short_run).out
+    assert everything_in(short_run) == before
+
+
+def test_torn_result(short_run, tmp_path):
+    folder = shutil.copytree(short_run, tmp_path / "run")
+    (folder / "result.json").write_text("{")
+    complaint = run("train", "--resume", folder).complaint
+    assert "result.json cannot be read" in complaint
+    (folder / "result.json").unlink()
+    succeed("train", "--resume", folder)
+    assert_same_run(short_run, folder)
+
+
 @pytest.mark.parametrize("flags", [["--model", "wrn16_4"], ["--optimizer", "adamw"]])
 def test_resume_with_settings_that_do_not_fit(flags, stopped, short_run):
     before = everything_in(stopped)

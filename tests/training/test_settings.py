@@ -124,6 +124,8 @@ WRONG_FLAGS = {
     "schedule over epochs": (["--schedule", "plateau"], "schedule 'plateau'"),
     "augmentation of large images": (["--color-jitter", "0.4"], "color_jitter.*digits.*crop_padding, flip, cutout"),
     "negative augmentation": (["--cutout", "-1"], "cutout is -1"),
+    "abbreviation": (["--recip", "cifar-paper"], "--recip"),
+    "float16 on a CPU": (["--precision", "float16", "--device", "cpu"], "float16 needs an accelerator.*bfloat16"),
     "odd mixup": (["--mixup", "1", "--batch-size", "63"], "mixup.*63 images.*multiple of 2"),
     "norm over one value": (["--model=resnet18", "--accumulate=64"], r"resnet18 cannot train on 1 image.*--accumulate"),
     "output and resume": (["--resume", "x", "--output", "y"], "x is no run folder"),
@@ -165,6 +167,33 @@ def test_wrong_settings_from_python():
         TrainingConfig.from_recipe("digits", epoch=3)
     with pytest.raises(UserError, match="setting epoch does not exist"):
         TrainingConfig().changed(epoch=3)
+
+
+def test_types_from_python():
+    assert TrainingConfig.from_recipe("digits", epochs="2").epochs == 2
+    with pytest.raises(UserError, match=r"epochs.*int.*1\.5"):
+        TrainingConfig.from_recipe("digits", epochs=1.5)
+
+
+def test_switches_need_no_value(recipe, tmp_path):
+    succeed("train", "--recipe", recipe, "--epochs=1", "--flip", "--output", tmp_path / "run", "--compile", "false")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["flip"], config["compile"]) == (True, False)
+
+
+def test_the_folder_is_kept_whole(digit_folder, tmp_path):
+    """A run is understood from another working directory."""
+    flags = ["--data=folder", "--epochs=1", "--data-dir", digit_folder.name, "--output", tmp_path / "run"]
+    succeed("train", *flags, cwd=digit_folder.parent)
+    succeed("evaluate", tmp_path / "run", "--output", tmp_path / "evaluation")
+
+
+def test_what_only_the_recipe_asks_for_is_left_out(digit_folder, tmp_path):
+    flags = ["--data=folder", "--data-dir", digit_folder, "--image-size=100", "--epochs=1", "--batch-size=80"]
+    done = succeed("train", *flags, "--output", tmp_path / "run")
+    assert "the recipe's crop_padding left out: folder is taken as 100x100 images" in done.err
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["crop_padding"] == 0
+    assert "crop_padding cannot be used" in run("train", *flags, "--crop-padding=2").complaint
 
 
 def test_output_that_cannot_be(tmp_path):

@@ -89,6 +89,13 @@ def test_other_classes(digits_run, digit_folder):
     assert "test on the same classes" in complaint
 
 
+def test_other_images_at_the_trained_size(digit_folder, tmp_path):
+    succeed("train", "--data=folder", "--data-dir", digit_folder, "--epochs=1", "--output", tmp_path / "run")
+    large = write_digits(tmp_path / "large", {"train": 2, "test": 2}, side=120)
+    figures = evaluate(str(tmp_path / "run"), data_dir=str(large), output=str(tmp_path / "evaluation"))
+    assert figures["images"] == 8
+
+
 def test_unfinished_run(tmp_path, digits_run):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text((digits_run / "config.yaml").read_text())
@@ -111,7 +118,7 @@ def digit_images(tmp_path_factory):
 
 
 def test_predict_folder_as_json(digits_run, digit_images):
-    done = succeed("predict", digits_run, digit_images, "--as-json", "true", "--top", 3)
+    done = succeed("predict", digits_run, "--top", 3, "--as-json", digit_images)
     records = [json.loads(line) for line in done.out.splitlines()]
     assert len(records) == 100
     right = sum(record["classes"][0]["class"] == record["image"].split("/")[-2] for record in records)
@@ -128,6 +135,12 @@ def test_predict_table_and_colours(digits_run, digit_images, tmp_path):
     Image.open(original).convert("RGB").save(tmp_path / "three.jpg", quality=95)
     done = succeed("predict", digits_run, tmp_path / "three.jpg", original)
     assert len(re.findall(r"3 \d+\.\d %", done.out)) >= 2
+
+
+def test_predict_passes_over_other_files(digits_run, digit_images, tmp_path):
+    (tmp_path / "data.h5").write_bytes(b"numbers")
+    Image.open(digit_images / "3" / "000.png").save(tmp_path / "three.png")
+    assert [record["image"] for record in predict(str(digits_run), str(tmp_path))] == [str(tmp_path / "three.png")]
 
 
 def test_predict_from_python(digits_run, digit_images):

@@ -3,7 +3,7 @@
 from cmpe_se.data.augmentation import Augmentation
 from cmpe_se.data.interface import ImageData
 from cmpe_se.data.large import LargeImages
-from cmpe_se.data.load import DATA_SETS, load_data
+from cmpe_se.data.load import DATA_SETS, is_fixed_size, load_data
 from cmpe_se.data.reading import read_image
 from cmpe_se.data.small import SmallImages
 from cmpe_se.data.streamed import StreamedImages
@@ -15,6 +15,7 @@ __all__ = [
     "LargeImages",
     "SmallImages",
     "StreamedImages",
+    "is_fixed_size",
     "load_data",
     "read_image",
 ]

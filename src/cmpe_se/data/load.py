@@ -22,6 +22,11 @@ _SMALL_BYTES = 4 * 2**30
 _DEFAULT_SIZE = 224
 
 
+def is_fixed_size(name: str) -> bool:
+    """Whether a data set's images have a size of their own, which ``image_size`` cannot change."""
+    return name == "digits" or name in TORCHVISION
+
+
 def load_data(
     name: str,
     data_dir: str | Path | None = None,

@@ -53,6 +53,11 @@ class ResidualNetwork(nn.Module):
         **factory,
     ):
         super().__init__()
+        if in_chans < 1 or num_classes < 0:
+            raise ValueError(f"in_chans {in_chans} should be at least 1, and num_classes {num_classes} at least 0")
+        for name, rate in (("drop_rate", head_drop_rate or block_drop_rate), ("drop_path_rate", drop_path_rate)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} is {rate}, should be at least 0 and below 1")
         self.num_classes, self.in_chans = num_classes, in_chans
         self.stem = Stem(in_chans, norm=stem_norm, **factory)
         self.feature_info = [{"num_chs": STEM_CHANNELS, "reduction": 1, "module": "stem"}]
@@ -318,6 +323,8 @@ class WideResNet(ResidualNetwork):
 
 def _blocks_per_stage(network: str, depth: int, layers: int, extra: int) -> int:
     """The n of depth = layers * n + extra, at least 1."""
+    if not isinstance(depth, int):
+        raise ValueError(f"{network}: depth must be a whole number, got {depth!r}")
     n, rest = divmod(depth - extra, layers)
     if rest or n < 1:
         smaller = layers * max(n, 1) + extra
