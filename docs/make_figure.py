@@ -2,8 +2,8 @@
 
     python docs/make_figure.py runs/RUN docs/competition.png
 
-For two test images of a finished run with a folded view: the image, the folded picture of the first block of each
-stage, and that block's gates.
+For two test images of a finished run with a folded view: the image, and from the block of each stage whose gates vary
+most the folded picture and the gates.
 """
 
 import argparse
@@ -17,23 +17,25 @@ from cmpe_se.figures import BLUE, GREY, ORANGE
 from cmpe_se.run_folder import RunFolder
 
 
-def look_inside(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
-    """Probabilities (N, classes), and for the first block of each stage ``picture`` (N, h, w) and ``gate`` (N, C)."""
-    seen: list[dict[str, torch.Tensor]] = []
-    handles = []
+def look_inside(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, list[dict]]:
+    """Probabilities (N, classes), and for each stage the block whose gates vary most over channels and images.
+
+    A block is its ``number`` in the stage from 1, ``picture`` (N, h, w) and ``gate`` (N, C).
+    """
+    stages, handles = [], []
     for stage in model.stages:
-        attention: CompetitiveSE = stage.blocks[0].attention
-        record: dict[str, torch.Tensor] = {}
-        seen.append(record)
-        keep_picture = lambda _, inputs, record=record: record.update(picture=inputs[0][:, 0])  # noqa: E731
-        keep_gate = lambda _, __, output, record=record: record.update(gate=output.sigmoid())  # noqa: E731
-        handles += [attention.map_conv.register_forward_pre_hook(keep_picture)]
-        handles += [attention.fc2.register_forward_hook(keep_gate)]
+        stages.append([{"number": number} for number, _ in enumerate(stage.blocks, start=1)])
+        for block, record in zip(stage.blocks, stages[-1], strict=True):
+            attention: CompetitiveSE = block.attention
+            keep_picture = lambda _, inputs, record=record: record.update(picture=inputs[0][:, 0])  # noqa: E731
+            keep_gate = lambda _, __, output, record=record: record.update(gate=output.sigmoid())  # noqa: E731
+            handles += [attention.map_conv.register_forward_pre_hook(keep_picture)]
+            handles += [attention.fc2.register_forward_hook(keep_gate)]
     with torch.no_grad():
         probabilities = model(images).softmax(1)
     for handle in handles:
         handle.remove()
-    return probabilities, seen
+    return probabilities, [max(stage, key=lambda record: record["gate"].std()) for stage in stages]
 
 
 def main() -> None:
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("run", help="finished run with a folded view")
     parser.add_argument("picture", help="PNG to write")
     parser.add_argument("--images", type=int, nargs=2, default=(0, 1), help="numbers of two test images")
+    parser.add_argument("--data-name", help="of the data set, for the title (default: the run's)")
     options = parser.parse_args()
 
     run = RunFolder.open(options.run)
@@ -73,13 +76,14 @@ def main() -> None:
             right.tick_params(labelsize=7)
             right.spines[["top", "right"]].set_visible(False)
             if row == 0:
-                left.set_title(f"stage {number + 1}: picture", fontsize=10)
+                left.set_title(f"stage {number + 1}, block {record['number']}", fontsize=10)
                 right.set_title("gates", fontsize=10)
             else:
                 right.set_xlabel("channel", fontsize=8)
+    name = options.data_name or result["data"]
     figure.suptitle(
-        f"{result['model']} on {result['data']}: {result['test_top1']:.2f} % top-1.  Rows of a picture: "
-        "r residual, i identity squeezes (purple above 0, orange below)",
+        f"{result['model']} on {name}: {result['test_top1']:.2f} % top-1.  Rows of a picture: r residual, i identity "
+        "squeezes (purple above 0, orange below)",
         fontsize=11,
     )
     figure.savefig(options.picture, dpi=110)
