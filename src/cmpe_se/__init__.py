@@ -2,7 +2,17 @@
 
 from cmpe_se import reference
 from cmpe_se.attention import VIEWS, CompetitiveSE
+from cmpe_se.conversion import conversion_report, convert
 from cmpe_se.networks import PreActResNet, WideResNet
 
 __version__ = "0.1.0"
-__all__ = ["VIEWS", "CompetitiveSE", "PreActResNet", "WideResNet", "__version__", "reference"]
+__all__ = [
+    "VIEWS",
+    "CompetitiveSE",
+    "PreActResNet",
+    "WideResNet",
+    "__version__",
+    "conversion_report",
+    "convert",
+    "reference",
+]

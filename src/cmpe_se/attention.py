@@ -38,6 +38,8 @@ class CompetitiveSE(nn.Module):
             changes one word.
         maps: number m of maps of the picture's convolution. Default: C / 64, at least 1 (the paper's bottleneck rule).
             Views without a picture ignore it.
+        gain: fixed factor on the gate. With 2, and with the last layer at zero, every gate is exactly 1: the start that
+            preserves a trained network's function (fact 4).
         device, dtype: of the parameters, as everywhere in PyTorch.
 
     Shapes:
@@ -56,6 +58,7 @@ class CompetitiveSE(nn.Module):
         reduction: int = 16,
         columns: int | None = None,
         maps: int | None = None,
+        gain: float = 1.0,
         device=None,
         dtype=None,
     ):
@@ -63,7 +66,7 @@ class CompetitiveSE(nn.Module):
         _check_settings(channels, view, reduction, columns, maps)
         factory = {"device": device, "dtype": dtype}
         hidden = max(1, channels // reduction)
-        self.channels, self.view, self.hidden = channels, view, hidden
+        self.channels, self.view, self.hidden, self.gain = channels, view, hidden, gain
 
         self.picture_size: tuple[int, int] | None = None  # height and width; None for the views without a picture
         if view == "folded_3x3":
@@ -104,7 +107,7 @@ class CompetitiveSE(nn.Module):
         return add_gated(identity, self.gate(residual, identity), residual)
 
     def gate(self, residual: Tensor, identity: Tensor) -> Tensor:
-        """Gate a of each channel, (N, C) in (0, 1), from feature maps (N, C, H, W) or from their squeezes (N, C)."""
+        """Gate a of each channel, (N, C) in (0, gain), from feature maps (N, C, H, W) or from their squeezes (N, C)."""
         residual, identity = self._squeezes(residual, identity)
         with _without_autocast(residual.device.type):
             # The gate is tiny and steers everything behind it, so autocast does not round it.
@@ -153,12 +156,14 @@ class CompetitiveSE(nn.Module):
         else:
             maps = self.map_norm(self.map_conv(self._draw(residual, identity)))  # (N, m, h', w'); no ReLU here
             hidden = self.fc1(maps.mean(dim=1).flatten(1)).relu()  # (N, C/t)
-        return self.fc2(hidden).sigmoid()  # (N, C)
+        gate = self.fc2(hidden).sigmoid()  # (N, C)
+        return gate if self.gain == 1 else gate * self.gain
 
     def extra_repr(self) -> str:
         """Channels, view and the picture's size, for ``print(model)``."""
         size = f", picture={self.picture_size[0]}x{self.picture_size[1]}" if self.picture_size else ""
-        return f"{self.channels}, view='{self.view}', hidden={self.hidden}{size}"
+        gain = f", gain={self.gain:g}" if self.gain != 1 else ""
+        return f"{self.channels}, view='{self.view}', hidden={self.hidden}{size}{gain}"
 
 
 def squeeze(x: Tensor) -> Tensor:

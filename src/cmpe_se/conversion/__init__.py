@@ -1,0 +1,7 @@
+"""Competition for any residual network: ``convert`` and what it says of itself."""
+
+from cmpe_se.conversion import registry as registry  # imported for its effect: timm learns the names
+from cmpe_se.conversion.convert import Where, convert
+from cmpe_se.conversion.report import ConversionReport, Gate, conversion_report
+
+__all__ = ["ConversionReport", "Gate", "Where", "conversion_report", "convert"]

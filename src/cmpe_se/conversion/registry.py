@@ -1,0 +1,83 @@
+"""Converted networks under names of their own in timm, with the base network's pretrained weights.
+
+``cmpe_se_resnet50`` and its like are there by name. ``cmpe_se_converted`` takes any ``base``; saved converted networks
+name it as their architecture, so that ``timm.create_model("local-dir:...")`` and hub names build them again.
+"""
+
+from functools import partial
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from cmpe_se.conversion.convert import CHILD, Where, convert
+
+BASES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
+"""Networks of timm that have a name with the prefix ``cmpe_se_``."""
+
+
+def _converted(base: str, view: str, reduction: int, where: Where | None, **settings: Any) -> nn.Module:
+    return convert(timm.create_model(base, **settings), view=view, reduction=reduction, where=where, inplace=True)
+
+
+def _with_new_gates(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the base network, with the gates as they start; those of a converted one as they are."""
+    if any(f".{CHILD}." in key for key in state):
+        return state
+    return state | {key: value for key, value in model.state_dict().items() if f".{CHILD}." in key}
+
+
+def _build(
+    name: str,
+    base: str,
+    pretrained: bool = False,
+    *,
+    view: str = "folded_3x3",
+    reduction: int = 16,
+    where: Where | None = None,
+    **settings: Any,
+) -> nn.Module:
+    network = partial(_converted, base, view, reduction, where)
+    return build_model_with_cfg(network, name, pretrained, pretrained_filter_fn=_with_new_gates, **settings)
+
+
+def _weights_of(base: str) -> dict[str, Any]:
+    """timm's configuration of each of the base network's sets of weights, by the name of the converted network."""
+    default = f"{base}.{timm.get_pretrained_cfg(base).tag}"
+    tagged = sorted(timm.list_models(f"{base}.*", pretrained=True), key=lambda name: name != default)  # it comes first
+    return {f"cmpe_se_{name}": timm.get_pretrained_cfg(name).to_dict() for name in tagged}
+
+
+default_cfgs = generate_default_cfgs({name: cfg for base in BASES for name, cfg in _weights_of(base).items()})
+
+
+def _register(base: str) -> None:
+    name = f"cmpe_se_{base}"
+
+    def entrypoint(pretrained: bool = False, **settings: Any) -> nn.Module:
+        return _build(name, base, pretrained, **settings)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__doc__ = f"timm's {base}, converted; takes view=, reduction=, where= and what {base} takes."
+    globals()[name] = register_model(entrypoint)
+
+
+for _base in BASES:
+    _register(_base)
+
+
+@register_model
+def cmpe_se_converted(pretrained: bool = False, *, base: str, **settings: Any) -> nn.Module:
+    """Any network of timm, converted; takes view=, reduction=, where= and what the network takes.
+
+    Args:
+        pretrained: start from the base network's pretrained weights, or load those of a saved converted network.
+        base: name of the network.
+        settings: for the conversion and the network.
+    """
+    if settings.get("pretrained_cfg") is None:
+        settings["pretrained_cfg"] = timm.get_pretrained_cfg(base)
+    model = _build("cmpe_se_converted", base.partition(".")[0], pretrained, **settings)
+    model.pretrained_cfg["architecture"] = "cmpe_se_converted"  # what a saved config.json names
+    return model

@@ -1,0 +1,105 @@
+"""What a conversion did."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cmpe_se.attention import CompetitiveSE
+from cmpe_se.cost import count_parameters
+from cmpe_se.errors import UserError
+
+_ATTRIBUTE = "_cmpe_se_skipped"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One converted addition.
+
+    Args:
+        block: name of the block.
+        channels: of its residual and identity.
+        view: how the gate reads the squeezes.
+        picture: height and width of the picture, None for views without one.
+        params: parameters added.
+        macs: multiply-adds added, for one image.
+    """
+
+    block: str
+    channels: int
+    view: str
+    picture: tuple[int, int] | None
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """Blocks that have competition, and those that could have had it; ``print`` shows a table.
+
+    Args:
+        gates: what was converted.
+        skipped: block to the reason why it was not.
+    """
+
+    gates: tuple[Gate, ...]
+    skipped: dict[str, str]
+
+    @property
+    def params(self) -> int:
+        """Parameters added."""
+        return sum(gate.params for gate in self.gates)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds added, for one image."""
+        return sum(gate.macs for gate in self.gates)
+
+    def __str__(self) -> str:
+        width = max(len(gate.block) for gate in self.gates)
+        lines = [f"{'block':{width}}  channels  view           picture  parameters  multiply-adds"]
+        for gate in self.gates:
+            picture = "x".join(map(str, gate.picture)) if gate.picture else "-"
+            row = f"{gate.block:{width}}  {gate.channels:8}  {gate.view:13}  {picture:>7}"
+            lines.append(f"{row}  {gate.params:10,}  {gate.macs:13,}")
+        lines.append(f"{len(self.gates)} additions converted, {self.params:,} parameters, {self.macs:,} multiply-adds")
+        lines += [f"skipped {name or 'the network itself'}: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def conversion_report(model: nn.Module) -> ConversionReport:
+    """What :func:`cmpe_se.convert` converted in a network, and what it skipped and why.
+
+    Raises:
+        UserError: the network has not been converted.
+    """
+    gates = tuple(
+        _describe(name.rpartition(".")[0], module)
+        for name, module in model.named_modules()
+        if isinstance(module, CompetitiveSE)
+    )
+    if not gates:
+        raise UserError(f"{type(model).__name__} has no competition; cmpe_se.convert puts it in")
+    return ConversionReport(gates, dict(getattr(model, _ATTRIBUTE, {})))
+
+
+def remember_skipped(model: nn.Module, skipped: dict[str, str]) -> None:
+    """Keep the reasons with the network, for its report."""
+    setattr(model, _ATTRIBUTE, skipped)
+
+
+def _describe(block: str, gate: CompetitiveSE) -> Gate:
+    squeezed = torch.zeros(1, gate.channels, device="meta")
+    counted = CompetitiveSE(
+        gate.channels,
+        view=gate.view,
+        reduction=max(1, gate.channels // gate.hidden),
+        columns=gate.picture_size[1] if gate.view == "folded_3x3" else None,
+        maps=gate.map_conv.out_channels if hasattr(gate, "map_conv") else None,
+        device="meta",
+    ).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        counted.gate(squeezed, squeezed)
+    macs = counter.get_total_flops() // 2
+    return Gate(block, gate.channels, gate.view, gate.picture_size, count_parameters(gate), macs)

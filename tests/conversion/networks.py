@@ -1,0 +1,65 @@
+"""Networks of timm and torchvision with nothing at its initial value."""
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+TIMM = {
+    "resnet18": 8,
+    "resnet34": 16,
+    "resnet50": 16,
+    "resnet101": 33,
+    "resnet50d": 16,
+    "resnext50_32x4d": 16,
+    "seresnet50": 16,
+    "ecaresnet50d": 16,
+    "resnetv2_50": 16,
+    "regnetx_004": 22,
+    "regnety_004": 16,
+    "mobilenetv2_100": 10,
+    "efficientnet_b0": 9,
+    "convnext_tiny": 18,
+    "res2net50_26w_4s": 16,
+    "resnest50d": 16,
+}
+TORCHVISION = {
+    "resnet18": 8,
+    "resnet50": 16,
+    "wide_resnet50_2": 16,
+    "resnext50_32x4d": 16,
+    "regnet_y_400mf": 16,
+    "mobilenet_v2": 10,
+}
+"""Names, and how many residual additions each network has."""
+
+NAMES = [f"timm {name}" for name in TIMM] + [f"torchvision {name}" for name in TORCHVISION]
+
+
+def build(name: str, **settings) -> nn.Module:
+    """A network in eval mode with random norms: no residual branch is zero, no norm is the identity."""
+    torch.manual_seed(0)
+    library, _, name = name.partition(" ")
+    model = timm.create_model(name, **settings) if library == "timm" else getattr(torchvision.models, name)(**settings)
+    return randomise(model).eval()
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> nn.Module:
+    """Random affine parameters and running statistics for every batch norm, and random layer scales."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.7, 1.3)
+            if module.affine:
+                module.weight.uniform_(0.7, 1.3)
+                module.bias.normal_(0, 0.2)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def expected_additions(name: str) -> int:
+    library, _, name = name.partition(" ")
+    return (TIMM if library == "timm" else TORCHVISION)[name]
