@@ -29,6 +29,10 @@ class Checkpoints:
         self.newest, self.previous = folder / "checkpoint.safetensors", folder / "previous.safetensors"
         self._torn = False  # whether the newest one was found unreadable
 
+    def exist(self) -> bool:
+        """Whether there is one, good or torn."""
+        return self.newest.exists() or self.previous.exists()
+
     def save(self, tree: dict[str, Any]) -> None:
         """Write a checkpoint under a temporary name, then rename: at no moment is there no good one.
 

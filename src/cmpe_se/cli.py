@@ -14,7 +14,7 @@ from cmpe_se.interruption import TrainingInterrupted
 from cmpe_se.launching import failed_elsewhere, is_main_process, launch, missing_processes
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
-_SWITCHES = {"as_json", *(field.name for field in fields(TrainingConfig) if field.type in (bool, "bool"))}
+_SWITCHES = {"as_json", "private", *(field.name for field in fields(TrainingConfig) if field.type in (bool, "bool"))}
 
 _DESCRIPTION = """Competitive inner-imaging squeeze-and-excitation (arXiv 1807.08920): train, test and use residual
 networks in which residual and identity compete. `cmpe-se train` alone trains on real handwritten digits."""
@@ -83,8 +83,9 @@ def _commands() -> dict[str, Callable]:
     from cmpe_se.evaluation import evaluate
     from cmpe_se.listing import models
     from cmpe_se.prediction import predict
+    from cmpe_se.sharing import push
 
-    return {"evaluate": evaluate, "predict": predict, "models": models}
+    return {"evaluate": evaluate, "predict": predict, "push": push, "models": models}
 
 
 def _parser(arguments: Sequence[str]) -> ArgumentParser:
@@ -152,7 +153,11 @@ def _as_parsed(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             argument = "--" + name[2:].replace("-", "_") + equals + value
-            takes_next = following.lower() in ("true", "false") if argument == "--as_json" else following[:2] != "--"
+            takes_next = (
+                following.lower() in ("true", "false")
+                if argument in ("--as_json", "--private")
+                else following[:2] != "--"
+            )
             if argument[2:] in _SWITCHES and not (following and takes_next):
                 argument += "=true"
         parsed.append(argument)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from cmpe_se.attention import VIEWS
 from cmpe_se.data import Augmentation
 from cmpe_se.errors import UserError
 
@@ -22,6 +23,9 @@ class TrainingConfig:
         model: any network that timm knows, ours among them (`cmpe-se models` lists those).
         view: view of our attention: se, double_fc, pair_view_2x1, pair_view_1x1 or folded_3x3; null is the model
             name's own.
+        convert: put competition with this view into the model, any residual network of timm; null leaves it as it is.
+        pretrained: weights to start from: a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
+            model's own. A classifier for another number of classes starts anew.
         data: digits, cifar10, cifar100, svhn, fashion_mnist, folder (class folders), imagenet, hfds/NAME or wds/NAME.
         data_dir: folder of the data.
         download: fetch torchvision's data sets where they are missing.
@@ -35,6 +39,8 @@ class TrainingConfig:
         lr: highest learning rate.
         momentum: of the optimizer, 0 to 1.
         weight_decay: not applied to norms and biases.
+        layer_decay: factor on the learning rate from each layer to the one before it; 1 is the same for all.
+        gate_lr: factor on the learning rate of our attention's parameters.
         schedule: timm's name, such as cosine, step, multistep or constant.
         min_lr: learning rate at the schedule's end.
         warmup_epochs: epochs over which the learning rate rises from a hundredth.
@@ -67,6 +73,8 @@ class TrainingConfig:
 
     model: str = "cmpe_se_preact_resnet20"
     view: str | None = None
+    convert: str | None = None
+    pretrained: str | None = None
     data: str = "digits"
     data_dir: str | None = None
     download: bool = False
@@ -80,6 +88,8 @@ class TrainingConfig:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    layer_decay: float = 1.0
+    gate_lr: float = 1.0
     schedule: str = "cosine"
     min_lr: float = 0.0
     warmup_epochs: int = 0
@@ -119,6 +129,12 @@ class TrainingConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"layer_decay is {self.layer_decay}, should be above 0 and at most 1")
+        if self.convert is not None and self.convert not in VIEWS:
+            raise UserError(f"unknown convert '{self.convert}'; choose one of {', '.join(VIEWS)}")
+        if self.convert is not None and self.view is not None:
+            raise UserError("view is for networks of ours and convert for all others; give one of the two")
         if self.batch_size % self.accumulate:
             raise UserError(f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} equal parts")
 
@@ -160,6 +176,7 @@ _LEAST = {
     "workers": 0,
     "lr": 0.0,
     "weight_decay": 0.0,
+    "gate_lr": 0.0,
     "warmup_epochs": 0,
     "mixup": 0.0,
     "cutmix": 0.0,

@@ -1,12 +1,15 @@
 """Optimiser, learning rate schedule and mixup of a configuration: timm's."""
 
+from typing import Any
+
 import torch
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from cmpe_se.attention import CompetitiveSE
 from cmpe_se.config import TrainingConfig
 from cmpe_se.data import ImageData
 from cmpe_se.errors import UserError
@@ -17,7 +20,8 @@ def create_optimizer(
 ) -> tuple[torch.optim.Optimizer, Scheduler]:
     """The optimiser, and the schedule that sets its learning rate at every step."""
     try:
-        optimizer = create_optimizer_v2(network, config.optimizer, config.lr, config.weight_decay, config.momentum)
+        parameters = _parameters(config, network)
+        optimizer = create_optimizer_v2(parameters, config.optimizer, config.lr, config.weight_decay, config.momentum)
         schedule, _ = create_scheduler_v2(
             optimizer,
             config.schedule,
@@ -36,6 +40,28 @@ def create_optimizer(
     if schedule is None:  # what "none" gives
         raise UserError(f"schedule '{config.schedule}' sets no learning rate; for one that stays take constant")
     return optimizer, schedule
+
+
+def _parameters(config: TrainingConfig, network: nn.Module) -> nn.Module | list[dict[str, Any]]:
+    """The network, or groups of its parameters whose ``lr_scale`` timm's schedules heed."""
+    if config.layer_decay == config.gate_lr == 1:
+        return network
+    gates = {id(p) for m in network.modules() if isinstance(m, CompetitiveSE) for p in m.parameters()}
+    groups = []
+    for group in param_groups_layer_decay(network, config.weight_decay, layer_decay=config.layer_decay):
+        own = [p for p in group["params"] if id(p) in gates]
+        others = [p for p in group["params"] if id(p) not in gates]
+        if others:
+            groups.append(group | {"params": others})
+        if own:
+            groups.append(group | {"params": own, "lr_scale": group["lr_scale"] * config.gate_lr})
+    return groups
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate as the schedule has it, before a group's factor."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get("lr_scale", 1.0)
 
 
 def create_mixup(config: TrainingConfig, data: ImageData, processes: int) -> Mixup | None:

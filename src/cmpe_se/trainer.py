@@ -25,7 +25,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.evaluation import collect_logits, count_correct
 from cmpe_se.figures import plot_curves
 from cmpe_se.interruption import Interruption, TrainingInterrupted
-from cmpe_se.optimisation import create_mixup, create_optimizer
+from cmpe_se.optimisation import create_mixup, create_optimizer, learning_rate
 from cmpe_se.progress import TensorBoardLogs, TrainingProgress
 from cmpe_se.provenance import provenance
 from cmpe_se.run_folder import RunFolder
@@ -82,7 +82,7 @@ class Trainer:
     @property
     def _rate(self) -> float:
         """Learning rate of the last step."""
-        return self.optimizer.param_groups[0]["lr"]
+        return learning_rate(self.optimizer)
 
     def fit(self) -> dict[str, Any]:
         """Train from the last checkpoint, or from the start, to the end."""
@@ -287,7 +287,7 @@ class Trainer:
         images = sum(record["images_per_second"] * record["seconds"] for record in self.history)
         result = {
             "model": self.config.model,
-            "view": self.config.view or getattr(self.network, "view", None),
+            "view": self.config.view or self.config.convert or getattr(self.network, "view", None),
             "data": self.config.data,
             "seed": self.config.seed,
             "epochs": self.config.epochs,

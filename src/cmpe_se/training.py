@@ -12,11 +12,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+import cmpe_se.conversion
 import cmpe_se.networks  # noqa: F401 (timm learns our names)
 from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig
 from cmpe_se.data import Augmentation, ImageData, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.interruption import Interruption
+from cmpe_se.pretrained import weights_source
 from cmpe_se.run_folder import RunFolder
 from cmpe_se.seeding import seed_everything
 from cmpe_se.trainer import Trainer
@@ -60,8 +62,7 @@ def train(
             return run.read_result()
     else:
         run, config = None, TrainingConfig.from_recipe(recipe, **settings)
-        if config.data_dir:  # the run is to be understood from everywhere
-            config = config.changed(data_dir=str(Path(config.data_dir).expanduser().absolute()))
+        config = _with_whole_paths(config)
 
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
@@ -81,7 +82,9 @@ def train(
     if run is None:
         config = _without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
     seed_everything(config.seed)
-    model, model_args = create_network(config, data)
+    # A checkpoint has the weights already, and what the run started from may be gone.
+    started = run is not None and run.checkpoints.exist()
+    model, model_args = create_network(config.changed(pretrained=None) if started else config, data)
     if run is None:
         run = _new_run(output, config, accelerator)
     try:
@@ -89,6 +92,14 @@ def train(
             return Trainer(config, data, model, model_args, run, accelerator, interruption).fit()
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None
+
+
+def _with_whole_paths(config: TrainingConfig) -> TrainingConfig:
+    """Paths from the root, so that the run is understood from every working directory."""
+    paths = {"data_dir": config.data_dir}
+    if config.pretrained and Path(config.pretrained).expanduser().exists():  # else it is a name
+        paths["pretrained"] = config.pretrained
+    return config.changed(**{key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path})
 
 
 def _without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig, data: ImageData) -> TrainingConfig:
@@ -111,24 +122,39 @@ def _without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig
 def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a configuration, and the keywords that timm made it with."""
     model_args: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans}
+    name = config.model
     if config.view is not None:
         model_args["view"] = config.view
+    if config.convert is not None:
+        name, model_args = "cmpe_se_converted", model_args | {"base": config.model, "view": config.convert}
     dropping = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate") if getattr(config, name)}
     if not timm.is_model(config.model):
         near = timm.list_models(f"*{config.model.split('_')[-1]}*", module="registry")[:5]
         hint = f"did you mean {', '.join(near)}?" if near else "`cmpe-se models` lists ours"
         raise UserError(f"no network '{config.model}'; {hint}")
+    weights: dict[str, Any] = {}
+    if config.pretrained is not None:
+        own = timm.get_pretrained_cfg(config.model)
+        weights["pretrained"] = True
+        weights["pretrained_cfg_overlay"] = weights_source(config.pretrained, own.classifier if own else None)
     try:
-        return timm.create_model(config.model, **model_args, **dropping), model_args
+        return timm.create_model(name, **model_args, **dropping, **weights), model_args
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(f"cannot make {config.model} with {model_args | dropping}: {error}") from None
+    except Exception as error:
+        if not weights:
+            raise
+        reason = " ".join(str(error).split())[:300]  # timm, torch and the hub raise many kinds
+        raise UserError(f"{config.model} cannot start from {config.pretrained}: {reason}") from None
 
 
 def _new_run(output: str | Path | None, config: TrainingConfig, accelerator: Accelerator) -> RunFolder:
     """The run folder to make; without a name, the main process chooses one and the others learn it."""
     if output is not None:
         return RunFolder.new(output)
-    view = f"-{config.view}" if config.view else ""
+    view = f"-{config.view or config.convert}" if config.view or config.convert else ""
     name = f"{config.model}{view}-{config.data}-seed{config.seed}".replace("/", "_")
     path = [str(_unused(Path("runs") / name))]
     if accelerator.num_processes > 1:

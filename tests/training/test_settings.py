@@ -14,10 +14,10 @@ from tests.training.runs import assert_same_run, metrics, result, weights
 
 
 def test_recipe_names():
-    assert recipe_names() == ["cifar-fast", "cifar-paper", "digits", "imagenet"]
+    assert recipe_names() == ["cifar-fast", "cifar-paper", "digits", "finetune", "imagenet"]
 
 
-@pytest.mark.parametrize("name", ["cifar-fast", "cifar-paper", "digits", "imagenet"])
+@pytest.mark.parametrize("name", ["cifar-fast", "cifar-paper", "digits", "finetune", "imagenet"])
 def test_recipes_load(name):
     values = yaml.safe_load(files("cmpe_se.recipes").joinpath(f"{name}.yaml").read_text())
     config = asdict(TrainingConfig.from_recipe(name))
@@ -26,7 +26,7 @@ def test_recipes_load(name):
     assert timm.is_model(config["model"])
 
 
-@pytest.mark.parametrize("name", ["cifar-fast", "cifar-paper", "imagenet"])
+@pytest.mark.parametrize("name", ["cifar-fast", "cifar-paper", "finetune", "imagenet"])
 def test_recipes_reach_their_data(name, tmp_path):
     """They load as far as the images, which are not here."""
     complaint = run("train", "--recipe", name, "--data-dir", tmp_path / "nowhere", cwd=tmp_path).complaint
@@ -99,7 +99,7 @@ WRONG_FLAGS = {
     "no integer": (["--epochs", "1.5"], "epochs.*int.*1.5"),
     "no truth value": (["--flip", "perhaps"], "flip.*bool.*perhaps"),
     "no value": (["--epochs"], "epochs"),
-    "no recipe": (["--recipe", "cifar"], "no recipe 'cifar'.*cifar-fast, cifar-paper, digits, imagenet.*path"),
+    "no recipe": (["--recipe", "cifar"], "no recipe 'cifar'.*cifar-fast, .*finetune, imagenet.*path"),
     "recipe without a value": (["--recipe"], "--recipe"),
     "no epochs": (["--epochs", "0"], "epochs is 0.*at least 1"),
     "batch size": (["--batch-size", "0"], "batch_size is 0.*at least 1"),

@@ -1,0 +1,88 @@
+"""Does conversion cost a fine-tuned network anything? The original and the converted one, same budget, same seeds.
+
+    python benchmarks/finetune_curves.py --base runs/BASE --data-dir IMAGES --output results/
+
+The base run's network (any without gates) is fine-tuned on class folders with the recipe ``finetune``, as it is and
+converted. A CSV has the test accuracy after each epoch for each seed, and a picture shows the curves.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cmpe_se.figures import BLUE, GREY
+from cmpe_se.provenance import provenance
+from cmpe_se.run_folder import RunFolder
+from cmpe_se.training import train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="finished run of a network without gates")
+    parser.add_argument("--data-dir", required=True, help="class folders to fine-tune on")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--crop-padding", type=int, default=4)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the CSV and the picture")
+    options = parser.parse_args()
+
+    model = RunFolder.open(options.base).read_config().model
+    contenders = {"original": None, "converted": "folded_3x3"}
+    curves: dict[str, list[list[float]]] = {name: [] for name in contenders}
+    for seed in range(options.seeds):
+        for name, view in contenders.items():
+            with tempfile.TemporaryDirectory() as folder:
+                train(
+                    recipe="finetune",
+                    model=model,
+                    convert=view,
+                    pretrained=options.base,
+                    data_dir=options.data_dir,
+                    epochs=options.epochs,
+                    crop_padding=options.crop_padding,
+                    seed=seed,
+                    output=Path(folder) / "run",
+                )
+                records = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+            curves[name].append([json.loads(record)["test_top1"] for record in records])
+
+    source = provenance()
+    hardware = re.sub(r"[^a-z0-9]+", "-", (source["hardware"]["cpu"] or "cpu").lower()).strip("-")
+    path = options.output / f"finetune-curves_{hardware}_{datetime.datetime.now(datetime.timezone.utc).date()}.csv"
+    with open(path, "w", newline="") as file:
+        for key in ("command", "commit", "versions", "hardware"):
+            file.write(f"# {key}: {json.dumps(source[key])}\n")
+        rows = csv.writer(file)
+        rows.writerow(["contender", "seed", *(f"epoch_{epoch}" for epoch in range(1, options.epochs + 1))])
+        for name, runs in curves.items():
+            for seed, run in enumerate(runs):
+                rows.writerow([name, seed, *(f"{value:.2f}" for value in run)])
+    _plot(curves, f"{model}, fine-tuned: {options.seeds} seeds", path.with_suffix(".png"))
+    for name, runs in curves.items():
+        print(f"{name:10} mean test top-1 by epoch: {np.round(np.mean(runs, 0), 2).tolist()}")
+    print(path)
+
+
+def _plot(curves: dict[str, list[list[float]]], title: str, path: Path) -> None:
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for (name, runs), colour in zip(curves.items(), (GREY, BLUE), strict=True):
+        epochs = range(1, len(runs[0]) + 1)
+        for run in runs:
+            axes.plot(epochs, run, color=colour, linewidth=0.8, alpha=0.5)
+        axes.plot(epochs, np.mean(runs, 0), color=colour, linewidth=2, label=f"{name} (mean)")
+    axes.set(xlabel="epoch", ylabel="test top-1, %", title=title, xticks=list(epochs))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()

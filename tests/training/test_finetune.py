@@ -1,0 +1,122 @@
+"""Fine-tuning: a trained network, converted, goes on from where it was."""
+
+import json
+import re
+import shutil
+
+import pytest
+import timm
+import torch
+
+from cmpe_se import CompetitiveSE, conversion_report
+from cmpe_se.config import TrainingConfig
+from cmpe_se.data import load_data
+from cmpe_se.optimisation import create_optimizer
+from cmpe_se.training import create_network
+from tests.training.conftest import write_digits
+from tests.training.processes import run, succeed
+from tests.training.runs import assert_same_run, result, weights
+
+
+@pytest.fixture(scope="module")
+def base_run(digit_folder, tmp_path_factory):
+    """A plain network of timm's, trained a little."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    flags = ["--model=resnet18", "--epochs=2", "--batch-size=32", "--lr=0.05"]
+    succeed("train", *flags, "--data=folder", "--data-dir", digit_folder, "--output", folder)
+    return folder
+
+
+def finetune(base_run, digit_folder, output, *flags):
+    shared = ["--recipe=finetune", "--flip=false", "--data=folder", "--data-dir", digit_folder, "--batch-size=32"]
+    return succeed("train", *shared, "--pretrained", base_run, "--output", output, *flags)
+
+
+@pytest.fixture(scope="module")
+def finetuned(base_run, digit_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetuned") / "run"
+    finetune(base_run, digit_folder, folder, "--epochs=2", "--checkpoint-steps=3")
+    return folder
+
+
+SOURCES = {"run": "", "folder": "model", "file": "model/model.safetensors"}
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_it_starts_as_the_trained_network(source, base_run, digit_folder):
+    data = load_data("folder", digit_folder)
+    config = TrainingConfig(model="resnet18", convert="folded_3x3", pretrained=str(base_run / source))
+    model, _ = create_network(config, data)
+    base = timm.create_model(f"local-dir:{base_run / 'model'}", pretrained=True).eval()
+    images, _ = next(data.test_batches(batch_size=28))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), base(images))
+
+
+def test_another_number_of_classes(base_run, tmp_path):
+    data = load_data("folder", write_digits(tmp_path / "data", {"train": 4, "test": 2}, digits=(5, 6, 7)))
+    config = TrainingConfig(model="resnet18", convert="folded_3x3", pretrained=str(base_run))
+    model, _ = create_network(config, data)
+    assert model.fc.out_features == 3
+    assert torch.equal(model.conv1.weight, weights(base_run)["conv1.weight"])
+
+
+def test_run(finetuned, tmp_path, digit_folder):
+    figures = result(finetuned)
+    assert (figures["model"], figures["view"]) == ("resnet18", "folded_3x3")
+    model = timm.create_model(f"local-dir:{finetuned / 'model'}", pretrained=True)
+    assert len(conversion_report(model).gates) == 8
+    assert all(module.fc2.weight.abs().sum() > 0 for module in model.modules() if isinstance(module, CompetitiveSE))
+    succeed("evaluate", finetuned, "--output", tmp_path / "evaluation")
+    found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert found["test_top1"] == pytest.approx(figures["test_top1"])
+    assert re.search(r"\d+\.\d %", succeed("predict", finetuned, digit_folder / "test" / "2" / "000.png").out)
+
+
+def test_resumes_without_what_it_started_from(base_run, digit_folder, finetuned, tmp_path):
+    base = shutil.copytree(base_run, tmp_path / "base")
+    finetune(base, digit_folder, tmp_path / "run", "--epochs=1", "--checkpoint-steps=3")
+    shutil.rmtree(base)
+    succeed("train", "--resume", tmp_path / "run", "--epochs=2")
+    assert result(tmp_path / "run")["epochs"] == 2
+
+
+def test_learning_rates_of_groups(digit_folder):
+    config = TrainingConfig(model="resnet18", convert="se", layer_decay=0.5, gate_lr=10.0, lr=0.1, schedule="constant")
+    model, _ = create_network(config, load_data("folder", digit_folder))
+    optimizer, schedule = create_optimizer(config, model, steps_per_epoch=5)
+    schedule.step_update(0)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    assert rates[id(model.fc.weight)] == pytest.approx(0.1)
+    block = model.layer2[1]
+    assert rates[id(block.competition.fc2.weight)] == pytest.approx(10 * rates[id(block.conv2.weight)])
+    assert rates[id(model.layer1[0].conv1.weight)] < rates[id(block.conv1.weight)] < 0.1
+
+
+MISTAKES = {
+    "nothing there": (["--pretrained", "nowhere"], "no weights at nowhere"),
+    "no safetensors": (["--pretrained", "weights.bin"], "no weights at weights.bin.*safetensors"),
+    "torn": (["--pretrained", "torn.safetensors"], "torn.safetensors cannot be read"),
+    "another network's": (["--pretrained", "BASE", "--model", "resnet34"], "resnet34 cannot start from"),
+    "unknown view": (["--convert", "folded"], "unknown convert 'folded'.*folded_3x3"),
+    "view and convert": (["--convert", "se", "--view", "se"], "one of the two"),
+    "no residual addition": (["--model", "vgg11", "--convert", "se"], "VGG has no residual addition"),
+    "converted twice": (["--model", "cmpe_se_resnet18", "--convert", "se"], "has competition already"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes(flags, message, base_run, digit_folder, tmp_path):
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    (tmp_path / "torn.safetensors").write_bytes(b"x" * 100)
+    flags = [str(base_run) if flag == "BASE" else flag for flag in flags]
+    model = [] if "--model" in flags else ["--model=resnet18"]
+    done = run("train", *model, "--data=folder", "--data-dir", digit_folder, *flags, cwd=tmp_path)
+    assert re.search(message, done.complaint), done.complaint
+    assert not (tmp_path / "runs").exists()
+
+
+def test_same_settings_same_weights(base_run, digit_folder, finetuned, tmp_path):
+    finetune(base_run, digit_folder, tmp_path / "run", "--epochs=2")
+    assert_same_run(finetuned, tmp_path / "run")

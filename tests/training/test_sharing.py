@@ -1,0 +1,42 @@
+"""``cmpe-se push``: a run's network in timm's format."""
+
+import re
+
+import pytest
+import timm
+import torch
+
+from tests.training.processes import run, succeed
+from tests.training.runs import result, weights
+
+
+def test_push_to_a_folder_and_pull(short_run, tmp_path):
+    address = succeed("push", short_run, tmp_path / "shared" / "network").out.strip()
+    assert address == f"local-dir:{tmp_path}/shared/network"
+    model = timm.create_model(address, pretrained=True)
+    for name, tensor in weights(short_run).items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    card = (tmp_path / "shared" / "network" / "README.md").read_text()
+    figures = result(short_run)
+    for shown in (f"{figures['test_top1']:.2f} %", f"{figures['params']:,}", address, figures["versions"]["torch"]):
+        assert shown in card
+    assert card.startswith("---\ntags:")
+
+
+def test_a_folder_with_something_in_it(short_run, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    assert "not an empty folder" in run("push", short_run, tmp_path).complaint
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["somebody/network", "no such name"])
+def test_a_hub_out_of_reach(name, short_run):
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "none"}
+    complaint = run("push", short_run, f"hf-hub:{name}", env=env).complaint
+    assert re.search(rf"cannot push to {name} .*or push to a folder", complaint)
+
+
+def test_unfinished_run(tmp_path, short_run):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text((short_run / "config.yaml").read_text())
+    assert "has not finished" in run("push", tmp_path / "run", tmp_path / "out").complaint
