@@ -16,6 +16,7 @@ from cmpe_se.training import create_network
 from tests.training.conftest import write_digits
 from tests.training.processes import run, succeed
 from tests.training.runs import assert_same_run, result, weights
+from tests.training.test_processes import launch
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +121,11 @@ def test_mistakes(flags, message, base_run, digit_folder, tmp_path):
 def test_same_settings_same_weights(base_run, digit_folder, finetuned, tmp_path):
     finetune(base_run, digit_folder, tmp_path / "run", "--epochs=2")
     assert_same_run(finetuned, tmp_path / "run")
+
+
+def test_two_processes(base_run, digit_folder, tmp_path):
+    flags = ["--model=resnet18", "--convert=folded_3x3", "--pretrained", base_run, "--epochs=1", "--batch-size=32"]
+    done = launch("train", *flags, "--data=folder", "--data-dir", digit_folder, "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "run")["processes"] == 2
+    assert result(tmp_path / "run")["test_images"] == 28
