@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from cmpe_se.data import Augmentation, LargeImages, StreamedImages, load_data, readers
+from cmpe_se.data import Augmentation, LargeImages, SmallImages, StreamedImages, decoding, load_data, readers
 from cmpe_se.errors import UserError
 
 PLAIN = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0))
 
 
-def _grey(index):
+def _grey(index, side=120):
     """The image with the number ``index``: all of one grey, so that it can be told from the others."""
-    return Image.new("RGB", (40, 40), (index * 4,) * 3)
+    return Image.new("RGB", (side, side), (index * 4,) * 3)
 
 
 def _index_of(images):
@@ -57,7 +57,7 @@ def hugging_face(tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_parquet(workers, hugging_face, tmp_path):
     folder = hugging_face({"train": [0, 1, 1, 0, 1, 0, 0], "test": [1, 0, 1]})
-    data = load_data(f"hfds/{folder}", tmp_path / "kept", image_size=32, workers=workers)
+    data = load_data(f"hfds/{folder}", tmp_path / "kept", image_size=112, workers=workers)
     assert isinstance(data, LargeImages)
     assert (data.classes, data.train_size, data.test_size) == (("cat", "dog"), 7, 3)
     assert (tmp_path / "kept").is_dir()
@@ -67,6 +67,21 @@ def test_parquet(workers, hugging_face, tmp_path):
     images, labels = next(data.train_batches(0, batch_size=7, seed=0, augmentation=PLAIN))
     assert sorted(zip(_index_of(images), labels.tolist(), strict=True)) == list(enumerate([0, 1, 1, 0, 1, 0, 0]))
     assert data.test_image(2).getpixel((0, 0)) == (8, 8, 8)
+
+
+def test_small_images_are_held_in_memory(hugging_face, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "_grey", lambda index: Image.new("RGB", (20, 24), (index * 4,) * 3))
+    folder = hugging_face({"train": [0, 1, 1, 0, 1], "test": [1, 0, 1]})
+    data = load_data(f"hfds/{folder}", tmp_path / "kept", workers=0)
+    assert isinstance(data, SmallImages)
+    assert (data.classes, data.train_size, data.test_size, data.image_size) == (("cat", "dog"), 5, 3, (24, 20))
+    images, labels = next(data.test_batches(batch_size=3))
+    greys = images[:, 0, 5, 5] * data.std[0] + data.mean[0]
+    assert (greys * 255).round().int().tolist() == [0, 4, 8]
+    assert labels.tolist() == [1, 0, 1]
+    monkeypatch.setattr(decoding, "_Chunks", None)  # the second time it comes from the cache
+    again = load_data(f"hfds/{folder}", tmp_path / "kept", workers=0)
+    assert torch.equal(next(again.test_batches(batch_size=3))[0], images)
 
 
 def test_other_columns_and_no_names(hugging_face, tmp_path):

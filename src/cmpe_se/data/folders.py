@@ -2,8 +2,9 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -116,19 +117,19 @@ def _split(root: Path, classes: tuple[str, ...], files: list[ImageFile]) -> tupl
     return train, test
 
 
-def common_size(files: list[ImageFile]) -> tuple[int, int] | None:
+def common_size(files: Sequence[tuple[str | BinaryIO, int]]) -> tuple[int, int] | None:
     """(height, width) if the headers of some of the files, spread evenly, all agree; else None.
 
     Raises the UserError of the first of them if none can be read.
     """
-    peeked = [path for path, _ in files[:: max(1, len(files) // _PEEKED)]]
-    sizes = {size for path in peeked if (size := _header_size(path))}
+    places = range(0, len(files), max(1, len(files) // _PEEKED))
+    sizes = {size for place in places if (size := _header_size(files[place][0]))}
     if not sizes:
-        read_image(peeked[0])
+        read_image(files[0][0])
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _header_size(path: str) -> tuple[int, int] | None:
+def _header_size(path: str | BinaryIO) -> tuple[int, int] | None:
     try:
         with Image.open(path) as image:
             return image.height, image.width

@@ -1,16 +1,19 @@
 """``load_data``: a name to an ``ImageData``."""
 
+import os
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
+from torch.utils.data import ConcatDataset
 
-from cmpe_se.data.decoding import decode_folders
+from cmpe_se.data.decoding import decode
 from cmpe_se.data.folders import ClassFolders, common_size, scan_class_folders
 from cmpe_se.data.interface import ImageData
-from cmpe_se.data.large import LargeImages
+from cmpe_se.data.large import LargeImages, Source
 from cmpe_se.data.named import TORCHVISION, load_digits, load_torchvision
-from cmpe_se.data.readers import load_hugging_face, load_web_dataset
+from cmpe_se.data.readers import load_web_dataset, open_hugging_face
 from cmpe_se.data.small import SmallImages
 from cmpe_se.errors import UserError
 
@@ -46,7 +49,7 @@ def load_data(
     - ``imagenet``: ``data_dir``/train/<class>/ and ``data_dir``/val/<class>/, always ``LargeImages``.
     - ``hfds/NAME``: a Hugging Face data set, or the path of a local folder of parquet files or images in NAME;
       ``data_dir`` is where ``datasets`` keeps it. It fetches what is not there, whatever ``download`` says. The test
-      part is the split test, or validation where the test has no labels or is not there.
+      part is the split test, or validation where the test has no labels or is not there. Held in memory as ``folder``.
     - ``wds/NAME``: WebDataset shards with timm's ``_info.json`` in ``data_dir``, or in the folder NAME.
 
     Args:
@@ -65,13 +68,15 @@ def load_data(
         raise UserError(f"workers is {workers}: give a number of processes, 0 or more")
     prefix, _, rest = name.partition("/")
     if prefix == "hfds" and rest:
-        return load_hugging_face(name, rest, data_dir, image_size=image_size or _DEFAULT_SIZE, workers=workers)
+        classes, train, test = open_hugging_face(name, rest, data_dir)
+        return _small_or_large(name, classes, train, test, image_size, workers, name, train.files + test.files)
     if prefix == "wds" and rest:
         root = _existing_folder(data_dir or rest)
         return load_web_dataset(name, root, image_size=image_size or _DEFAULT_SIZE, workers=workers)
     if name == "imagenet":
         folders = scan_class_folders(_existing_folder(data_dir, name), ("val", "validation"))
-        return _large(name, folders, image_size, workers)
+        size = image_size or _DEFAULT_SIZE
+        return LargeImages(name, folders.classes, folders.train, folders.test, image_size=size, workers=workers)
     if name == "folder":
         return _load_folder(scan_class_folders(_existing_folder(data_dir, name)), image_size, workers)
     if name == "digits":
@@ -100,15 +105,28 @@ def _existing_folder(data_dir: str | Path | None, name: str = "") -> Path:
 
 
 def _load_folder(folders: ClassFolders, image_size: int | None, workers: int) -> ImageData:
-    size = (image_size, image_size) if image_size else common_size(folders.train + folders.test)
-    count = len(folders.train) + len(folders.test)
+    train, test = folders.train, folders.test
+    root, paths = str(folders.root.absolute()), [os.path.abspath(path) for path, _ in train + test]
+    return _small_or_large("folder", folders.classes, train, test, image_size, workers, root, paths)
+
+
+def _small_or_large(
+    name: str,
+    classes: tuple[str, ...],
+    train: Source,
+    test: Source,
+    image_size: int | None,
+    workers: int,
+    place: str,
+    files: Sequence[str],
+) -> ImageData:
+    """Images of one small size as tensors, others as they are; ``place`` and ``files`` say where they come from."""
+    size = (image_size, image_size) if image_size else common_size(ConcatDataset([train, test]))
+    count = len(train) + len(test)
     if size is None or max(size) > _SMALL_SIDE or count * 3 * size[0] * size[1] > _SMALL_BYTES:
-        return _large("folder", folders, image_size, workers)
-    train_images, test_images = decode_folders(folders, size, resize=bool(image_size), workers=workers)
-    train_labels, test_labels = (torch.tensor([label for _, label in files]) for files in (folders.train, folders.test))
-    return SmallImages("folder", folders.classes, train_images, train_labels, test_images, test_labels)
-
-
-def _large(name: str, folders: ClassFolders, image_size: int | None, workers: int) -> LargeImages:
-    size = image_size or _DEFAULT_SIZE
-    return LargeImages(name, folders.classes, folders.train, folders.test, image_size=size, workers=workers)
+        return LargeImages(name, classes, train, test, image_size=image_size or _DEFAULT_SIZE, workers=workers)
+    images = decode(train, test, size, resize=bool(image_size), workers=workers, name=place, files=files)
+    # A Hugging Face source knows its labels without opening the images that go with them.
+    labels = (getattr(source, "labels", None) or [label for _, label in source] for source in (train, test))
+    (train_images, test_images), (train_labels, test_labels) = images, map(torch.tensor, labels)
+    return SmallImages(name, classes, train_images, train_labels, test_images, test_labels)

@@ -10,20 +10,19 @@ from typing import BinaryIO
 import numpy as np
 from timm.data import create_dataset
 
-from cmpe_se.data.large import LargeImages
 from cmpe_se.data.streamed import StreamedImages
 from cmpe_se.errors import UserError
 
 _TEST_SPLITS = ("test", "validation", "val", "valid")
 
 
-def load_hugging_face(
-    name: str, path: str, data_dir: str | Path | None, *, image_size: int, workers: int
-) -> LargeImages:
-    """The data set that ``datasets`` finds at ``path``, on the hub or in a folder, kept in ``data_dir``.
+def open_hugging_face(
+    name: str, path: str, data_dir: str | Path | None
+) -> tuple[tuple[str, ...], "_HuggingFaceSource", "_HuggingFaceSource"]:
+    """Class names, training and test part of what ``datasets`` finds at ``path``, on the hub or in a folder.
 
-    It needs a split train and one of ``_TEST_SPLITS``, one column of images, and one of classes: ``label``, or the only
-    one of the type ClassLabel.
+    ``data_dir`` is where it is kept. It needs a split train and one of ``_TEST_SPLITS``, one column of images, and one
+    of classes: ``label``, or the only one of the type ClassLabel.
     """
     if not find_spec("datasets"):
         raise UserError(f"{name} needs the package datasets: pip install 'cmpe-se[hfds]'")
@@ -60,7 +59,7 @@ def load_hugging_face(
     if train.names != test.names:
         raise UserError(f"{name}: the splits {train.split} and {test.split} name different classes")
     classes = train.names or tuple(map(str, range(max(train.largest, test.largest) + 1)))
-    return LargeImages(name, classes, train, test, image_size=image_size, workers=workers)
+    return classes, train, test
 
 
 def _test_splits(name: str, splits: list[str]) -> list[str]:
@@ -91,7 +90,9 @@ class _HuggingFaceSource:
         labels = np.asarray(self.reader.dataset.with_format("numpy")[label])
         self.labelled = len(labels) > 0 and labels.dtype.kind in "iu" and labels.min() >= 0
         self.largest = int(labels.max()) if self.labelled else -1
+        self.labels = labels.tolist()
         self.names = tuple(self.reader.class_to_idx)
+        self.files = [file["filename"] for file in self.reader.dataset.cache_files]
 
     def __len__(self) -> int:
         return len(self.reader)
