@@ -97,7 +97,7 @@ def test_learning_rates_of_groups(digit_folder):
 
 MISTAKES = {
     "nothing there": (["--pretrained", "nowhere"], "no weights at nowhere"),
-    "no safetensors": (["--pretrained", "weights.bin"], "no weights at weights.bin.*safetensors"),
+    "no safetensors": (["--pretrained", "weights.bin"], r"no weights at /.*/weights\.bin; give .*\.safetensors file"),
     "torn": (["--pretrained", "torn.safetensors"], "torn.safetensors cannot be read"),
     "another network's": (["--pretrained", "BASE", "--model", "resnet34"], "resnet34 cannot start from"),
     "unknown view": (["--convert", "folded"], "unknown convert 'folded'.*folded_3x3"),
