@@ -9,6 +9,7 @@ from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 
 from cmpe_se import VIEWS, CompetitiveSE, PreActResNet, WideResNet
+from cmpe_se.conversion.registry import BASES
 from cmpe_se.networks.registry import PLAIN_NETWORKS, PREFIXES, default_cfgs
 from tests.networks.naive import randomise
 
@@ -43,7 +44,8 @@ def create(name, **kwargs):
 def test_all_names_are_registered():
     assert len(NAMES) == len(set(NAMES)) == 24
     assert set(NAMES) <= set(timm.list_models())
-    assert set(timm.list_models("cmpe_se_*")) == {name for name in NAMES if name.startswith("cmpe_se_")}
+    converted = {"cmpe_se_converted", *(f"cmpe_se_{base}" for base in BASES)}
+    assert set(timm.list_models("cmpe_se_*")) == converted | {name for name in NAMES if name.startswith("cmpe_se_")}
     assert not set(NAMES) & {name.split(".")[0] for name in timm.list_models(pretrained=True)}
 
 
