@@ -9,10 +9,6 @@ folded ResNet-164: 38.9 images/s forward, 5.8 training) stand beside ours as mul
 """
 
 import argparse
-import csv
-import datetime
-import json
-import re
 import statistics
 import sys
 import time
@@ -25,7 +21,7 @@ from rich.table import Table
 
 from cmpe_se import VIEWS, PreActResNet
 from cmpe_se.networks.blocks import PreActBlock
-from cmpe_se.provenance import provenance
+from cmpe_se.provenance import write_results
 
 REFERENCE = {"forward": 38.9, "training": 5.8}  # images/s of the paper's code, folded, batch 64, two CPU cores
 
@@ -127,16 +123,7 @@ def main() -> None:
         table.add_row(*map(str, row.values()))
     Console().print(table)
     if options.output:
-        source = provenance()
-        hardware = re.sub(r"[^a-z0-9]+", "-", (source["hardware"]["cpu"] or "cpu").lower()).strip("-")
-        date = datetime.datetime.now(datetime.timezone.utc).date()
-        path = options.output / f"attention-overhead_{hardware}-{options.threads}-threads_{date}.csv"
-        with open(path, "w", newline="") as file:
-            for key in ("command", "commit", "versions", "hardware"):
-                file.write(f"# {key}: {json.dumps(source[key])}\n")
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+        path = write_results(options.output, "attention-overhead", rows, setup=f"{options.threads}-threads")
         print(path, file=sys.stderr)
 
 

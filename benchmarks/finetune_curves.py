@@ -7,10 +7,7 @@ converted. A CSV has the test accuracy after each epoch for each seed, and a pic
 """
 
 import argparse
-import csv
-import datetime
 import json
-import re
 import tempfile
 from pathlib import Path
 
@@ -18,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cmpe_se.figures import BLUE, GREY
-from cmpe_se.provenance import provenance
+from cmpe_se.provenance import write_results
 from cmpe_se.run_folder import RunFolder
 from cmpe_se.training import train
 
@@ -33,7 +30,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the CSV and the picture")
     options = parser.parse_args()
 
-    model = RunFolder.open(options.base).read_config().model
+    figures = RunFolder.open(options.base).read_result()
+    model = figures["model"]
+    base = f"{model} on {figures['data']}, {figures['epochs']} epochs, {figures['test_top1']:.2f} %"
     contenders = {"original": None, "converted": "folded_3x3"}
     curves: dict[str, list[list[float]]] = {name: [] for name in contenders}
     for seed in range(options.seeds):
@@ -53,17 +52,12 @@ def main() -> None:
                 records = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
             curves[name].append([json.loads(record)["test_top1"] for record in records])
 
-    source = provenance()
-    hardware = re.sub(r"[^a-z0-9]+", "-", (source["hardware"]["cpu"] or "cpu").lower()).strip("-")
-    path = options.output / f"finetune-curves_{hardware}_{datetime.datetime.now(datetime.timezone.utc).date()}.csv"
-    with open(path, "w", newline="") as file:
-        for key in ("command", "commit", "versions", "hardware"):
-            file.write(f"# {key}: {json.dumps(source[key])}\n")
-        rows = csv.writer(file)
-        rows.writerow(["contender", "seed", *(f"epoch_{epoch}" for epoch in range(1, options.epochs + 1))])
-        for name, runs in curves.items():
-            for seed, run in enumerate(runs):
-                rows.writerow([name, seed, *(f"{value:.2f}" for value in run)])
+    rows = [
+        {"contender": name, "seed": seed} | {f"epoch_{epoch}": f"{top1:.2f}" for epoch, top1 in enumerate(run, start=1)}
+        for name, runs in curves.items()
+        for seed, run in enumerate(runs)
+    ]
+    path = write_results(options.output, "finetune-curves", rows, base=base)
     _plot(curves, f"{model}, fine-tuned: {options.seeds} seeds", path.with_suffix(".png"))
     for name, runs in curves.items():
         print(f"{name:10} mean test top-1 by epoch: {np.round(np.mean(runs, 0), 2).tolist()}")

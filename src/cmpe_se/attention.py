@@ -139,7 +139,6 @@ class CompetitiveSE(nn.Module):
                 f"CompetitiveSE({self.channels}) takes a residual and an identity of one shape (N, {self.channels}, "
                 f"H, W); got {tuple(residual.shape)} and {tuple(identity.shape)}"
             )
-
         if 0 in residual.shape[2:]:
             raise ValueError(f"feature maps need H and W at least 1 to have a mean, got {tuple(residual.shape)}")
 

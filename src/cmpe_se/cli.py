@@ -14,7 +14,8 @@ from cmpe_se.interruption import TrainingInterrupted
 from cmpe_se.launching import failed_elsewhere, is_main_process, launch, missing_processes
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
-_SWITCHES = {"as_json", "private", *(field.name for field in fields(TrainingConfig) if field.type in (bool, "bool"))}
+_BEFORE_WORDS = {"as_json", "private"}  # switches that a positional argument may follow
+_SWITCHES = _BEFORE_WORDS | {field.name for field in fields(TrainingConfig) if field.type in (bool, "bool")}
 
 _DESCRIPTION = """Competitive inner-imaging squeeze-and-excitation (arXiv 1807.08920): train, test and use residual
 networks in which residual and identity compete. `cmpe-se train` alone trains on real handwritten digits."""
@@ -153,12 +154,10 @@ def _as_parsed(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             argument = "--" + name[2:].replace("-", "_") + equals + value
-            takes_next = (
-                following.lower() in ("true", "false")
-                if argument in ("--as_json", "--private")
-                else following[:2] != "--"
-            )
-            if argument[2:] in _SWITCHES and not (following and takes_next):
+            value_follows = following and not following.startswith("--")
+            if argument[2:] in _BEFORE_WORDS:
+                value_follows = following.lower() in ("true", "false")
+            if argument[2:] in _SWITCHES and not value_follows:
                 argument += "=true"
         parsed.append(argument)
     return parsed

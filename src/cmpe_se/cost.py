@@ -14,12 +14,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def count_multiply_adds(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+def count_multiply_adds(model: nn.Module, *input_sizes: tuple[int, int, int]) -> int:
     """Multiply-adds of convolutions and matrix products for one image, counted on the meta device.
 
     Args:
-        model: any network; it is left untouched.
-        input_size: (channels, height, width).
+        model: any network or layer; it is left untouched.
+        input_sizes: (channels, height, width) of each of its inputs.
 
     Raises:
         UserError: the network cannot take such images.
@@ -28,9 +28,10 @@ def count_multiply_adds(model: nn.Module, input_size: tuple[int, int, int]) -> i
     counter = FlopCounterMode(display=False)
     try:
         with counter, torch.no_grad():
-            counted(torch.zeros(1, *input_size, device="meta"))
+            counted(*(torch.zeros(1, *size, device="meta") for size in input_sizes))
     except Exception as error:  # networks refuse sizes in many ways
+        sizes = " and ".join(map(str, input_sizes))
         raise UserError(
-            f"{type(model).__name__} cannot take images of {input_size}: {error}; give another image size or network"
+            f"{type(model).__name__} cannot take images of {sizes}: {error}; give another image size or network"
         ) from None
     return counter.get_total_flops() // 2

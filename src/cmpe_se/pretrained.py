@@ -8,6 +8,9 @@ from safetensors import SafetensorError, safe_open
 
 from cmpe_se.errors import UserError
 
+HUB = "hf-hub:"
+"""Prefix of a name on the Hugging Face hub, as timm has it."""
+
 
 def weights_source(pretrained: str, classifier: str | None) -> dict[str, Any]:
     """What to lay over timm's ``pretrained_cfg`` so that a network loads these weights.
@@ -23,8 +26,8 @@ def weights_source(pretrained: str, classifier: str | None) -> dict[str, Any]:
     """
     if pretrained == "timm":
         return {}
-    if pretrained.startswith("hf-hub:"):
-        return {"source": "hf-hub", "hf_hub_id": pretrained.partition(":")[2]}
+    if pretrained.startswith(HUB):
+        return {"source": "hf-hub", "hf_hub_id": pretrained.removeprefix(HUB)}
     path = Path(pretrained).expanduser()
     for folder in (path / "model", path):
         if (folder / "model.safetensors").is_file():

@@ -1,8 +1,13 @@
 """What made a figure: versions, commit, hardware and command."""
 
+import csv
+import datetime
+import json
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,31 @@ def provenance() -> dict[str, Any]:
         "hardware": {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "gpu": cuda},
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def write_results(folder: Path, what: str, rows: Sequence[dict[str, Any]], *, setup: str = "", **notes: str) -> Path:
+    """Write a table with what made it to ``<what>_<hardware>[-<setup>]_<date>.csv``.
+
+    Args:
+        folder: where to.
+        what: was measured.
+        rows: of the table, all with the same columns.
+        setup: of the hardware, such as the number of threads, for the file's name.
+        notes: more lines for the file's head.
+    """
+    source = provenance()
+    device = source["hardware"]["gpu"] or source["hardware"]["cpu"] or "cpu"
+    hardware = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    date = datetime.datetime.now(datetime.timezone.utc).date()
+    path = folder / f"{what}_{'-'.join(filter(None, (hardware, setup)))}_{date}.csv"
+    head = {key: source[key] for key in ("command", "commit", "versions", "hardware")} | notes
+    with open(path, "w", newline="") as file:
+        for key, value in head.items():
+            file.write(f"# {key}: {json.dumps(value)}\n")
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
 def source_commit() -> str | None:

@@ -106,11 +106,10 @@ def _network(model: ResidualNetwork, names: Mapping[str, Any]) -> Iterator[tuple
     index = 2
     if isinstance(model, WideResNet):
         yield from _norm(model.stem.norm, "features.2.")
-        index = 3
+        index, names = 3, {}  # its projections have one name only
     for stage in model.stages:
         for position, block in enumerate(stage.blocks):
-            wide = isinstance(model, WideResNet)  # always named "downsample" there
-            yield from _block(block, f"features.{index}.{position}.", {} if wide else names)
+            yield from _block(block, f"features.{index}.{position}.", names)
         index += 1
     if isinstance(model.norm, nn.BatchNorm2d):  # a pruned network has none
         yield from _norm(model.norm, f"features.{index}.")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cmpe_se.errors import UserError
+from cmpe_se.pretrained import HUB
 from cmpe_se.run_folder import RunFolder, write_text
 
-_HUB = "hf-hub:"
 _FILES = ("config.json", "model.safetensors")
 
 _CARD = """---
@@ -70,11 +70,11 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
         raise UserError(
             f"{folder.model} lacks {', '.join(missing)}; `cmpe-se train --resume {folder.path}` writes them"
         )
-    if destination.startswith(_HUB):
+    if destination.startswith(HUB):
         address = destination
         with tempfile.TemporaryDirectory() as temporary:
             _write(folder, Path(temporary), figures, address)
-            _upload(Path(temporary), destination[len(_HUB) :], private)
+            _upload(Path(temporary), destination.removeprefix(HUB), private)
     else:
         address = f"local-dir:{destination}"
         target = Path(destination).expanduser()

@@ -12,7 +12,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-import cmpe_se.conversion
 import cmpe_se.networks  # noqa: F401 (timm learns our names)
 from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig
 from cmpe_se.data import Augmentation, ImageData, load_data

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cmpe_se.attention import CompetitiveSE
-from cmpe_se.cost import count_parameters
+from cmpe_se.cost import count_multiply_adds, count_parameters
 from cmpe_se.errors import UserError
 
 _ATTRIBUTE = "_cmpe_se_skipped"
@@ -90,16 +88,6 @@ def remember_skipped(model: nn.Module, skipped: dict[str, str]) -> None:
 
 
 def _describe(block: str, gate: CompetitiveSE) -> Gate:
-    squeezed = torch.zeros(1, gate.channels, device="meta")
-    counted = CompetitiveSE(
-        gate.channels,
-        view=gate.view,
-        reduction=max(1, gate.channels // gate.hidden),
-        columns=gate.picture_size[1] if gate.view == "folded_3x3" else None,
-        maps=gate.map_conv.out_channels if hasattr(gate, "map_conv") else None,
-        device="meta",
-    ).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        counted.gate(squeezed, squeezed)
-    macs = counter.get_total_flops() // 2
+    one_pixel = (gate.channels, 1, 1)  # what the gate costs does not depend on the size of the maps
+    macs = count_multiply_adds(gate, one_pixel, one_pixel)
     return Gate(block, gate.channels, gate.view, gate.picture_size, count_parameters(gate), macs)
