@@ -13,7 +13,8 @@ from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from cmpe_se import VIEWS, CompetitiveSE
-from cmpe_se.attention import add_gated, squeeze, squeeze_through
+from cmpe_se.addition import squeeze
+from cmpe_se.attention import is_pointwise, squeeze_through
 from tests.networks.conftest import _one_thread  # noqa: F401 (a fixture for this file too)
 from tests.networks.naive import KERNELS, naive_gate, naive_picture, randomise
 
@@ -414,57 +415,6 @@ def test_gradcheck(view, training):
     assert torch.autograd.gradcheck(function, (*inputs, *(p.detach().requires_grad_() for p in parameters)))
 
 
-def plainly_added(identity, gate, residual):
-    return identity + gate[:, :, None, None] * residual
-
-
-def summands(size=(5, 64, 4, 3), dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    shapes = (size, size[:2], size)  # identity, gate, residual
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
-
-
-@pytest.mark.parametrize("enabled", ["111", "100", "010", "001", "011", "101"])
-@pytest.mark.parametrize("cotangent", ["dense", "expanded", "transposed"])
-def test_gradients_of_add_gated(cotangent, enabled):
-    results = []
-    for function in (add_gated, plainly_added):
-        leaves = [x.requires_grad_(flag == "1") for x, flag in zip(summands(), enabled, strict=True)]
-        output = function(*leaves)
-        incoming = {
-            "dense": torch.linspace(-1, 1, output.numel(), dtype=output.dtype).reshape(output.shape),
-            "expanded": torch.tensor(3.0, dtype=output.dtype).expand(output.shape),
-            "transposed": torch.linspace(-1, 1, output.numel(), dtype=output.dtype)
-            .reshape(3, 4, 64, 5)
-            .permute(3, 2, 1, 0),
-        }[cotangent]
-        before = incoming.clone()
-        output.backward(incoming)
-        assert torch.equal(incoming, before)  # another branch may be reading it
-        results.append([output, *(x.grad for x in leaves if x.requires_grad)])
-    assert len(results[0]) == 1 + enabled.count("1")
-    for actual, expected in zip(*results, strict=True):
-        near(actual, expected)
-
-
-def test_second_and_forward_derivatives_of_add_gated():
-    inputs = [x.requires_grad_() for x in summands((2, 3, 2, 2))]
-    assert torch.autograd.gradcheck(add_gated, inputs, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(add_gated, inputs)
-
-
-@pytest.mark.parametrize("identity_dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_add_gated_of_two_dtypes(identity_dtype, residual_dtype):
-    identity, gate, residual = summands()
-    identity, residual = identity.to(identity_dtype).requires_grad_(), residual.to(residual_dtype).requires_grad_()
-    output = add_gated(identity, gate.float(), residual)
-    assert output.dtype == torch.promote_types(identity_dtype, residual_dtype)
-    near(output.double(), plainly_added(identity.double(), gate, residual.double()), 5e-2)
-    output.sum().backward()
-    assert (identity.grad.dtype, residual.grad.dtype) == (identity_dtype, residual_dtype)
-
-
 @EVERY_VIEW
 def test_function_transforms(view):
     """Gradients of single samples by torch.func are those of one backward pass each."""
@@ -505,14 +455,6 @@ CONVOLUTIONS = {
     "1x1": {"kernel_size": 1},
     "1x1 strided": {"kernel_size": 1, "stride": 2},
     "1x1 strided by (2, 3)": {"kernel_size": 1, "stride": (2, 3)},
-    "1x1 padded": {"kernel_size": 1, "padding": 1},
-    "1x1 strided and padded": {"kernel_size": 1, "stride": 2, "padding": 1},
-    "3x3 padded": {"kernel_size": 3, "padding": 1},
-    "3x3 strided": {"kernel_size": 3, "padding": 1, "stride": 2},
-    "3x3 dilated": {"kernel_size": 3, "padding": 2, "dilation": 2},
-    "3x3 with its axes unlike": {"kernel_size": 3, "padding": (1, 3), "stride": (2, 1), "dilation": (1, 2)},
-    "1x3": {"kernel_size": (1, 3), "padding": (0, 1)},
-    "5x5": {"kernel_size": 5, "padding": 2, "stride": 3},
 }
 SQUEEZED_DTYPES = {torch.float64: (torch.float64, 1e-12), torch.float32: (torch.float32, 1e-5)} | {
     torch.bfloat16: (torch.float32, 1e-5)  # of bfloat16 numbers, but not rounded to them
@@ -567,6 +509,13 @@ def test_squeeze_through_under_autocast(case):
         actual = squeeze_through(conv, x)
     assert actual.dtype == torch.float32
     near(actual, conv(x.float()).mean((2, 3)), 1e-5)
+
+
+def test_pointwise_layers():
+    assert is_pointwise(nn.Conv2d(4, 8, 1, stride=2))
+    others = ({"kernel_size": 3}, {"kernel_size": 1, "padding": 1}, {"kernel_size": 1, "groups": 2})
+    assert not any(is_pointwise(nn.Conv2d(4, 8, **settings)) for settings in others)
+    assert not is_pointwise(nn.Linear(4, 8))
 
 
 @pytest.mark.parametrize("method", ["forward", "gate"])

@@ -13,12 +13,12 @@ small picture of the network's inside::
 ``docs/method.md`` derives all of this; the facts numbered there are the ones that comments here refer to.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 
+from cmpe_se.addition import add_gated, squeeze
 from cmpe_se.folding import default_columns, fold, picture_size
+from cmpe_se.precision import without_autocast
 
 VIEWS = ("se", "double_fc", "pair_view_2x1", "pair_view_1x1", "folded_3x3")
 """Names of the views: plain SE, two separate squeezes, and the three that read a picture of both."""
@@ -109,7 +109,7 @@ class CompetitiveSE(nn.Module):
     def gate(self, residual: Tensor, identity: Tensor) -> Tensor:
         """Gate a of each channel, (N, C) in (0, gain), from feature maps (N, C, H, W) or from their squeezes (N, C)."""
         residual, identity = self._squeezes(residual, identity)
-        with _without_autocast(residual.device.type):
+        with without_autocast(residual.device.type):
             # The gate is tiny and steers everything behind it, so autocast does not round it.
             weight_dtype = self.fc2.weight.dtype
             return self._excite(residual.to(weight_dtype), identity.to(weight_dtype))
@@ -165,95 +165,28 @@ class CompetitiveSE(nn.Module):
         return f"{self.channels}, view='{self.view}', hidden={self.hidden}{size}{gain}"
 
 
-def squeeze(x: Tensor) -> Tensor:
-    """Global average of each channel, (N, C, H, W) to (N, C), in float32 or the input's wider dtype."""
-    return x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
-
-
 def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Squeeze of ``conv(x)`` from the convolution's input, without the convolution: (N, C_in, H, W) to (N, C_out).
+    """Squeeze of ``conv(x)`` without the convolution: (N, C_in, H, W) to (N, C_out).
 
-    A mean over positions commutes with the linear map at each of them (fact 2). So the mean of a convolution's output
-    needs, for each tap of its kernel, only the mean of the input pixels that this tap meets: all of them for a 1x1
-    kernel, all but an edge row and column for the outer taps of a padded 3x3 one. In a bottleneck the input has a
-    quarter of the output's channels, and the gate is known before the convolution has run.
+    A mean over positions commutes with the linear map at each of them (fact 2), so this reads the input instead of the
+    output: in a bottleneck a quarter of the channels, and the gate is known before the convolution has run.
 
     Args:
-        conv: convolution with one group and zero padding.
+        conv: pointwise convolution, see :func:`is_pointwise`; a stride skips pixels.
         x: its input, (N, C_in, H, W).
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    with _without_autocast(x.device.type):
-        if conv.kernel_size == (1, 1) and conv.padding == (0, 0):
-            if conv.stride != (1, 1):  # a slice costs its backward pass a zeroed tensor, even one that skips nothing
-                x = x[:, :, :: conv.stride[0], :: conv.stride[1]]
-            taps = squeeze(x)  # (N, C_in)
-        else:
-            rows = _tap_means(conv, 0, x.shape[2], x.device, dtype)  # (kernel height, H)
-            columns = _tap_means(conv, 1, x.shape[3], x.device, dtype)  # (kernel width, W)
-            taps = torch.einsum("ky,ncyx,lx->nckl", rows, x.to(dtype), columns).flatten(1)  # (N, C_in * kernel area)
-        bias = None if conv.bias is None else conv.bias.to(dtype)
-        return nn.functional.linear(taps, conv.weight.to(dtype).flatten(1), bias)
+    if conv.stride != (1, 1):  # a slice costs its backward pass a zeroed tensor, even one that skips nothing
+        x = x[:, :, :: conv.stride[0], :: conv.stride[1]]
+    squeezed = squeeze(x)  # (N, C_in)
+    with without_autocast(x.device.type):
+        bias = None if conv.bias is None else conv.bias.to(squeezed.dtype)
+        return nn.functional.linear(squeezed, conv.weight.to(squeezed.dtype).flatten(1), bias)
 
 
-def add_gated(identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
-    """``identity + gate * residual`` in one pass: (N, C, H, W), (N, C), (N, C, H, W) to (N, C, H, W)."""
-    gate = gate.to(residual.dtype)[:, :, None, None]
-    # The compiler fuses the plain form itself, a tracer can save nothing else, and without gradients it is the same.
-    plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
-    if plain or identity.dtype != residual.dtype:
-        return torch.addcmul(identity, gate, residual)
-    return _AddGated.apply(identity, gate, residual)
-
-
-class _AddGated(torch.autograd.Function):
-    """``addcmul`` whose backward pass makes one large tensor instead of two.
-
-    Fresh memory is what the plain form's gradient spends its time on, on a CPU: the gate's gradient goes through a
-    product as large as the residual, and here the residual's own gradient overwrites it.
-    """
-
-    generate_vmap_rule = True  # with setup_context and jvp, all that torch.func and forward mode ask for
-
-    @staticmethod
-    def forward(identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
-        return torch.addcmul(identity, gate, residual)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
-
-    @staticmethod
-    def jvp(ctx, identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
-        saved_gate, saved_residual = ctx.saved_tensors
-        return identity + gate * saved_residual + saved_gate * residual
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gate, residual = ctx.saved_tensors
-        product = gradient * residual  # (N, C, H, W)
-        gate_gradient = product.sum(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
-        if torch.is_grad_enabled():  # somebody differentiates the gradient: keep it differentiable
-            return gradient, gate_gradient, gradient * gate
-        return gradient, gate_gradient, torch.mul(gradient, gate, out=product)
-
-
-def _tap_means(conv: nn.Conv2d, axis: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Averaging weights (kernel, size): which of ``size`` pixels each tap meets, over the output's length."""
-    kernel, stride = conv.kernel_size[axis], conv.stride[axis]
-    padding, dilation = conv.padding[axis], conv.dilation[axis]
-    length = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-    met = torch.arange(kernel, device=device)[:, None] * dilation + torch.arange(length, device=device) * stride
-    pixels = torch.arange(size, device=device) + padding
-    return (met[:, :, None] == pixels).sum(dim=1).to(dtype) / length
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager:
-    """Context in which autocast rounds nothing; empty where autocast is off already or does not exist (meta)."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether a layer is one linear map of the channels at each position: a 1x1 convolution, perhaps with a stride."""
+    plain = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
+    return plain and module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "valid", "same")
 
 
 def _check_settings(channels: int, view: str, reduction: int, columns: int | None, maps: int | None) -> None:

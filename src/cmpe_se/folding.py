@@ -33,6 +33,13 @@ def fold(residual: Tensor, identity: Tensor, columns: int) -> Tensor:
     return rows.reshape(batch, 1, 2 * channels // columns, columns)
 
 
+def unfold(picture: Tensor) -> tuple[Tensor, Tensor]:
+    """The two vectors (N, C) that a picture (N, 1, 2C/k, k) shows: the inverse of :func:`fold`."""
+    batch, _, height, columns = picture.shape
+    rows = picture.reshape(batch, height // 2, 2, columns)  # (N, C/k, 2, k)
+    return rows[:, :, 0].reshape(batch, -1), rows[:, :, 1].reshape(batch, -1)
+
+
 def picture_size(channels: int, columns: int) -> tuple[int, int]:
     """Height and width of the picture that ``channels`` channels fold to with ``columns`` columns.
 

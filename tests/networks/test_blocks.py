@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cmpe_se import VIEWS, CompetitiveSE
-from cmpe_se.attention import squeeze
+from cmpe_se.addition import squeeze
 from cmpe_se.networks.blocks import PreActBasic, PreActBottleneck
 from tests.networks.naive import SMALL_NETWORKS, naive_block, naive_flows, naive_gate, randomise
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from cmpe_se import PreActResNet, WideResNet
-from cmpe_se.attention import CompetitiveSE, squeeze
+from cmpe_se.addition import squeeze
+from cmpe_se.attention import CompetitiveSE
 from cmpe_se.folding import fold
 from cmpe_se.networks.blocks import PreActBasic, PreActBottleneck
 from cmpe_se.networks.residual import ResidualNetwork

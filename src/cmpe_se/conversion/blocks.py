@@ -13,7 +13,7 @@ _count = 0
 def replace_forward(block: nn.Module, graph: fx.Graph) -> None:
     """Give one block the forward that a graph describes, and leave its class, children and attributes as they are."""
     code = graph.python_code("self")
-    block.__class__ = _converted_class(type(block), code.src, code.globals)
+    block.__class__ = _converted_class(getattr(block, "_unconverted", type(block)), code.src, code.globals)
 
 
 def _converted_class(original: type[nn.Module], source: str, names: dict[str, Any]) -> type[nn.Module]:
@@ -40,6 +40,7 @@ def _converted_class(original: type[nn.Module], source: str, names: dict[str, An
             "__qualname__": original.__qualname__,
             "__doc__": original.__doc__,
             "__reduce_ex__": __reduce_ex__,
+            "_unconverted": original,
             "forward": namespace["forward"],
         },
     )

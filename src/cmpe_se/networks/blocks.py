@@ -5,7 +5,7 @@ convolution of h. Then ``y = s + u``, or ``y = s + a * u`` with competitive atte
 
 Two facts make the attention's squeezes nearly free (``docs/method.md``):
 
-- The residual squeeze is taken before the last convolution of the branch, which a mean commutes with (fact 2).
+- In a bottleneck the residual squeeze is taken before the last convolution, which a mean commutes with (fact 2).
 - The mean of the sum is the sum of the means: ``squeeze(y) = squeeze(s) + a * squeeze(u)``. So a block hands its own
   output's squeeze to the next one, and no identity is ever read a second time (fact 3).
 """
@@ -18,7 +18,8 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from cmpe_se.attention import CompetitiveSE, add_gated, squeeze, squeeze_through
+from cmpe_se.addition import add_gated, add_gated_pointwise, squeeze, with_squeeze
+from cmpe_se.attention import CompetitiveSE, squeeze_through
 
 
 class PreActBlock(nn.Module):
@@ -28,6 +29,10 @@ class PreActBlock(nn.Module):
     """
 
     expansion: int
+    reads_ahead: bool
+    """Whether the residual squeeze is taken before the last convolution (fact 2): less to read, where that widens."""
+    normed_convolutions: tuple[tuple[str, str], ...]
+    """Convolutions and the batch norms behind them, for :func:`cmpe_se.merge`."""
 
     def __init__(self, in_channels, out_channels, *, stride, drop_path, attention, **factory):
         super().__init__()
@@ -63,10 +68,14 @@ class PreActBlock(nn.Module):
         if self.attention is None:
             return shortcut + self.drop_path(self.last_conv(last)), None
 
-        r = squeeze_through(self.last_conv, last)  # (N, C)
+        residual = None
+        if self.reads_ahead:
+            r = squeeze_through(self.last_conv, last)  # (N, C)
+        else:
+            residual, r = with_squeeze(self.last_conv(last))
         if not self.attention.competitive:
             gate = self.drop_path(self.attention.gate(r, r))
-            return add_gated(shortcut, gate, self.last_conv(last)), None
+            return self._add(shortcut, gate, residual, last), None
 
         if self.shortcut is not None:
             i = squeeze_through(self.shortcut, h)  # (N, C)
@@ -74,13 +83,20 @@ class PreActBlock(nn.Module):
             i = squeeze(x) if identity_squeeze is None else identity_squeeze
         # Dropping a sample's whole residual is a factor on its gates: one number a channel, not a pass over the maps.
         gate = self.drop_path(self.attention.gate(r, i))
-        return add_gated(shortcut, gate, self.last_conv(last)), torch.addcmul(i, gate, r)
+        return self._add(shortcut, gate, residual, last), torch.addcmul(i, gate, r)
+
+    def _add(self, shortcut: Tensor, gate: Tensor, residual: Tensor | None, last: Tensor) -> Tensor:
+        if residual is None:
+            return add_gated_pointwise(shortcut, gate, self.last_conv, last)
+        return add_gated(shortcut, gate, residual)
 
 
 class PreActBottleneck(PreActBlock):
     """1x1 convolution, 3x3 (with the stride), 1x1 to four times the planes; each after its batch norm and ReLU."""
 
     expansion = 4
+    reads_ahead = True
+    normed_convolutions = (("conv1", "bn2"), ("conv2", "bn3"))
 
     def __init__(self, in_channels, planes, *, stride, drop_rate, drop_path, attention, **factory):
         out_channels = planes * self.expansion
@@ -107,6 +123,8 @@ class PreActBasic(PreActBlock):
     """3x3 convolution (with the stride), 3x3; each after its batch norm and ReLU, with dropout between the two."""
 
     expansion = 1
+    reads_ahead = False
+    normed_convolutions = (("conv1", "bn2"),)
 
     def __init__(self, in_channels, planes, *, stride, drop_rate, drop_path, attention, **factory):
         super().__init__(in_channels, planes, stride=stride, drop_path=drop_path, attention=attention, **factory)

@@ -1,0 +1,146 @@
+"""A gate in its deploy form: two linear maps, whatever the view (fact 1 of ``docs/method.md``)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv_transpose2d, linear
+
+from cmpe_se.addition import squeeze
+from cmpe_se.attention import CompetitiveSE
+from cmpe_se.folding import unfold
+from cmpe_se.precision import without_autocast
+
+
+class MergedGate(nn.Module):
+    """``identity + gain * sigmoid(W2 relu(A r + B i + b)) * residual``: what a gate computes in eval mode, exactly.
+
+    Made by :func:`cmpe_se.merge`. Its weights stay float32 (or wider) whatever the network is converted to, as the
+    squeezes do: they are few, and a rounded gate rounds everything behind it.
+
+    Args:
+        residual: A, (hidden, C_r): reads the squeeze of the residual, or of what a pointwise convolution makes it from.
+        identity: B, (hidden, C_i), the same of the identity; None for a gate that does not look at it (``se``).
+        bias: b, (hidden,).
+        excite: W2, (C, hidden).
+        gain: fixed factor on the gate.
+        view: the view that was merged, for people.
+    """
+
+    def __init__(
+        self, residual: Tensor, identity: Tensor | None, bias: Tensor, excite: Tensor, *, gain: float, view: str
+    ):
+        super().__init__()
+        matrices = [residual] if identity is None else [residual, identity]
+        self.view, self.gain, self.competitive = view, gain, identity is not None
+        self.read = _linear(torch.cat(matrices, dim=1), bias)
+        self.excite = _linear(excite, None)
+
+    def forward(
+        self,
+        residual: Tensor,
+        identity: Tensor,
+        residual_source: Tensor | None = None,
+        identity_source: Tensor | None = None,
+    ) -> Tensor:
+        """Add the gated residual to the identity, (N, C, H, W) each.
+
+        Args:
+            residual: u.
+            identity: s.
+            residual_source: what the gate reads instead of u, (N, C_r, H, W); its size may differ.
+            identity_source: what it reads instead of s, (N, C_i, H, W).
+        """
+        r = squeeze(residual if residual_source is None else residual_source)
+        i = squeeze(identity if identity_source is None else identity_source) if self.competitive else r
+        gate = self.gate(r, i).to(residual.dtype)
+        return torch.addcmul(identity, gate[:, :, None, None], residual)
+
+    def gate(self, residual: Tensor, identity: Tensor) -> Tensor:
+        """Gate a of each channel, (N, C), from the squeezes (N, C_r) and (N, C_i)."""
+        read = torch.cat((residual, identity), dim=1) if self.competitive else residual
+        with without_autocast(read.device.type):
+            gate = self.excite(self.read(read.to(self.read.weight.dtype)).relu_()).sigmoid_()
+        return gate if self.gain == 1 else gate.mul_(self.gain)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MergedGate":
+        def keeping_precision(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            narrowed = new.is_floating_point() and torch.finfo(new.dtype).bits < 32
+            return tensor.to(new.device) if narrowed else new
+
+        return super()._apply(keeping_precision, recurse)
+
+    def extra_repr(self) -> str:
+        """View and gain, for ``print(model)``."""
+        return f"view='{self.view}', gain={self.gain:g}"
+
+
+def affine_form(attention: CompetitiveSE) -> tuple[Tensor, Tensor | None, Tensor]:
+    """A (hidden, C), B (hidden, C) or None, and b (hidden,), float64, such that W1's output is A r + B i + b.
+
+    The picture, its convolution, its norm with running statistics, the mean over the maps and W1 are affine one after
+    the other. Their A and B are W1 pulled back through the convolution, which is what a transposed convolution does.
+    """
+    children = {name: child.weight.detach().double() for name, child in attention.named_children()}
+    if attention.view == "se":
+        weight = children["fc1"]
+        return weight, None, weight.new_zeros(len(weight))
+    if attention.view == "double_fc":
+        residual, identity = children["fc_residual"], children["fc_identity"]
+        nothing = torch.zeros_like(residual)
+        return torch.cat((residual, nothing)), torch.cat((nothing, identity)), residual.new_zeros(2 * len(residual))
+
+    norm, kernels = attention.map_norm, children["map_conv"]  # (m, 1, height, width)
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # (m,)
+    shift = norm.bias.double() - norm.running_mean.double() * scale  # (m,)
+    kernel = (scale[:, None, None, None] * kernels).mean(0, keepdim=True)  # (1, 1, height, width)
+    height, width = (
+        size - side + 1 for size, side in zip(attention.picture_size, attention.map_conv.kernel_size, strict=True)
+    )
+    reads = children["fc1"]  # (hidden, pixels)
+    pictures = conv_transpose2d(reads.view(-1, 1, height, width), kernel)  # (hidden, 1, picture height, width)
+    if attention.view == "folded_3x3":
+        residual, identity = unfold(pictures)
+    else:
+        residual, identity = pictures[:, 0].unbind(-1)  # of (hidden, C, 2)
+    return residual, identity, shift.mean() * reads.sum(1)
+
+
+@torch.no_grad()
+def merge_gate(
+    attention: CompetitiveSE,
+    residual_conv: nn.Conv2d | None = None,
+    identity_conv: nn.Conv2d | None = None,
+) -> MergedGate:
+    """The deploy form of a gate, in the dtype of its weights.
+
+    Args:
+        attention: any view; its norm's running statistics are used.
+        residual_conv: pointwise convolution that makes the residual; the gate then reads the squeeze of its input
+            (fact 2), and is as wide as that.
+        identity_conv: the same of the identity.
+    """
+    residual, identity, bias = affine_form(attention)
+    if residual_conv is not None:
+        residual, bias = _pulled_back(residual, bias, residual_conv)
+    if identity_conv is not None and identity is not None:
+        identity, bias = _pulled_back(identity, bias, identity_conv)
+    tensors = [None if tensor is None else tensor.to(attention.fc2.weight.dtype) for tensor in (residual, identity)]
+    excite = attention.fc2.weight.detach()
+    return MergedGate(*tensors, bias.to(excite.dtype), excite, gain=attention.gain, view=attention.view).eval()
+
+
+def _pulled_back(reads: Tensor, bias: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Maps of a convolution's output's squeeze as maps of its input's."""
+    if conv.bias is not None:
+        bias = bias + linear(conv.bias.double(), reads)
+    return reads @ conv.weight.double().flatten(1), bias
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    layer.weight.copy_(weight)
+    if bias is not None:
+        layer.bias.copy_(bias)
+    return layer.requires_grad_(False)

@@ -1,0 +1,107 @@
+"""The deploy form of a network: the same function in eval mode, with nothing left that only training needs.
+
+Every gate becomes two linear maps (fact 1 of ``docs/method.md``), every batch norm that follows a convolution is folded
+into it, and in converted networks a gate reads its squeeze off a pointwise convolution's input where that is smaller
+than the output (fact 2; a folded norm is part of that convolution). In our own networks facts 2 and 3 hold already.
+"""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from timm.layers import DropPath
+from torch import fx, nn
+
+from cmpe_se.attention import CompetitiveSE, is_pointwise
+from cmpe_se.conversion.blocks import replace_forward
+from cmpe_se.errors import UserError
+from cmpe_se.merging.gate import MergedGate, merge_gate
+from cmpe_se.merging.norms import fold_norms, trace_eval
+
+_NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """An exact copy for inference: the same outputs in eval mode, from less work.
+
+    Works on our networks, on converted ones, and on any other, whose norms alone are folded. What it returns is in eval
+    mode, has no gradients, and refuses to be trained. The model itself is left untouched.
+
+    Args:
+        model: any network; the mode that it is in makes no difference.
+
+    Returns:
+        The merged copy. Merging that again returns an equal copy.
+    """
+    if isinstance(model, CompetitiveSE):
+        return merge_gate(model)
+    merged = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_norms(merged)
+    for name, block in _gated(merged):
+        _merge_gates(name, block)
+    merged.train = partial(_refuse_training, merged)
+    return merged
+
+
+def _gated(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that have gates among their children, which are replaced as this goes on."""
+    for name, module in list(model.named_modules()):
+        if any(isinstance(child, CompetitiveSE) for child in module.children()):
+            yield name, module
+
+
+def _merge_gates(name: str, block: nn.Module) -> None:
+    gates = {child: gate for child, gate in block.named_children() if isinstance(gate, CompetitiveSE)}
+    graph = trace_eval(block)
+    calls = {node.target: node for node in graph.nodes if node.op == "call_module"} if graph else {}
+    for child, gate in gates.items():
+        call = calls.get(child)
+        if call is None or len(call.args) != 2:  # called in another way, as our own blocks do
+            setattr(block, child, merge_gate(gate))
+            continue
+        convs = [_pointwise_behind(block, operand) for operand in call.args]
+        for key, found in zip(("residual_source", "identity_source"), convs, strict=True):
+            if found is not None and (gate.competitive or key == "residual_source"):
+                call.update_kwarg(key, _source(graph, call, *found))
+        setattr(block, child, merge_gate(gate, *(found and found[1] for found in convs)))
+    if any(call.kwargs for call in (calls.get(child) for child in gates) if call is not None):
+        replace_forward(block, graph)
+
+
+def _pointwise_behind(block: nn.Module, operand: fx.Node) -> tuple[fx.Node, nn.Conv2d] | None:
+    """The convolution that makes an operand, and its input, where that is less to read than its output."""
+    while operand.op == "call_module" and isinstance(block.get_submodule(operand.target), _NOTHING_IN_EVAL):
+        operand = operand.args[0]
+    if operand.op != "call_module":
+        return None
+    conv = block.get_submodule(operand.target)
+    if is_pointwise(conv) and conv.in_channels < conv.out_channels and not conv._forward_hooks:
+        return operand.args[0], conv
+    return None
+
+
+def _source(graph: fx.Graph, call: fx.Node, made_from: fx.Node, conv: nn.Conv2d) -> fx.Node:
+    """What the convolution reads of its input: with a stride, some of its rows and columns."""
+    if conv.stride == (1, 1):
+        return made_from
+    rows, columns = (slice(None, None, step) for step in conv.stride)
+    with graph.inserting_before(call):
+        return graph.call_function(torch.Tensor.__getitem__, (made_from, (slice(None), slice(None), rows, columns)))
+
+
+def _refuse_training(merged: nn.Module, mode: bool = True) -> nn.Module:
+    if mode:
+        raise UserError(
+            f"a merged {type(merged).__name__} cannot be trained: its norms and gates are folded into other weights; "
+            "train the network that it was merged from, and merge again"
+        )
+    return nn.Module.train(merged, False)
+
+
+def is_merged(model: nn.Module) -> bool:
+    """Whether a network came from :func:`merge`."""
+    return isinstance(getattr(model, "train", None), partial) and model.train.func is _refuse_training
+
+
+__all__ = ["MergedGate", "is_merged", "merge"]

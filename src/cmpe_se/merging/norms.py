@@ -1,0 +1,95 @@
+"""Batch norms folded into the convolutions before them: in eval mode a norm is one more linear map of each channel."""
+
+from collections import Counter
+
+import torch
+from timm.layers import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d
+from timm.layers.norm_act import FrozenBatchNorm2d as TimmFrozenBatchNorm2d
+from torch import fx, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+_CONVOLUTIONS = (nn.Conv2d.forward, Conv2dSame.forward)  # those that use their weight as it is
+_WITH_ACTIVATION = (BatchNormAct2d, FrozenBatchNormAct2d)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, TimmFrozenBatchNorm2d, *_WITH_ACTIVATION)
+
+
+class _FlatTracer(fx.Tracer):
+    """Traces one module with its children as leaves, but looks into sequences."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return type(module).forward is not nn.Sequential.forward or bool(_hooks(module))
+
+
+def trace_eval(module: nn.Module) -> fx.Graph | None:
+    """The module's forward in eval mode, its children as leaves; None where torch.fx cannot trace it."""
+    try:
+        return _FlatTracer().trace(module)
+    except Exception:  # whatever a forward does with a proxy
+        return None
+
+
+@torch.no_grad()
+def fold_norms(model: nn.Module) -> int:
+    """Fold each batch norm that directly follows a convolution, and nothing else uses, into it; returns how many.
+
+    The norm's place is taken by its activation (timm's norms have one), or by an identity.
+    """
+    pairs = {}  # name of the norm to name of the convolution
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        for conv, norm in _pairs(module):
+            if _foldable(module.get_submodule(conv), module.get_submodule(norm)):
+                pairs[prefix + norm] = prefix + conv
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    folded = 0
+    for norm_name, conv_name in pairs.items():
+        norm, conv = model.get_submodule(norm_name), model.get_submodule(conv_name)
+        if names[id(norm)] == names[id(conv)] == 1:
+            _fold(conv, norm)
+            parent, _, child = norm_name.rpartition(".")
+            rest = norm.act if isinstance(norm, _WITH_ACTIVATION) else nn.Identity()
+            setattr(model.get_submodule(parent), child, rest)
+            folded += 1
+    return folded
+
+
+def _pairs(module: nn.Module) -> list[tuple[str, str]]:
+    """Convolutions of a module's own forward and the norms that alone read their output."""
+    if (known := getattr(module, "normed_convolutions", None)) is not None:
+        return list(known)
+    if not any(True for _ in module.children()) or (graph := trace_eval(module)) is None:
+        return []
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    pairs = []
+    for node in graph.nodes:
+        if node.op != "call_module" or len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
+            continue
+        before = node.args[0]
+        alone = before.op == "call_module" and len(before.users) == 1 and len(before.args) == 1
+        if alone and calls[node.target] == calls[before.target] == 1:
+            pairs.append((before.target, node.target))
+    return pairs
+
+
+def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    if not isinstance(conv, nn.Conv2d) or type(conv).forward not in _CONVOLUTIONS or not isinstance(norm, _NORMS):
+        return False
+    return norm.running_mean is not None and not _hooks(conv) and not _hooks(norm)
+
+
+def _hooks(module: nn.Module) -> list:
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+
+
+def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    bias = 0.0 if conv.bias is None else conv.bias.double()
+    bias = (bias - norm.running_mean.double()) * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias.double()
+    dtype = conv.weight.dtype
+    conv.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).to(dtype), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)

@@ -1,0 +1,231 @@
+"""Merging: the same function in float64 to 1e-12, with nothing at its initial value; ours, converted and others."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from cmpe_se import VIEWS, CompetitiveSE, convert, merge
+from cmpe_se.errors import UserError
+from cmpe_se.merging import MergedGate
+from tests.conversion.networks import NAMES, build
+from tests.conversion.networks import randomise as randomise_norms
+from tests.networks.naive import SMALL_NETWORKS, naive_gate, randomise
+
+
+def images(batch=3, side=64, dtype=torch.float64):
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@torch.no_grad()
+def move_gates(model: nn.Module, x=None) -> nn.Module:
+    """Gates as training might leave them, and norms whose statistics are near those of some images, but not theirs.
+
+    Statistics from nowhere let a deep network's activations grow until it rounds differently in another memory layout
+    already, and two forms of it cannot be compared.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for gate in model.modules():
+        if isinstance(gate, CompetitiveSE):
+            gate.fc2.weight.normal_(0, gate.fc2.in_features**-0.5)
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(images(dtype=next(model.parameters()).dtype) if x is None else x)
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_var)
+        norm.running_var *= 0.7 + 0.6 * torch.rand_like(norm.running_var)
+    return model.eval()
+
+
+def assert_merged(model: nn.Module, merged: nn.Module, x=None):
+    """The same outputs to 1e-12; or, for a network that is worse conditioned, to what its own rounding does to them."""
+    x = images() if x is None else x
+    with torch.no_grad():
+        expected, actual, nudged = model.eval()(x), merged(x), model(x * (1 + 1e-15))
+    error, own = ((y - expected).abs().max() / expected.abs().max() for y in (actual, nudged))
+    assert error <= max(1e-12, 4 * own), (error, own)
+    assert own < 1e-7
+    assert CompetitiveSE not in {type(module) for module in merged.modules()}
+
+
+@pytest.mark.parametrize("gain", [1.0, 2.0])
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_is_one_affine_map(view, gain):
+    torch.manual_seed(0)
+    attention = randomise(CompetitiveSE(24, view=view, reduction=4, maps=3, gain=gain, dtype=torch.float64)).eval()
+    merged = merge(attention)
+    residual, identity = torch.randn(2, 5, 24, 4, 3, dtype=torch.float64)
+    torch.testing.assert_close(merged(residual, identity), attention(residual, identity), rtol=0, atol=1e-13)
+    r, i = residual.mean((2, 3)), identity.mean((2, 3))
+    torch.testing.assert_close(merged.gate(r, i), gain * naive_gate(attention, r, i), rtol=0, atol=1e-13)
+    assert merged.competitive == (view != "se")
+
+
+@pytest.mark.parametrize("view", [None, *VIEWS])
+@pytest.mark.parametrize("kind", SMALL_NETWORKS)
+def test_our_networks(kind, view):
+    torch.manual_seed(0)
+    model = randomise(SMALL_NETWORKS[kind](view=view, dtype=torch.float64))
+    before = copy.deepcopy(model.state_dict())
+    merged = merge(model)
+    assert model.training  # and otherwise untouched
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert_merged(model, merged, images(side=12))
+    norms = [name for name, module in merged.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(name.endswith(("bn1", "input_norm", "norm")) for name in norms)  # those without a convolution before
+    assert ("stem.norm" in norms) is False
+    assert sum(isinstance(module, MergedGate) for module in merged.modules()) == (3 if view else 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_converted_networks(name):
+    model = move_gates(convert(build(name).double()))
+    merged = merge(model)
+    assert_merged(model, merged)
+    pairs = zip(model.named_modules(), dict(merged.named_modules()).items(), strict=False)
+    assert type(next(pairs)[0][1]) is type(model)
+    before, after = (sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) for network in (model, merged))
+    if "resnetv2" in name:  # pre-activation: a third of its norms follow an addition
+        assert 0 < after < before / 2
+    else:
+        assert after == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["timm resnet50", "timm seresnet50", "timm tf_efficientnet_b0", "timm mobilenetv3_small_050"]
+)
+def test_networks_without_competition(name):
+    model = move_gates(build(name).double())
+    merged = merge(model)
+    assert_merged(model, merged)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in merged.modules())
+    assert sum(m is not None for m in merged.parameters()) > 0
+
+
+def test_gates_read_the_smaller_tensor():
+    merged = merge(move_gates(convert(build("timm resnet50"))))
+    first, second = merged.layer2[0], merged.layer2[1]
+    # The residual's squeeze from 128 channels before conv3, and the identity's from 256 before the projection.
+    assert first.competition.read.in_features == 128 + 256
+    assert second.competition.read.in_features == 128 + 512
+    narrowing = merge(move_gates(convert(build("timm mobilenetv2_100")))).blocks[1][1]
+    assert narrowing.competition.read.in_features == 2 * narrowing.conv_pwl.out_channels
+
+
+def test_detection_with_frozen_norms():
+    from torchvision.ops.misc import FrozenBatchNorm2d
+
+    original = torchvision.models.detection.fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, norm_layer=FrozenBatchNorm2d
+    )
+    for module in original.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.7, 1.3)
+    model = convert(original.double()).eval()
+    model.backbone = move_gates(model.backbone, images(4, 128))
+    merged = merge(model)
+    assert not any(isinstance(module, FrozenBatchNorm2d) for module in merged.modules())
+    with torch.no_grad():
+        first, second = (network.backbone(images(1, 128)) for network in (model, merged))
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-10, atol=1e-11)
+
+
+def test_idempotent():
+    merged = merge(move_gates(convert(build("timm resnet18").double())))
+    again = merge(merged)
+    with torch.no_grad():
+        assert torch.equal(again(images()), merged(images()))
+    assert str(again) == str(merged)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies(duplicate):
+    merged = merge(move_gates(convert(build("timm resnet50").double())))
+    again = duplicate(merged)
+    with torch.no_grad():
+        assert torch.equal(again(images()), merged(images()))
+    with pytest.raises(UserError, match="cannot be trained"):
+        again.train()
+    assert again.eval() is again
+
+
+def test_state_dict():
+    merged = merge(move_gates(convert(build("timm resnet18"))))
+    file = io.BytesIO()
+    torch.save(merged.state_dict(), file)
+    file.seek(0)
+    other = merge(convert(build("timm resnet18")))
+    other.load_state_dict(torch.load(file))
+    with torch.no_grad():
+        assert torch.equal(other(images(dtype=torch.float32)), merged(images(dtype=torch.float32)))
+
+
+def test_training_is_refused():
+    merged = merge(timm.create_model("cmpe_se_preact_resnet20"))
+    with pytest.raises(UserError, match=r"merged PreActResNet cannot be trained.*merge again"):
+        merged.train()
+    with pytest.raises(UserError, match="cannot be trained"):
+        nn.Sequential(merged).train()
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        merged(images(side=32, dtype=torch.float32)).sum().backward()
+
+
+def test_the_gate_stays_precise_in_a_bfloat16_network():
+    model = move_gates(convert(build("timm resnet18")))
+    merged = merge(model).bfloat16()
+    assert merged.conv1.weight.dtype == torch.bfloat16
+    assert merged.layer1[0].competition.read.weight.dtype == torch.float32
+    assert torch.equal(merged.layer1[0].competition.excite.weight, model.layer1[0].competition.fc2.weight)
+    x = images(dtype=torch.float32)
+    with torch.no_grad():
+        expected, actual = model(x), merged(x.bfloat16()).float()
+    assert (actual - expected).norm() < 0.05 * expected.norm()
+    assert merge(model).double().layer1[0].competition.read.weight.dtype == torch.float64
+
+
+class Shared(nn.Module):
+    """Norms that only seem to follow a convolution alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.twice, self.both = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+        self.seen, self.watched = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        y = self.conv(x)
+        y = self.norm(y) + y  # the convolution's output has a second reader
+        y = self.both(self.twice(self.twice(y)))  # the convolution runs twice
+        return self.watched(self.seen(y))
+
+
+def test_what_must_not_be_folded():
+    model, seen = randomise_norms(Shared()).double().eval(), []
+    model.seen.register_forward_hook(lambda _, __, output: seen.append(output))
+    merged = merge(model)
+    assert_merged(model, merged)
+    assert torch.equal(*seen[:2])  # a hook still sees what it saw
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in merged.modules()) == 3
+
+
+def test_compile_and_export():
+    merged = merge(move_gates(convert(build("timm resnet18"))))
+    torch.compiler.reset()
+    x = images(dtype=torch.float32)
+    with torch.no_grad():
+        expected = merged(x)
+        torch.testing.assert_close(torch.compile(merged, fullgraph=True, backend="aot_eager")(x), expected)
+        exported = torch.export.export(merged, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+        torch.testing.assert_close(exported.module()(x), expected)
+    ours = merge(timm.create_model("cmpe_se_preact_resnet20"))
+    x = images(side=32, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(ours, fullgraph=True, backend="aot_eager")(x), ours(x))
