@@ -358,11 +358,11 @@ def check_compiled(attention, backend, tolerance):
 @MODES
 @EVERY_VIEW
 def test_compile_has_no_graph_break(view, training):
-    check_compiled(make(view, training=training, dtype=torch.float32), "aot_eager", 1e-6)
+    check_compiled(make(view, training=training, dtype=torch.float64), "aot_eager", 1e-10)
 
 
 def test_compile_with_inductor():
-    check_compiled(make("folded_3x3", training=True, maps=2, dtype=torch.float32), "inductor", 1e-4)
+    check_compiled(make("folded_3x3", training=True, maps=2, dtype=torch.float32), "inductor", 1e-3)
 
 
 @EVERY_VIEW

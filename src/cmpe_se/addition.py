@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from cmpe_se.hooks import is_watched
 from cmpe_se.precision import autocasts
 
 
@@ -30,7 +31,7 @@ def add_gated_pointwise(identity: Tensor, gate: Tensor, conv: nn.Conv2d, x: Tens
         x: the convolution's input, (N, C_in, H, W).
     """
     same = identity.dtype == x.dtype == conv.weight.dtype
-    if _plain_is_best() or _has_hooks(conv) or not same or autocasts(x.device.type):
+    if _plain_is_best() or is_watched(conv) or not same or autocasts(x.device.type):
         return add_gated(identity, gate, conv(x))
     return _AddGatedPointwise.apply(identity, gate.to(x.dtype), conv.weight, x)
 
@@ -50,11 +51,6 @@ def squeeze(x: Tensor) -> Tensor:
 def _plain_is_best() -> bool:
     """Without gradients all forms are one; the compiler fuses the plain one, and a tracer can save nothing else."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or hasattr(module, "parametrizations")
 
 
 class _AddGated(torch.autograd.Function):
@@ -124,7 +120,7 @@ class _AddGatedPointwise(torch.autograd.Function):
         pixels, inputs = _pixels(gradient), _pixels(x)  # (N, H W, C) and (N, H W, C_in)
         outer = torch.bmm(pixels.transpose(1, 2), inputs)  # (N, C, C_in)
         gate_gradient = (outer * matrix).sum(2)
-        weight_gradient = torch.einsum("nc,ncp->cp", gate, outer).view_as(weight)
+        weight_gradient = (outer * gate[:, :, None]).sum(0).view_as(weight)
         input_gradient = torch.bmm(pixels, gate[:, :, None] * matrix)  # (N, H W, C_in)
         input_gradient = input_gradient.view(batch, height, width, -1).permute(0, 3, 1, 2)
         return gradient, gate_gradient, weight_gradient, input_gradient

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cmpe_se.addition import add_gated, squeeze
 from cmpe_se.folding import default_columns, fold, picture_size
+from cmpe_se.maps import averaged_maps, can_average
 from cmpe_se.precision import without_autocast
 
 VIEWS = ("se", "double_fc", "pair_view_2x1", "pair_view_1x1", "folded_3x3")
@@ -153,10 +154,15 @@ class CompetitiveSE(nn.Module):
         elif self.view == "double_fc":
             hidden = torch.cat((self.fc_residual(residual).relu(), self.fc_identity(identity).relu()), dim=1)
         else:
-            maps = self.map_norm(self.map_conv(self._draw(residual, identity)))  # (N, m, h', w'); no ReLU here
-            hidden = self.fc1(maps.mean(dim=1).flatten(1)).relu()  # (N, C/t)
+            hidden = self.fc1(self._averaged_maps(self._draw(residual, identity))).relu()  # (N, C/t)
         gate = self.fc2(hidden).sigmoid()  # (N, C)
         return gate if self.gain == 1 else gate * self.gain
+
+    def _averaged_maps(self, picture: Tensor) -> Tensor:
+        if can_average(self.map_conv, self.map_norm, picture):  # the same, in training, without the maps
+            return averaged_maps(self.map_conv, self.map_norm, picture)
+        maps = self.map_norm(self.map_conv(picture))  # (N, m, h', w'); no ReLU here
+        return maps.mean(dim=1).flatten(1)
 
     def extra_repr(self) -> str:
         """Channels, view and the picture's size, for ``print(model)``."""

@@ -215,7 +215,7 @@ def test_recomputed_blocks_with_synchronised_norms():
     recomputing = nn.SyncBatchNorm.convert_sync_batchnorm(recomputing)
     assert isinstance(recomputing.stages[0].blocks[0].bn1, nn.SyncBatchNorm)
     x = images(3, size=(8, 8))
-    assert_same(step(recomputing, x), step(plain, x), 0)
+    assert_same(step(recomputing, x), step(plain, x), 1e-10)  # whose maps are made, and averaged
 
 
 def test_recomputed_blocks_under_autocast():

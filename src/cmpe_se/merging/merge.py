@@ -16,6 +16,7 @@ from torch import fx, nn
 from cmpe_se.attention import CompetitiveSE, is_pointwise
 from cmpe_se.conversion.blocks import replace_forward
 from cmpe_se.errors import UserError
+from cmpe_se.hooks import is_watched
 from cmpe_se.merging.gate import MergedGate, merge_gate
 from cmpe_se.merging.norms import fold_norms, trace_eval
 
@@ -76,7 +77,7 @@ def _pointwise_behind(block: nn.Module, operand: fx.Node) -> tuple[fx.Node, nn.C
     if operand.op != "call_module":
         return None
     conv = block.get_submodule(operand.target)
-    if is_pointwise(conv) and conv.in_channels < conv.out_channels and not conv._forward_hooks:
+    if is_pointwise(conv) and conv.in_channels < conv.out_channels and not is_watched(conv):
         return operand.args[0], conv
     return None
 

@@ -9,6 +9,8 @@ from timm.layers.norm_act import FrozenBatchNorm2d as TimmFrozenBatchNorm2d
 from torch import fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from cmpe_se.hooks import is_watched
+
 _CONVOLUTIONS = (nn.Conv2d.forward, Conv2dSame.forward)  # those that use their weight as it is
 _WITH_ACTIVATION = (BatchNormAct2d, FrozenBatchNormAct2d)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, TimmFrozenBatchNorm2d, *_WITH_ACTIVATION)
@@ -18,7 +20,7 @@ class _FlatTracer(fx.Tracer):
     """Traces one module with its children as leaves, but looks into sequences."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return type(module).forward is not nn.Sequential.forward or bool(_hooks(module))
+        return type(module).forward is not nn.Sequential.forward or is_watched(module)
 
 
 def trace_eval(module: nn.Module) -> fx.Graph | None:
@@ -75,11 +77,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     if not isinstance(conv, nn.Conv2d) or type(conv).forward not in _CONVOLUTIONS or not isinstance(norm, _NORMS):
         return False
-    return norm.running_mean is not None and not _hooks(conv) and not _hooks(norm)
-
-
-def _hooks(module: nn.Module) -> list:
-    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return norm.running_mean is not None and not is_watched(conv) and not is_watched(norm)
 
 
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
