@@ -34,7 +34,7 @@ def averaged_maps(conv: nn.Conv2d, norm: nn.BatchNorm2d, picture: Tensor) -> Ten
     taps, readers = _tap_indices(height, width, *kernel, picture.device)
     pixels = picture.flatten(1).t().contiguous()  # (height width, N), whose rows are gathered whole
     kernels = conv.weight.flatten(1)  # (m, k)
-    averaged, patch_mean, covariance, _ = _AveragedMaps.apply(
+    averaged, patch_mean, covariance = _AveragedMaps.apply(
         pixels, kernels, norm.weight, norm.bias, norm.eps, taps, readers
     )
     if norm.track_running_stats:
@@ -66,25 +66,25 @@ def _tap_indices(height: int, width: int, rows: int, columns: int, device: torch
 
     A pixel that a tap never meets has the index k positions there, one beyond the last.
     """
-    pixels = torch.arange(height * width).view(height, width)
+    pixels = torch.arange(height * width, device="cpu").view(height, width)
     windows = pixels.unfold(0, rows, 1).unfold(1, columns, 1)  # (h', w', rows, columns)
     taps = windows.permute(2, 3, 0, 1).reshape(rows * columns, -1)  # (k, positions)
-    readers = torch.full((height * width, rows * columns), taps.numel())
-    places = torch.arange(taps.numel()).view_as(taps)
-    readers[taps, torch.arange(len(taps))[:, None]] = places
+    readers = torch.full((height * width, rows * columns), taps.numel(), device="cpu")
+    places = torch.arange(taps.numel(), device="cpu").view_as(taps)
+    readers[taps, torch.arange(len(taps), device="cpu")[:, None]] = places
     return taps.flatten().to(device), readers.flatten().to(device)
 
 
 def _forward(pixels: Tensor, kernels: Tensor, weight: Tensor, bias: Tensor, eps: float, taps: Tensor):
-    """Averaged maps (positions, N), mean (k,) and covariance (k, k) of the patches, and the centred patches (k, M)."""
-    patches = pixels.index_select(0, taps).view(kernels.shape[1], -1)
+    """Averaged maps (positions, N), mean (k,) and covariance (k, k) of the patches."""
+    patches = pixels.index_select(0, taps).view(kernels.shape[1], -1)  # (k, M), M = positions N
     mean = patches.mean(1)
     centred = patches - mean[:, None]
     covariance = centred @ centred.t() / centred.shape[1]
     variance = ((kernels @ covariance) * kernels).sum(1)
     kernel = (weight / (variance + eps).sqrt()) @ kernels / len(kernels)  # (k,)
     averaged = (kernel @ centred + bias.mean()).view(-1, pixels.shape[1])
-    return averaged, mean, covariance, centred
+    return averaged, mean, covariance
 
 
 class _AveragedMaps(torch.autograd.Function):
@@ -99,16 +99,16 @@ class _AveragedMaps(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         pixels, kernels, weight, bias, ctx.eps, taps, readers = inputs
-        _, mean, covariance, centred = output
-        ctx.mark_non_differentiable(mean, covariance, centred)
-        ctx.set_materialize_grads(False)  # of those three
-        ctx.save_for_backward(pixels, kernels, weight, bias, covariance, centred, taps, readers)
+        _, mean, covariance = output
+        ctx.mark_non_differentiable(mean, covariance)
+        ctx.set_materialize_grads(False)  # of those two
+        ctx.save_for_backward(pixels, kernels, weight, bias, mean, covariance, taps, readers)
 
     @staticmethod
     def backward(ctx, gradient, *_):
         if gradient is None:
             return (None,) * 7
-        pixels, kernels, weight, bias, covariance, centred, taps, readers = ctx.saved_tensors
+        pixels, kernels, weight, bias, mean, covariance, taps, readers = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: let autograd do it
             inputs = (pixels, kernels, weight, bias)
             wanted = [value for value, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
@@ -116,6 +116,8 @@ class _AveragedMaps(torch.autograd.Function):
             found = iter(torch.autograd.grad(averaged, wanted, gradient, create_graph=True))
             return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 
+        # Gathered again: kept, the patches of 18 blocks would be 2 % of a network's memory.
+        centred = pixels.index_select(0, taps).view(kernels.shape[1], -1) - mean[:, None]
         maps, count = len(kernels), centred.shape[1]
         along = kernels @ covariance  # (m, k)
         reciprocal = ((along * kernels).sum(1) + ctx.eps).rsqrt()  # (m,)
