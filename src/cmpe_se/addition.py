@@ -116,19 +116,18 @@ class _AddGatedPointwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         gate, weight, x = ctx.saved_tensors
-        matrix, (batch, _, height, width) = weight.flatten(1), x.shape  # (C, C_in)
-        pixels, inputs = _pixels(gradient), _pixels(x)  # (N, H W, C) and (N, H W, C_in)
-        outer = torch.bmm(pixels.transpose(1, 2), inputs)  # (N, C, C_in)
+        matrix, gated = weight.flatten(1), gate[:, :, None] * weight.flatten(1)  # (C, C_in) and (N, C, C_in)
+        if gradient.is_contiguous(memory_format=torch.channels_last):
+            pixels = gradient.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H W, C), the memory as it is
+            outer = torch.bmm(pixels.transpose(1, 2), x.permute(0, 2, 3, 1).flatten(1, 2))  # (N, C, C_in)
+            input_gradient = torch.bmm(pixels, gated).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        else:
+            pixels = gradient.flatten(2)  # (N, C, H W)
+            outer = torch.bmm(pixels, x.flatten(2).transpose(1, 2))
+            input_gradient = torch.bmm(gated.transpose(1, 2), pixels).view(x.shape)
         gate_gradient = (outer * matrix).sum(2)
         weight_gradient = (outer * gate[:, :, None]).sum(0).view_as(weight)
-        input_gradient = torch.bmm(pixels, gate[:, :, None] * matrix)  # (N, H W, C_in)
-        input_gradient = input_gradient.view(batch, height, width, -1).permute(0, 3, 1, 2)
         return gradient, gate_gradient, weight_gradient, input_gradient
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N, H W, C), without a copy where the memory is channels-last."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class _WithSqueeze(torch.autograd.Function):

@@ -14,7 +14,8 @@ from cmpe_se.interruption import TrainingInterrupted
 from cmpe_se.launching import failed_elsewhere, is_main_process, launch, missing_processes
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
-_BEFORE_WORDS = {"as_json", "private"}  # switches that a positional argument may follow
+# Switches that a positional argument may follow.
+_BEFORE_WORDS = {"as_json", "private", "merged", "channels_last", "int8", "merge"}
 _SWITCHES = _BEFORE_WORDS | {field.name for field in fields(TrainingConfig) if field.type in (bool, "bool")}
 
 _DESCRIPTION = """Competitive inner-imaging squeeze-and-excitation (arXiv 1807.08920): train, test and use residual
@@ -81,12 +82,21 @@ def _run(command: str, parsed: Namespace) -> None:
 
 
 def _commands() -> dict[str, Callable]:
+    from cmpe_se.benchmarking import benchmark
     from cmpe_se.evaluation import evaluate
+    from cmpe_se.exporting import export
     from cmpe_se.listing import models
     from cmpe_se.prediction import predict
     from cmpe_se.sharing import push
 
-    return {"evaluate": evaluate, "predict": predict, "push": push, "models": models}
+    return {
+        "evaluate": evaluate,
+        "predict": predict,
+        "export": export,
+        "push": push,
+        "models": models,
+        "benchmark": benchmark,
+    }
 
 
 def _parser(arguments: Sequence[str]) -> ArgumentParser:

@@ -1,7 +1,7 @@
 """The ``predict`` command: what a trained network says of images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from cmpe_se.data import read_image
 from cmpe_se.errors import UserError
+from cmpe_se.exporting import is_exported, load_exported
 from cmpe_se.run_folder import RunFolder
 
 _SHOWN = 3  # classes a line of the table
@@ -25,7 +26,8 @@ def predict(
     """Say what a finished run's network sees in images.
 
     Args:
-        run: run folder.
+        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml, or .pt2, which can hold code: take
+            none from strangers).
         images: image files and folders of them.
         top: classes to report for each image.
         batch_size: images that go through the network at a time.
@@ -35,13 +37,11 @@ def predict(
         For each image ``image`` (its path) and ``classes``: ``class`` and ``probability``, most likely first.
 
     Raises:
-        UserError: no finished run, no images, or a file that is no image.
+        UserError: no finished run, no exported file of one, no images, or a file that is no image.
     """
     if top < 1 or batch_size < 1:
         raise UserError(f"top {top} and batch_size {batch_size} should be at least 1")
-    folder = RunFolder.open(run)
-    model = folder.load_model()
-    config = folder.model_config()
+    model, config = _load(run)
     images = [images] if isinstance(images, (str, Path)) else images
     paths = [path for image in images for path in _image_files(Path(image))]
     if not paths:
@@ -64,6 +64,15 @@ def predict(
     if not as_json:
         console.print(_table(predictions))
     return predictions
+
+
+def _load(run: str) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+    """Images (N, C, H, W) to logits (N, classes), and what ``RunFolder.model_config`` says."""
+    if is_exported(run):
+        exported = load_exported(run)
+        return exported, exported.config
+    folder = RunFolder.open(run)
+    return folder.load_model(), folder.model_config()
 
 
 def _image_files(path: Path) -> list[Path]:

@@ -27,6 +27,9 @@ class MergedGate(nn.Module):
         view: the view that was merged, for people.
     """
 
+    overwrites = False
+    """Whether ``forward`` may write the sum over the residual, which nobody else reads: timm's blocks do the same."""
+
     def __init__(
         self, residual: Tensor, identity: Tensor | None, bias: Tensor, excite: Tensor, *, gain: float, view: str
     ):
@@ -53,8 +56,11 @@ class MergedGate(nn.Module):
         """
         r = squeeze(residual if residual_source is None else residual_source)
         i = squeeze(identity if identity_source is None else identity_source) if self.competitive else r
-        gate = self.gate(r, i).to(residual.dtype)
-        return torch.addcmul(identity, gate[:, :, None, None], residual)
+        gate = self.gate(r, i).to(residual.dtype)[:, :, None, None]
+        recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if self.overwrites and not recorded:
+            return torch.addcmul(identity, gate, residual, out=residual)
+        return torch.addcmul(identity, gate, residual)
 
     def gate(self, residual: Tensor, identity: Tensor) -> Tensor:
         """Gate a of each channel, (N, C), from the squeezes (N, C_r) and (N, C_i)."""

@@ -65,7 +65,9 @@ def _merge_gates(name: str, block: nn.Module) -> None:
         for key, found in zip(("residual_source", "identity_source"), convs, strict=True):
             if found is not None and (gate.competitive or key == "residual_source"):
                 call.update_kwarg(key, _source(graph, call, *found))
-        setattr(block, child, merge_gate(gate, *(found and found[1] for found in convs)))
+        merged = merge_gate(gate, *(found and found[1] for found in convs))
+        merged.overwrites = _is_fresh(block, call.args[0])
+        setattr(block, child, merged)
     if any(call.kwargs for call in (calls.get(child) for child in gates) if call is not None):
         replace_forward(block, graph)
 
@@ -80,6 +82,18 @@ def _pointwise_behind(block: nn.Module, operand: fx.Node) -> tuple[fx.Node, nn.C
     if is_pointwise(conv) and conv.in_channels < conv.out_channels and not is_watched(conv):
         return operand.args[0], conv
     return None
+
+
+def _is_fresh(block: nn.Module, operand: fx.Node) -> bool:
+    """Whether an operand is the output of a convolution that nothing else reads."""
+    while operand.op == "call_module" and len(operand.users) == 1:
+        module = block.get_submodule(operand.target)
+        if isinstance(module, nn.Conv2d):
+            return not is_watched(module)
+        if not isinstance(module, _NOTHING_IN_EVAL) or is_watched(module):
+            return False
+        operand = operand.args[0]
+    return False
 
 
 def _source(graph: fx.Graph, call: fx.Node, made_from: fx.Node, conv: nn.Conv2d) -> fx.Node:

@@ -1,0 +1,112 @@
+"""What a contender runs on: eager PyTorch, its compiler, or ONNX Runtime; each as a step without arguments."""
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from cmpe_se.errors import UserError
+
+ENGINES = ("eager", "compiled", "cudagraphs", "onnxruntime")
+MODES = ("forward", "training")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def why_not(engine: str, mode: str, dtype: str, device: torch.device) -> str | None:
+    """Why a combination cannot be measured, or None."""
+    if engine == "cudagraphs" and device.type != "cuda":
+        return "CUDA graphs need a CUDA device"
+    if engine == "onnxruntime" and mode == "training":
+        return "ONNX Runtime does not train"
+    if engine == "onnxruntime" and (dtype != "float32" or device.type != "cpu"):
+        return "ONNX Runtime is measured in float32 on the CPU"
+    return None
+
+
+def make_step(network: nn.Module, images: Tensor, labels: Tensor, engine: str, mode: str, dtype: str) -> Callable:
+    """One forward pass without gradients, or one training step without the optimiser; warmed up.
+
+    bfloat16 is the whole network's type in ``forward``, and autocast's in ``training``.
+
+    Args:
+        network: any, on the device and in the memory format to measure; it is changed.
+        images: (N, C, H, W), float32.
+        labels: (N,).
+        engine: one of :data:`ENGINES`.
+        mode: one of :data:`MODES`.
+        dtype: one of :data:`DTYPES`.
+    """
+    if engine == "onnxruntime":
+        return _onnxruntime_step(network, images)
+    if mode == "forward":
+        network = network.eval().to(DTYPES[dtype])
+        step = _forward_step(_compiled(network, engine), images.to(DTYPES[dtype]))
+    else:
+        step = _training_step(_compiled(network.train(), engine), network, images, labels, dtype)
+    try:
+        for _ in range(3):
+            step()
+    except Exception as error:
+        if engine == "eager":
+            raise
+        raise UserError(f"torch.compile failed: {str(error).splitlines()[0]}; measure --engines eager") from None
+    return step
+
+
+def _compiled(network: nn.Module, engine: str) -> nn.Module:
+    if engine == "eager":
+        return network
+    torch.compiler.reset()
+    return torch.compile(network, dynamic=False, mode="reduce-overhead" if engine == "cudagraphs" else None)
+
+
+def _forward_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
+    def step() -> None:
+        with torch.inference_mode():
+            network(images)
+
+    return step
+
+
+def _training_step(
+    runs: nn.Module, network: nn.Module, images: Tensor, labels: Tensor, dtype: str
+) -> Callable[[], None]:
+    device = images.device.type
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = cross_entropy(runs(images), labels)
+        loss.backward()
+        for parameter in network.parameters():
+            parameter.grad = None
+
+    return step
+
+
+def _onnxruntime_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("measuring ONNX Runtime needs it; pip install 'cmpe-se[export]'") from None
+    network = copy.deepcopy(network).to(memory_format=torch.contiguous_format).eval()
+    images = images.contiguous()
+    file = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (images,), dynamo=True, verbose=False, optimize=True).save(file)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    inputs = {session.get_inputs()[0].name: images.numpy()}
+
+    def step() -> None:
+        session.run(None, inputs)
+
+    for _ in range(3):
+        step()
+    return step

@@ -1,0 +1,103 @@
+"""Timing contenders against each other: turns, medians, and what the spread allows to say."""
+
+import ctypes
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from math import comb
+from typing import NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+_CONFIDENCE = 0.95
+
+
+class Ratio(NamedTuple):
+    """Median of paired ratios, and its 95 % confidence interval."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval leaves out 1, that is, whether there is a difference to speak of."""
+        return not self.low <= 1 <= self.high
+
+
+def take_turns(
+    steps: dict[str, Callable[[], None]], turns: Iterable[int], device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each step in each turn; who begins changes from turn to turn.
+
+    A machine that slows down slows all of them down, and the ratio within a turn stays.
+    """
+    names = list(steps)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in turns:
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            synchronize(device)
+            started = time.perf_counter()
+            steps[name]()
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def paired_ratio(own: list[float], others: list[float]) -> Ratio:
+    """Median of the ratios within each turn, with the interval that order statistics give, whatever the distribution.
+
+    Fewer than six turns have no such interval; theirs is from the smallest to the largest ratio.
+    """
+    ratios = sorted(a / b for a, b in zip(own, others, strict=True))
+    count, outside, rank = len(ratios), 0.0, 0
+    while rank < (count - 1) // 2:
+        outside += comb(count, rank) / 2**count
+        if 2 * outside > 1 - _CONFIDENCE:
+            break
+        rank += 1
+    rank = max(rank - 1, 0)
+    return Ratio(statistics.median(ratios), ratios[rank], ratios[-1 - rank])
+
+
+def peak_memory(step: Callable[[], None], device: torch.device) -> int:
+    """Bytes that a step has allocated at its fullest moment, beyond what was there before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own remarks
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what the device still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def keep_heap() -> bool:
+    """Let glibc keep freed memory, for all contenders alike; returns whether it could.
+
+    By default it gives large blocks back to the system, and fresh pages for the next ones cost more than what is to be
+    measured: up to a third of a network's time, depending on the order in which tensors are freed.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    libc = ctypes.CDLL(None)
+    return all(libc.mallopt(option, 2**31 - 1) for option in (trim_threshold, mmap_threshold))
