@@ -153,3 +153,15 @@ def test_derivatives_and_transforms_of_with_squeeze():
     assert torch.autograd.gradcheck(loss, x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(loss, x)
     near(vmap(grad(lambda sample: loss(sample[None])))(x), torch.autograd.grad(loss(x), x)[0])
+
+
+@pytest.mark.parametrize("size", [(2, 64, 9, 7), (3, 128, 16, 16), (2, 256, 1, 1)])
+def test_squeeze_of_bfloat16_maps_without_gradients(size):
+    """Rows are rounded as the maps themselves are; their mean is not."""
+    x = torch.rand(size, generator=torch.Generator().manual_seed(0)).bfloat16().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        squeezed = squeeze(x)
+    assert squeezed.dtype == torch.float32
+    exact = x.double().mean((2, 3))
+    assert ((squeezed - exact).abs() / exact).max() < 2**-8
+    torch.testing.assert_close(squeeze(x.requires_grad_()).double(), exact, rtol=1e-6, atol=0)

@@ -114,6 +114,8 @@ def test_gates_read_the_smaller_tensor():
     # The residual's squeeze from 128 channels before conv3, and the identity's from 256 before the projection.
     assert first.competition.read.in_features == 128 + 256
     assert second.competition.read.in_features == 128 + 512
+    code = type(second).forward.__code__
+    assert code.co_varnames.index("squeeze_1") < code.co_varnames.index("conv1")  # x is read while it is in the cache
     narrowing = merge(move_gates(convert(build("timm mobilenetv2_100")))).blocks[1][1]
     assert narrowing.competition.read.in_features == 2 * narrowing.conv_pwl.out_channels
 

@@ -7,7 +7,7 @@ Under ``torch.compile``, which fuses the plain form itself, and without gradient
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import avg_pool2d, conv2d
 
 from cmpe_se.hooks import is_watched
 from cmpe_se.precision import autocasts
@@ -45,7 +45,18 @@ def with_squeeze(residual: Tensor) -> tuple[Tensor, Tensor]:
 
 def squeeze(x: Tensor) -> Tensor:
     """Global average of each channel, (N, C, H, W) to (N, C), in float32 or the input's wider dtype."""
+    if _rows_first(x):
+        rows = avg_pool2d(x, (1, x.shape[3]))  # (N, C, H, 1), summed in float32 and rounded as x's own numbers are
+        return rows.mean(dim=(2, 3), dtype=torch.float32)
     return x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _rows_first(x: Tensor) -> bool:
+    """Where a mean in float32 would first copy all of x to float32: it costs five times as much as pooling."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    wide = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[1] >= 64
+    return wide and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _plain_is_best() -> bool:

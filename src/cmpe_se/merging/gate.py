@@ -43,26 +43,26 @@ class MergedGate(nn.Module):
         self,
         residual: Tensor,
         identity: Tensor,
-        residual_source: Tensor | None = None,
-        identity_source: Tensor | None = None,
+        residual_squeeze: Tensor | None = None,
+        identity_squeeze: Tensor | None = None,
     ) -> Tensor:
         """Add the gated residual to the identity, (N, C, H, W) each.
 
         Args:
             residual: u.
             identity: s.
-            residual_source: what the gate reads instead of u, (N, C_r, H, W); its size may differ.
-            identity_source: what it reads instead of s, (N, C_i, H, W).
+            residual_squeeze: what A reads, (N, C_r), where it is known already; the squeeze of u if left out.
+            identity_squeeze: what B reads, (N, C_i), where it is known already; the squeeze of s if left out.
         """
-        r = squeeze(residual if residual_source is None else residual_source)
-        i = squeeze(identity if identity_source is None else identity_source) if self.competitive else r
+        r = squeeze(residual) if residual_squeeze is None else residual_squeeze
+        i = squeeze(identity) if identity_squeeze is None and self.competitive else identity_squeeze
         gate = self.gate(r, i).to(residual.dtype)[:, :, None, None]
         recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
         if self.overwrites and not recorded:
             return torch.addcmul(identity, gate, residual, out=residual)
         return torch.addcmul(identity, gate, residual)
 
-    def gate(self, residual: Tensor, identity: Tensor) -> Tensor:
+    def gate(self, residual: Tensor, identity: Tensor | None) -> Tensor:
         """Gate a of each channel, (N, C), from the squeezes (N, C_r) and (N, C_i)."""
         read = torch.cat((residual, identity), dim=1) if self.competitive else residual
         with without_autocast(read.device.type):

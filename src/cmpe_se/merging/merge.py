@@ -6,13 +6,14 @@ than the output (fact 2; a folded norm is part of that convolution). In our own 
 """
 
 import copy
+import operator
 from collections.abc import Iterator
 from functools import partial
 
-import torch
 from timm.layers import DropPath
 from torch import fx, nn
 
+from cmpe_se.addition import squeeze
 from cmpe_se.attention import CompetitiveSE, is_pointwise
 from cmpe_se.conversion.blocks import replace_forward
 from cmpe_se.errors import UserError
@@ -62,10 +63,10 @@ def _merge_gates(name: str, block: nn.Module) -> None:
             setattr(block, child, merge_gate(gate))
             continue
         convs = [_pointwise_behind(block, operand) for operand in call.args]
-        for key, found in zip(("residual_source", "identity_source"), convs, strict=True):
-            if found is not None and (gate.competitive or key == "residual_source"):
-                call.update_kwarg(key, _source(graph, call, *found))
-        merged = merge_gate(gate, *(found and found[1] for found in convs))
+        for key, operand, conv in zip(("residual_squeeze", "identity_squeeze"), call.args, convs, strict=True):
+            if gate.competitive or key == "residual_squeeze":
+                call.update_kwarg(key, _early_squeeze(block, graph, call, operand, conv))
+        merged = merge_gate(gate, *(conv and conv[1] for conv in convs))
         merged.overwrites = _is_fresh(block, call.args[0])
         setattr(block, child, merged)
     if any(call.kwargs for call in (calls.get(child) for child in gates) if call is not None):
@@ -84,9 +85,35 @@ def _pointwise_behind(block: nn.Module, operand: fx.Node) -> tuple[fx.Node, nn.C
     return None
 
 
+def _early_squeeze(
+    block: nn.Module, graph: fx.Graph, call: fx.Node, operand: fx.Node, behind: tuple[fx.Node, nn.Conv2d] | None
+) -> fx.Node:
+    """The squeeze of an operand, or of the input of the convolution behind it, taken while that is still in the cache.
+
+    That is right after it was made; but where something might write over it, no sooner than the gate.
+    """
+    source, conv = behind or (operand, None)
+    reader = call
+    if all(user is call or _only_reads(block, user) for user in source.users):
+        reader = source.next
+        while reader.op == "placeholder":
+            reader = reader.next
+    with graph.inserting_before(reader):
+        if conv is not None and conv.stride != (1, 1):  # it reads some of the rows and columns
+            rows, columns = (slice(None, None, step) for step in conv.stride)
+            source = graph.call_function(operator.getitem, (source, (slice(None), slice(None), rows, columns)))
+        return graph.call_function(squeeze, (source,))
+
+
+def _only_reads(block: nn.Module, user: fx.Node) -> bool:
+    if user.op == "call_function":
+        return user.target in (squeeze, operator.getitem)
+    return user.op == "call_module" and isinstance(block.get_submodule(user.target), nn.Conv2d)
+
+
 def _is_fresh(block: nn.Module, operand: fx.Node) -> bool:
-    """Whether an operand is the output of a convolution that nothing else reads."""
-    while operand.op == "call_module" and len(operand.users) == 1:
+    """Whether an operand is the output of a convolution that nothing reads later than the gate."""
+    while operand.op == "call_module" and sum(user.target is not squeeze for user in operand.users) == 1:
         module = block.get_submodule(operand.target)
         if isinstance(module, nn.Conv2d):
             return not is_watched(module)
@@ -94,15 +121,6 @@ def _is_fresh(block: nn.Module, operand: fx.Node) -> bool:
             return False
         operand = operand.args[0]
     return False
-
-
-def _source(graph: fx.Graph, call: fx.Node, made_from: fx.Node, conv: nn.Conv2d) -> fx.Node:
-    """What the convolution reads of its input: with a stride, some of its rows and columns."""
-    if conv.stride == (1, 1):
-        return made_from
-    rows, columns = (slice(None, None, step) for step in conv.stride)
-    with graph.inserting_before(call):
-        return graph.call_function(torch.Tensor.__getitem__, (made_from, (slice(None), slice(None), rows, columns)))
 
 
 def _refuse_training(merged: nn.Module, mode: bool = True) -> nn.Module:
