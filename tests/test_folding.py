@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from cmpe_se.folding import default_columns, fold, picture_size, possible_columns
+from cmpe_se.folding import default_columns, fold, picture_size, possible_columns, unfold
 
 
 def brute_force(channels: int) -> list[int]:
@@ -109,3 +109,9 @@ def test_the_error_names_the_nearest_channels_that_fold_and_the_other_views():
 def test_columns_that_do_not_fit(channels, columns, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         picture_size(channels, columns)
+
+
+def test_unfold_is_the_inverse():
+    residual, identity = torch.randn(2, 5, 24)
+    for columns in possible_columns(24):
+        assert all(map(torch.equal, unfold(fold(residual, identity, columns)), (residual, identity)))
