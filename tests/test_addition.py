@@ -112,6 +112,15 @@ def test_the_pointwise_form_keeps_no_large_tensor():
     assert sorted(tuple(x.shape) for x in kept) == sorted(POINTWISE[1:])
 
 
+def test_a_convolution_with_a_bias():
+    conv = nn.Conv2d(6, 4, 1, dtype=torch.float64)
+    identity, gate, _, x = pointwise_leaves()
+    output = add_gated_pointwise(identity, gate, conv, x)
+    near(output, plainly_added(identity, gate, conv(x)))
+    output.sum().backward()
+    near(conv.bias.grad, 10 * gate.sum(0))
+
+
 def test_hooks_of_the_convolution_are_called():
     conv, seen = nn.Conv2d(6, 4, 1, bias=False, dtype=torch.float64), []
     conv.register_forward_hook(lambda *_: seen.append(1))

@@ -218,6 +218,34 @@ def test_what_must_not_be_folded():
     assert sum(isinstance(module, nn.BatchNorm2d) for module in merged.modules()) == 3
 
 
+class Odd(nn.Module):
+    """Gates that are called twice, behind a list, or on a tensor that is overwritten meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.widen, self.back = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+        self.twice, self.once = CompetitiveSE(16), CompetitiveSE(16)
+        self.listed = nn.ModuleList([CompetitiveSE(16, view="pair_view_1x1")])
+
+    def forward(self, x):
+        x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 5))
+        u = self.widen(x)
+        y = self.twice(self.twice(u, u.flip(1)), self.widen(x + 1))
+        y = self.listed[0](y, u)
+        h = self.back(y)
+        residual = self.widen(h)
+        h.mul_(3)
+        return self.once(residual, y) + h.mean()
+
+
+def test_gates_in_odd_places():
+    torch.manual_seed(0)
+    model = move_gates(Odd().double())
+    merged = merge(model)
+    assert_merged(model, merged)
+    assert merged.once.read.in_features == 32  # h is overwritten before the gate runs, so u itself is read
+
+
 def test_compile_and_export():
     merged = merge(move_gates(convert(build("timm resnet18"))))
     torch.compiler.reset()

@@ -27,11 +27,11 @@ def add_gated_pointwise(identity: Tensor, gate: Tensor, conv: nn.Conv2d, x: Tens
     Args:
         identity: (N, C, H, W).
         gate: (N, C).
-        conv: see :func:`cmpe_se.attention.is_pointwise`; without a bias.
+        conv: see :func:`cmpe_se.attention.is_pointwise`.
         x: the convolution's input, (N, C_in, H, W).
     """
-    same = identity.dtype == x.dtype == conv.weight.dtype
-    if _plain_is_best() or is_watched(conv) or not same or autocasts(x.device.type):
+    simple = identity.dtype == x.dtype == conv.weight.dtype and conv.bias is None
+    if _plain_is_best() or is_watched(conv) or not simple or autocasts(x.device.type):
         return add_gated(identity, gate, conv(x))
     return _AddGatedPointwise.apply(identity, gate.to(x.dtype), conv.weight, x)
 

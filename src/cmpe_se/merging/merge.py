@@ -7,7 +7,6 @@ than the output (fact 2; a folded norm is part of that convolution). In our own 
 
 import copy
 import operator
-from collections.abc import Iterator
 from functools import partial
 
 from timm.layers import DropPath
@@ -40,49 +39,55 @@ def merge(model: nn.Module) -> nn.Module:
         return merge_gate(model)
     merged = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(merged)
-    for name, block in _gated(merged):
-        _merge_gates(name, block)
+    for block in _gated(merged):
+        _merge_gates(block)
     merged.train = partial(_refuse_training, merged)
     return merged
 
 
-def _gated(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that have gates among their children, which are replaced as this goes on."""
-    for name, module in list(model.named_modules()):
-        if any(isinstance(child, CompetitiveSE) for child in module.children()):
-            yield name, module
+def _gated(model: nn.Module) -> list[nn.Module]:
+    """Modules that have gates among their children."""
+    return [
+        module for module in model.modules() if any(isinstance(child, CompetitiveSE) for child in module.children())
+    ]
 
 
-def _merge_gates(name: str, block: nn.Module) -> None:
-    gates = {child: gate for child, gate in block.named_children() if isinstance(gate, CompetitiveSE)}
+def _merge_gates(block: nn.Module) -> None:
     graph = trace_eval(block)
-    calls = {node.target: node for node in graph.nodes if node.op == "call_module"} if graph else {}
-    for child, gate in gates.items():
-        call = calls.get(child)
-        if call is None or len(call.args) != 2:  # called in another way, as our own blocks do
-            setattr(block, child, merge_gate(gate))
+    calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
+    for child, gate in list(block.named_children()):
+        if not isinstance(gate, CompetitiveSE):
             continue
-        convs = [_pointwise_behind(block, operand) for operand in call.args]
-        for key, operand, conv in zip(("residual_squeeze", "identity_squeeze"), call.args, convs, strict=True):
-            if gate.competitive or key == "residual_squeeze":
-                call.update_kwarg(key, _early_squeeze(block, graph, call, operand, conv))
-        merged = merge_gate(gate, *(conv and conv[1] for conv in convs))
-        merged.overwrites = _is_fresh(block, call.args[0])
-        setattr(block, child, merged)
-    if any(call.kwargs for call in (calls.get(child) for child in gates) if call is not None):
+        own = [call for call in calls if call.target == child]
+        if len(own) == 1 and len(own[0].args) == 2:
+            setattr(block, child, _merged_where_called(block, graph, own[0], gate))
+        else:  # called in another way, as our own blocks do
+            setattr(block, child, merge_gate(gate))
+    if any(isinstance(call.kwargs.get("residual_squeeze"), fx.Node) for call in calls):
         replace_forward(block, graph)
 
 
-def _pointwise_behind(block: nn.Module, operand: fx.Node) -> tuple[fx.Node, nn.Conv2d] | None:
-    """The convolution that makes an operand, and its input, where that is less to read than its output."""
+def _merged_where_called(block: nn.Module, graph: fx.Graph, call: fx.Node, gate: CompetitiveSE) -> MergedGate:
+    """The deploy form of a gate whose only call is known, which from now on gets its squeezes from outside."""
+    convs = [_pointwise_behind(block, call, operand) for operand in call.args]
+    for key, operand, conv in zip(("residual_squeeze", "identity_squeeze"), call.args, convs, strict=True):
+        if gate.competitive or key == "residual_squeeze":
+            call.update_kwarg(key, _early_squeeze(block, graph, call, operand, conv))
+    merged = merge_gate(gate, *(conv and conv[1] for conv in convs))
+    merged.overwrites = _is_fresh(block, call.args[0])
+    return merged
+
+
+def _pointwise_behind(block: nn.Module, call: fx.Node, operand: fx.Node) -> tuple[fx.Node, nn.Conv2d] | None:
+    """The convolution that makes an operand, and its input, where that stays as it is and is less to read."""
     while operand.op == "call_module" and isinstance(block.get_submodule(operand.target), _NOTHING_IN_EVAL):
         operand = operand.args[0]
     if operand.op != "call_module":
         return None
     conv = block.get_submodule(operand.target)
-    if is_pointwise(conv) and conv.in_channels < conv.out_channels and not is_watched(conv):
-        return operand.args[0], conv
-    return None
+    if not is_pointwise(conv) or conv.in_channels >= conv.out_channels or is_watched(conv):
+        return None
+    return (operand.args[0], conv) if _stays(block, call, operand.args[0]) else None
 
 
 def _early_squeeze(
@@ -94,7 +99,7 @@ def _early_squeeze(
     """
     source, conv = behind or (operand, None)
     reader = call
-    if all(user is call or _only_reads(block, user) for user in source.users):
+    if _stays(block, call, source):
         reader = source.next
         while reader.op == "placeholder":
             reader = reader.next
@@ -105,10 +110,13 @@ def _early_squeeze(
         return graph.call_function(squeeze, (source,))
 
 
-def _only_reads(block: nn.Module, user: fx.Node) -> bool:
-    if user.op == "call_function":
-        return user.target in (squeeze, operator.getitem)
-    return user.op == "call_module" and isinstance(block.get_submodule(user.target), nn.Conv2d)
+def _stays(block: nn.Module, call: fx.Node, source: fx.Node) -> bool:
+    """Whether nothing that uses a tensor might write over it: convolutions, squeezes and the gate do not."""
+    for user in source.users:
+        module = block.get_submodule(user.target) if user.op == "call_module" else None
+        if user is not call and user.target not in (squeeze, operator.getitem) and not isinstance(module, nn.Conv2d):
+            return False
+    return True
 
 
 def _is_fresh(block: nn.Module, operand: fx.Node) -> bool:
