@@ -138,11 +138,3 @@ def _refuse_training(merged: nn.Module, mode: bool = True) -> nn.Module:
             "train the network that it was merged from, and merge again"
         )
     return nn.Module.train(merged, False)
-
-
-def is_merged(model: nn.Module) -> bool:
-    """Whether a network came from :func:`merge`."""
-    return isinstance(getattr(model, "train", None), partial) and model.train.func is _refuse_training
-
-
-__all__ = ["MergedGate", "is_merged", "merge"]
