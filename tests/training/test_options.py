@@ -22,7 +22,7 @@ OPTIONS = {
     "average": ["--ema", "0.99"],
     "adamw": ["--optimizer", "adamw", "--lr", "0.003"],
     "parts": ["--accumulate", "4"],
-    "wide": ["--model", "wrn16_4", "--epochs", "1", "--batch-size", "128"],
+    "wide": ["--model", "wrn16_4", "--epochs", "1", "--batch-size", "64"],
 }
 
 
