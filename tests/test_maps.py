@@ -111,3 +111,23 @@ def test_when_the_layers_themselves_are_called():
     assert not can_average(conv, norm, picture[:1])
     with torch.no_grad():
         assert not can_average(conv, norm, picture)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 1000.0])
+def test_a_map_of_small_differences_of_large_numbers(scale):
+    conv, norm = layers((1, 2), dtype=torch.float32)
+    with torch.no_grad():
+        conv.weight[0, 0] = torch.tensor([[1.0, -1.0]])
+    residual = scale * torch.randn(8, 1, 16, 1, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(8, 1, 16, 1, generator=torch.Generator().manual_seed(1))
+    picture = torch.cat((residual, residual + 1e-2 * scale * noise), dim=3).requires_grad_()
+    exact = plainly(copy.deepcopy(conv).double(), copy.deepcopy(norm).double(), picture.double())
+    torch.testing.assert_close(averaged_maps(conv, norm, picture).double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_indices_are_not_made_where_they_could_not_be_kept():
+    conv, norm = layers((3, 3))
+    size = (9, 7)  # of no other test
+    with torch.inference_mode(), torch.enable_grad():
+        assert not can_average(conv, norm, picture_of(size))
+    averaged_maps(conv, norm, picture_of(size)).sum().backward()

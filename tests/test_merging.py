@@ -246,6 +246,64 @@ def test_gates_in_odd_places():
     assert merged.once.read.in_features == 32  # h is overwritten before the gate runs, so u itself is read
 
 
+class ActiveNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Walked(nn.Module):
+    """Its parent walks through a sequence, and keeps what each layer gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+
+    def forward(self, x):
+        outputs = []
+        for layer in self.features:
+            x = layer(x)
+            outputs.append(x)
+        return outputs[0] + outputs[2]
+
+
+class Renamed(nn.Module):
+    """A block whose identity has another name, under which it is overwritten."""
+
+    def __init__(self):
+        super().__init__()
+        self.skip, self.relu = nn.Identity(), nn.ReLU(inplace=True)
+        self.branch, self.gate = nn.Conv2d(12, 12, 3, padding=1), CompetitiveSE(12)
+
+    def forward(self, x):
+        identity = self.skip(x)
+        return self.gate(self.branch(self.relu(x)), identity)
+
+
+@pytest.mark.parametrize(
+    "build_model",
+    [
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), ActiveNorm(6)),
+        lambda: timm.layers.convert_sync_batchnorm(timm.create_model("mobilenetv2_035")),
+        Walked,
+        lambda: nn.Sequential(nn.Conv2d(3, 12, 1), Renamed()),
+    ],
+)
+def test_what_is_not_as_it_seems(build_model):
+    torch.manual_seed(0)
+    model = randomise_norms(build_model()).double().eval()
+    assert_merged(model, merge(model))
+
+
+def test_gradients_of_images_through_a_merged_network():
+    model = move_gates(convert(build("timm resnet18").double()))
+    gradients = []
+    for network in (model, merge(model)):
+        x = images().requires_grad_()
+        network(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-8)
+
+
 def test_compile_and_export():
     merged = merge(move_gates(convert(build("timm resnet18"))))
     torch.compiler.reset()

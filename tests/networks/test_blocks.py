@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 from cmpe_se import VIEWS, CompetitiveSE
@@ -232,3 +233,25 @@ def test_recomputed_blocks_compile():
     torch.compiler.reset()
     actual = step(torch.compile(recomputing, backend="aot_eager", fullgraph=True), x)
     assert_same({name.removeprefix("_orig_mod."): value for name, value in actual.items()}, expected, 1e-10)
+
+
+@MODES
+def test_a_changed_last_convolution(training):
+    """Its hooks are called, and what they change reaches squeeze and output alike."""
+    block = make_block(training=training)
+    block.conv3.register_forward_hook(lambda _, __, output: 2 * output)
+    x = images()
+    y, y_squeeze = block(x)
+    assert_rounded(y_squeeze, squeeze(y), torch.float64)
+    doubled = make_block(training=training)
+    with torch.no_grad():
+        doubled.conv3.weight.mul_(2)
+    assert_rounded(y, doubled(x)[0], torch.float64)
+
+
+def test_a_pruned_convolution_learns():
+    block = make_block(training=True)
+    torch.nn.utils.prune.l1_unstructured(block.conv3, "weight", amount=0.5)
+    for _ in range(2):
+        block(images())[0].sum().backward()
+    assert block.conv3.weight_orig.grad.abs().sum() > 0

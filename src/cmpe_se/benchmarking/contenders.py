@@ -45,7 +45,7 @@ def build(model: str, contender: str) -> nn.Module:
         return _create(model)
     if contender in _TIMM_ATTENTION:
         attention = _TIMM_ATTENTION[contender]
-        return _replace_gates(convert(_create(model)), lambda gate: _OnResidual(attention(gate.channels)))
+        return _replace_gates(convert(_create(model), view="se"), lambda gate: _OnResidual(attention(gate.channels)))
     view = contender.removesuffix(NAIVE)
     if model not in PLAIN_NETWORKS:
         network = convert(_create(model), view=view)

@@ -8,6 +8,7 @@ from torch.nn.functional import conv_transpose2d, linear
 
 from cmpe_se.addition import squeeze
 from cmpe_se.attention import CompetitiveSE
+from cmpe_se.errors import UserError
 from cmpe_se.folding import unfold
 from cmpe_se.precision import without_autocast
 
@@ -58,7 +59,7 @@ class MergedGate(nn.Module):
         i = squeeze(identity) if identity_squeeze is None and self.competitive else identity_squeeze
         gate = self.gate(r, i).to(residual.dtype)[:, :, None, None]
         recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if self.overwrites and not recorded:
+        if self.overwrites and not recorded and identity.dtype == residual.dtype:
             return torch.addcmul(identity, gate, residual, out=residual)
         return torch.addcmul(identity, gate, residual)
 
@@ -67,7 +68,7 @@ class MergedGate(nn.Module):
         read = torch.cat((residual, identity), dim=1) if self.competitive else residual
         with without_autocast(read.device.type):
             gate = self.excite(self.read(read.to(self.read.weight.dtype)).relu_()).sigmoid_()
-        return gate if self.gain == 1 else gate.mul_(self.gain)
+        return gate if self.gain == 1 else gate * self.gain
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MergedGate":
         def keeping_precision(tensor: Tensor) -> Tensor:
@@ -88,7 +89,9 @@ def affine_form(attention: CompetitiveSE) -> tuple[Tensor, Tensor | None, Tensor
     The picture, its convolution, its norm with running statistics, the mean over the maps and W1 are affine one after
     the other. Their A and B are W1 pulled back through the convolution, which is what a transposed convolution does.
     """
-    children = {name: child.weight.detach().double() for name, child in attention.named_children()}
+    layers = dict(attention.named_children())
+    norm = layers.pop("map_norm", None)
+    children = {name: layer.weight.detach().double() for name, layer in layers.items()}
     if attention.view == "se":
         weight = children["fc1"]
         return weight, None, weight.new_zeros(len(weight))
@@ -97,9 +100,13 @@ def affine_form(attention: CompetitiveSE) -> tuple[Tensor, Tensor | None, Tensor
         nothing = torch.zeros_like(residual)
         return torch.cat((residual, nothing)), torch.cat((nothing, identity)), residual.new_zeros(2 * len(residual))
 
-    norm, kernels = attention.map_norm, children["map_conv"]  # (m, 1, height, width)
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # (m,)
-    shift = norm.bias.double() - norm.running_mean.double() * scale  # (m,)
+    kernels = children["map_conv"]  # (m, 1, height, width)
+    if norm.running_var is None:
+        raise UserError("a gate whose norm keeps no running statistics reads each batch anew, and cannot be merged")
+    scale = (norm.running_var.double() + norm.eps).rsqrt()  # (m,)
+    scale = scale if norm.weight is None else scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale  # (m,)
+    shift = shift if norm.bias is None else shift + norm.bias.double()
     kernel = (scale[:, None, None, None] * kernels).mean(0, keepdim=True)  # (1, 1, height, width)
     height, width = (
         size - side + 1 for size, side in zip(attention.picture_size, attention.map_conv.kernel_size, strict=True)

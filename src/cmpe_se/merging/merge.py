@@ -111,11 +111,23 @@ def _early_squeeze(
 
 
 def _stays(block: nn.Module, call: fx.Node, source: fx.Node) -> bool:
-    """Whether nothing that uses a tensor might write over it: convolutions, squeezes and the gate do not."""
-    for user in source.users:
-        module = block.get_submodule(user.target) if user.op == "call_module" else None
-        if user is not call and user.target not in (squeeze, operator.getitem) and not isinstance(module, nn.Conv2d):
-            return False
+    """Whether nothing that uses a tensor, or another name of it, might write over it before the gate reads it."""
+
+    def renames(node: fx.Node) -> bool:
+        module = block.get_submodule(node.target) if node.op == "call_module" else None
+        return node.target is operator.getitem or isinstance(module, _NOTHING_IN_EVAL)
+
+    while renames(source):
+        source = source.args[0]
+    names = [source]
+    while names:
+        for user in names.pop().users:
+            if renames(user):
+                names.append(user)
+                continue
+            module = block.get_submodule(user.target) if user.op == "call_module" else None
+            if user is not call and user.target is not squeeze and not isinstance(module, nn.Conv2d):
+                return False
     return True
 
 

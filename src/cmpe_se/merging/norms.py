@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 from timm.layers import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from timm.layers.norm_act import FrozenBatchNorm2d as TimmFrozenBatchNorm2d
 from torch import fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -12,8 +12,14 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from cmpe_se.hooks import is_watched
 
 _CONVOLUTIONS = (nn.Conv2d.forward, Conv2dSame.forward)  # those that use their weight as it is
-_WITH_ACTIVATION = (BatchNormAct2d, FrozenBatchNormAct2d)
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, TimmFrozenBatchNorm2d, *_WITH_ACTIVATION)
+_WITH_ACTIVATION = (BatchNormAct2d.forward, FrozenBatchNormAct2d.forward, SyncBatchNormAct.forward)
+_NORMS = (  # by their forward: a subclass may do more
+    nn.BatchNorm2d.forward,
+    nn.SyncBatchNorm.forward,
+    FrozenBatchNorm2d.forward,
+    TimmFrozenBatchNorm2d.forward,
+    *_WITH_ACTIVATION,
+)
 
 
 class _FlatTracer(fx.Tracer):
@@ -38,11 +44,15 @@ def fold_norms(model: nn.Module) -> int:
     The norm's place is taken by its activation (timm's norms have one), or by an identity.
     """
     pairs = {}  # name of the norm to name of the convolution
+    shared = set()  # names of convolutions whose output has another reader somewhere
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         for conv, norm in _pairs(module):
-            if _foldable(module.get_submodule(conv), module.get_submodule(norm)):
+            if norm is None:
+                shared.add(prefix + conv)
+            elif _foldable(module.get_submodule(conv), module.get_submodule(norm)):
                 pairs[prefix + norm] = prefix + conv
+    pairs = {norm: conv for norm, conv in pairs.items() if conv not in shared}
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     folded = 0
     for norm_name, conv_name in pairs.items():
@@ -50,14 +60,14 @@ def fold_norms(model: nn.Module) -> int:
         if names[id(norm)] == names[id(conv)] == 1:
             _fold(conv, norm)
             parent, _, child = norm_name.rpartition(".")
-            rest = norm.act if isinstance(norm, _WITH_ACTIVATION) else nn.Identity()
+            rest = norm.act if type(norm).forward in _WITH_ACTIVATION else nn.Identity()
             setattr(model.get_submodule(parent), child, rest)
             folded += 1
     return folded
 
 
-def _pairs(module: nn.Module) -> list[tuple[str, str]]:
-    """Convolutions of a module's own forward and the norms that alone read their output."""
+def _pairs(module: nn.Module) -> list[tuple[str, str | None]]:
+    """Layers of a module's own forward, each with the layer that alone reads its output, or None."""
     if (known := getattr(module, "normed_convolutions", None)) is not None:
         return list(known)
     if not any(True for _ in module.children()) or (graph := trace_eval(module)) is None:
@@ -65,17 +75,20 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     pairs = []
     for node in graph.nodes:
-        if node.op != "call_module" or len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
+        if node.op != "call_module":
             continue
-        before = node.args[0]
-        alone = before.op == "call_module" and len(before.users) == 1 and len(before.args) == 1
-        if alone and calls[node.target] == calls[before.target] == 1:
-            pairs.append((before.target, node.target))
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        alone = reader is not None and reader.op == "call_module" and reader.args == (node,)
+        once = alone and calls[node.target] == calls[reader.target] == 1
+        # What a sequence returns, its parent may read in any way; the parent's own trace tells.
+        returned = reader is not None and reader.op == "output"
+        if not returned:
+            pairs.append((node.target, reader.target if once else None))
     return pairs
 
 
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
-    if not isinstance(conv, nn.Conv2d) or type(conv).forward not in _CONVOLUTIONS or not isinstance(norm, _NORMS):
+    if not isinstance(conv, nn.Conv2d) or type(conv).forward not in _CONVOLUTIONS or type(norm).forward not in _NORMS:
         return False
     return norm.running_mean is not None and not is_watched(conv) and not is_watched(norm)
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from cmpe_se.addition import add_gated, add_gated_pointwise, squeeze, with_squeeze
-from cmpe_se.attention import CompetitiveSE, squeeze_through
+from cmpe_se.attention import CompetitiveSE, is_pointwise, squeeze_through
+from cmpe_se.hooks import is_watched
 
 
 class PreActBlock(nn.Module):
@@ -69,7 +70,7 @@ class PreActBlock(nn.Module):
             return shortcut + self.drop_path(self.last_conv(last)), None
 
         residual = None
-        if self.reads_ahead:
+        if self.reads_ahead and is_pointwise(self.last_conv) and not is_watched(self.last_conv):
             r = squeeze_through(self.last_conv, last)  # (N, C)
         else:
             residual, r = with_squeeze(self.last_conv(last))
@@ -78,7 +79,8 @@ class PreActBlock(nn.Module):
             return self._add(shortcut, gate, residual, last), None
 
         if self.shortcut is not None:
-            i = squeeze_through(self.shortcut, h)  # (N, C)
+            watched = is_watched(self.shortcut) or not is_pointwise(self.shortcut)
+            i = squeeze(shortcut) if watched else squeeze_through(self.shortcut, h)  # (N, C)
         else:
             i = squeeze(x) if identity_squeeze is None else identity_squeeze
         # Dropping a sample's whole residual is a factor on its gates: one number a channel, not a pass over the maps.
