@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
-from cmpe_se.hooks import is_watched
+from cmpe_se.hooks import is_recorded, is_watched
 from cmpe_se.precision import autocasts
 
 
@@ -53,7 +53,7 @@ def squeeze(x: Tensor) -> Tensor:
 
 def _rows_first(x: Tensor) -> bool:
     """Where a mean in float32 would first copy all of x to float32: it costs five times as much as pooling."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.is_grad_enabled() or is_recorded():
         return False
     wide = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[1] >= 64
     return wide and x.is_contiguous(memory_format=torch.channels_last)
@@ -61,7 +61,7 @@ def _rows_first(x: Tensor) -> bool:
 
 def _plain_is_best() -> bool:
     """Without gradients all forms are one; the compiler fuses the plain one, and a tracer can save nothing else."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
+    return is_recorded() or not torch.is_grad_enabled()
 
 
 class _AddGated(torch.autograd.Function):

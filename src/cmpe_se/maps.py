@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from cmpe_se.hooks import is_watched
+from cmpe_se.hooks import is_recorded, is_watched
 
 
 def averaged_maps(conv: nn.Conv2d, norm: nn.BatchNorm2d, picture: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def averaged_maps(conv: nn.Conv2d, norm: nn.BatchNorm2d, picture: Tensor) -> Ten
 
 def can_average(conv: nn.Conv2d, norm: nn.Module, picture: Tensor) -> bool:
     """Whether :func:`averaged_maps` may stand for the two layers: nobody watches them, and they are what they seem."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_recorded():
         return False
     if type(picture) is not Tensor or torch.is_inference_mode_enabled() or picture.dtype.itemsize < 4:
         return False  # indices made now could not be kept for a later step; and halves have too few digits

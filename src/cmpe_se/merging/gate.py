@@ -10,6 +10,7 @@ from cmpe_se.addition import squeeze
 from cmpe_se.attention import CompetitiveSE
 from cmpe_se.errors import UserError
 from cmpe_se.folding import unfold
+from cmpe_se.hooks import is_recorded
 from cmpe_se.precision import without_autocast
 
 
@@ -58,8 +59,8 @@ class MergedGate(nn.Module):
         r = squeeze(residual) if residual_squeeze is None else residual_squeeze
         i = squeeze(identity) if identity_squeeze is None and self.competitive else identity_squeeze
         gate = self.gate(r, i).to(residual.dtype)[:, :, None, None]
-        recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if self.overwrites and not recorded and identity.dtype == residual.dtype:
+        kept = torch.is_grad_enabled() or is_recorded() or identity.dtype != residual.dtype
+        if self.overwrites and not kept:
             return torch.addcmul(identity, gate, residual, out=residual)
         return torch.addcmul(identity, gate, residual)
 
