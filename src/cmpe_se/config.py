@@ -68,6 +68,7 @@ class TrainingConfig:
         compile: compile the network with torch.compile.
         device: auto (what Accelerate finds) or cpu.
         checkpoint_steps: steps between two checkpoints; each epoch's end has one in any case.
+        test_interval: epochs between two tests; the last epoch has one in any case.
         tensorboard: write TensorBoard logs into the run folder.
     """
 
@@ -116,6 +117,7 @@ class TrainingConfig:
     compile: bool = False
     device: str = "auto"
     checkpoint_steps: int = 500
+    test_interval: int = 1
     tensorboard: bool = False
 
     def __post_init__(self):
@@ -182,6 +184,7 @@ _LEAST = {
     "cutmix": 0.0,
     "clip_grad": 0.0,
     "checkpoint_steps": 1,
+    "test_interval": 1,
 }
 _CHOICES = {"precision": ("float32", "bfloat16", "float16"), "device": ("auto", "cpu")}
 

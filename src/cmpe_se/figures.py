@@ -21,14 +21,14 @@ def plot_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -> No
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    epochs = [record["epoch"] for record in history]
     for axes, kind, label in ((loss, "loss", "cross-entropy"), (accuracy, "top1", "top-1 accuracy, %")):
         for part, colour in (("train", GREY), ("test", BLUE)):
-            values = [record.get(f"{part}_{kind}") for record in history]
-            if all(value is None for value in values):
+            values = {record["epoch"]: record.get(f"{part}_{kind}") for record in history}
+            known = {epoch: value for epoch, value in values.items() if value is not None}
+            if not known:
                 continue  # with mixup there is no training accuracy
-            marker = "o" if len(history) == 1 else None
-            axes.plot(epochs, [np.nan if v is None else v for v in values], color=colour, label=part, marker=marker)
+            marker = "o" if len(known) == 1 else None
+            axes.plot(list(known), list(known.values()), color=colour, label=part, marker=marker)
         axes.set(xlabel="epoch", ylabel=label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

@@ -52,9 +52,11 @@ class TrainingProgress:
 
     def end_epoch(self, record: dict[str, Any]) -> None:
         """Leave a line for a finished epoch."""
+        tested = ""
+        if record["test_top1"] is not None:
+            tested = f"test loss {record['test_loss']:.3f}  test top-1 {record['test_top1']:.2f} %  "
         self.console.print(
-            f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['train_loss']:.3f}  test loss "
-            f"{record['test_loss']:.3f}  test top-1 {record['test_top1']:.2f} %  "
+            f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['train_loss']:.3f}  {tested}"
             f"{record['images_per_second']:,.0f} images/s",
             highlight=False,
         )

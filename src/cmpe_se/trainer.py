@@ -33,6 +33,7 @@ from cmpe_se.seeding import seed_everything
 from cmpe_se.step_sums import StepSums, part_sums
 
 _STEPS_BETWEEN_LOOKS = 10  # at losses and, with several processes, at signals: a look waits for the device
+_TEST_FIGURES = ("test_images", "test_loss", "test_top1", "test_top5")  # None in the records of untested epochs
 
 
 class Trainer:
@@ -101,7 +102,8 @@ class Trainer:
                 self.progress.say(f"going on after step {self.step} of {total}, from {self.last_checkpoint}")
             self.progress.start(self.step)
             while self.epoch < self.config.epochs:
-                record = self._train_epoch() | self._test()
+                record = self._train_epoch()
+                record |= self._test() if self._is_tested() else dict.fromkeys(_TEST_FIGURES)
                 self.history.append(record)
                 self._save_checkpoint()
                 if main:
@@ -205,6 +207,9 @@ class Trainer:
             f"checkpoint: {self.last_checkpoint or 'none yet'}; try a smaller --lr, --clip-grad 1 or --warmup-epochs 5"
         )
 
+    def _is_tested(self) -> bool:
+        return self.epoch % self.config.test_interval == 0 or self.epoch == self.config.epochs
+
     def _test(self) -> dict[str, Any]:
         """Figures on the test images, each of which one process sees once."""
         if self.accelerator.num_processes > 1:
@@ -221,12 +226,8 @@ class Trainer:
         images, loss, top1, top5 = self.accelerator.reduce(sums.to(self.accelerator.device)).tolist()
         if not math.isfinite(loss):
             self._refuse(f"the test loss is {loss}", self.step, self._rate)
-        return {
-            "test_images": int(images),
-            "test_loss": loss / images,
-            "test_top1": 100 * top1 / images,
-            "test_top5": 100 * top5 / images,
-        }
+        figures = (int(images), loss / images, 100 * top1 / images, 100 * top5 / images)
+        return dict(zip(_TEST_FIGURES, figures, strict=True))
 
     def _save_checkpoint(self) -> None:
         """Write a checkpoint, a good one: every loss before it has been finite, and the weights are."""
@@ -284,6 +285,8 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Write the network and the figures."""
         last = self.history[-1]
+        if last["test_top1"] is None:  # a run that is resumed to end where it stands
+            last |= self._test()
         images = sum(record["images_per_second"] * record["seconds"] for record in self.history)
         result = {
             "model": self.config.model,

@@ -22,9 +22,12 @@ PARAMETERS = {  # METHOD.md's table
     "wrn22_10": [26_797_946, 26_999_546, 27_201_146, 27_000_386, 27_100_976, 27_074_936],
     "wrn28_10": [36_479_226, 36_748_026, 37_016_826, 36_749_146, 36_883_266, 36_848_546],
 }
-CHANNELS = {"preact_resnet164": [16, 64, 128, 256], "wrn16_4": [16, 64, 128, 256], "wrn16_8": [16, 128, 256, 512]} | {
-    f"preact_resnet{depth}": [16, 16, 32, 64] for depth in (20, 56, 110)
-}
+CHANNELS = {
+    "preact_resnet20b": [16, 64, 128, 256],
+    "preact_resnet164": [16, 64, 128, 256],
+    "wrn16_4": [16, 64, 128, 256],
+    "wrn16_8": [16, 128, 256, 512],
+} | {f"preact_resnet{depth}": [16, 16, 32, 64] for depth in (20, 56, 110)}
 CHANNELS |= {name: [16, 160, 320, 640] for name in ("wrn22_10", "wrn28_10")}
 
 
@@ -42,7 +45,7 @@ def create(name, **kwargs):
 
 
 def test_all_names_are_registered():
-    assert len(NAMES) == len(set(NAMES)) == 24
+    assert len(NAMES) == len(set(NAMES)) == 27
     assert set(NAMES) <= set(timm.list_models())
     converted = {"cmpe_se_converted", *(f"cmpe_se_{base}" for base in BASES)}
     assert set(timm.list_models("cmpe_se_*")) == converted | {name for name in NAMES if name.startswith("cmpe_se_")}

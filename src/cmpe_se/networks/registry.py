@@ -6,10 +6,12 @@ from timm.models import build_model_with_cfg, register_model
 
 from cmpe_se.networks.residual import PreActResNet, ResidualNetwork, WideResNet
 
+# "b" is for bottleneck blocks, where the depth alone would not tell.
 PLAIN_NETWORKS: dict[str, tuple[type[ResidualNetwork], dict[str, Any]]] = {
     "preact_resnet20": (PreActResNet, {"depth": 20, "block": "basic"}),
     "preact_resnet56": (PreActResNet, {"depth": 56, "block": "basic"}),
     "preact_resnet110": (PreActResNet, {"depth": 110, "block": "basic"}),
+    "preact_resnet20b": (PreActResNet, {"depth": 20, "block": "bottleneck"}),
     "preact_resnet164": (PreActResNet, {"depth": 164, "block": "bottleneck"}),
     "wrn16_4": (WideResNet, {"depth": 16, "width": 4}),
     "wrn16_8": (WideResNet, {"depth": 16, "width": 8}),

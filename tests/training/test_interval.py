@@ -1,0 +1,33 @@
+"""Tests of the network between epochs, now and then instead of always."""
+
+import json
+
+import pytest
+
+from cmpe_se.errors import UserError
+from cmpe_se.training import train
+
+RECORD = ("test_images", "test_loss", "test_top1", "test_top5")
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_second_epoch_and_the_last_one_are_tested(tmp_path):
+    result = train(epochs=5, test_interval=2, output=tmp_path / "run", device="cpu")
+    tested = [record["epoch"] for record in records(tmp_path / "run") if record["test_top1"] is not None]
+    assert tested == [2, 4, 5]
+    assert all(records(tmp_path / "run")[0][name] is None for name in RECORD)
+    assert result["test_top1"] == records(tmp_path / "run")[-1]["test_top1"] > 50
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+
+
+def test_the_tests_do_not_touch_the_training(tmp_path):
+    often, rarely = (train(epochs=2, test_interval=n, output=tmp_path / str(n), device="cpu") for n in (1, 2))
+    assert (often["test_top1"], often["test_loss"]) == (rarely["test_top1"], rarely["test_loss"])
+
+
+def test_an_interval_below_one_is_refused(tmp_path):
+    with pytest.raises(UserError, match="test_interval is 0, should be at least 1"):
+        train(test_interval=0, output=tmp_path / "run")
