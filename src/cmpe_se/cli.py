@@ -10,16 +10,27 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from cmpe_se import __version__
 from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig, read_recipe, recipe_names
 from cmpe_se.errors import UserError
-from cmpe_se.interruption import TrainingInterrupted
+from cmpe_se.interruption import Interrupted
 from cmpe_se.launching import failed_elsewhere, is_main_process, launch, missing_processes
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 # Switches that a positional argument may follow.
 _BEFORE_WORDS = {"as_json", "private", "merged", "channels_last", "int8", "merge"}
-_SWITCHES = _BEFORE_WORDS | {field.name for field in fields(TrainingConfig) if field.type in (bool, "bool")}
+_SWITCHES = (
+    _BEFORE_WORDS | {"dry_run"} | {field.name for field in fields(TrainingConfig) if field.type in (bool, "bool")}
+)
 
 _DESCRIPTION = """Competitive inner-imaging squeeze-and-excitation (arXiv 1807.08920): train, test and use residual
 networks in which residual and identity compete. `cmpe-se train` alone trains on real handwritten digits."""
+
+_COMPARE_HELP = """Train networks under one recipe with several seeds, and compare them seed by seed.
+
+cmpe-se compare --models preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20 --views pair_view_1x1,folded_3x3
+
+For one seed, all networks see the same images in the same order with the same augmentation. The same command goes on
+after Ctrl-C, leaves finished runs alone, and takes more networks and seeds. It ends with compare.md, compare.csv,
+cells.csv and figures. A recipe sets everything else and flags win over it; the defaults below are those of the recipe
+that you name."""
 
 _TRAIN_HELP = """Train a network, and leave a run folder with settings, figures, curves and weights.
 
@@ -43,12 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = parsed.pop("subcommand")
         if command == "train" and (processes := missing_processes()):
             return launch(processes, arguments)
-        _run(command, parsed[command])
+        _run(command, parsed[command], arguments)
         return 0
     except ArgumentError as error:
         known = [word for word in arguments[:1] if word in ("train", *_commands())]
         return _complain(f"{error.message or error} ({' '.join(['cmpe-se', *known, '--help'])})", _USAGE)
-    except TrainingInterrupted as interruption:
+    except Interrupted as interruption:
         return _complain(str(interruption), _INTERRUPTED) if is_main_process() else _INTERRUPTED
     except KeyboardInterrupt:
         return _complain("stopped", _INTERRUPTED)
@@ -65,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"error: {error}", _FAILED)
 
 
-def _run(command: str, parsed: Namespace) -> None:
+def _run(command: str, parsed: Namespace, arguments: Sequence[str]) -> None:
     """Call the command's function. Imports wait until here, so that --help need not load PyTorch's half."""
     values = {name: value for name, value in vars(parsed).items() if name not in ("config", "__default_config__")}
     if command == "train":
@@ -77,12 +88,16 @@ def _run(command: str, parsed: Namespace) -> None:
         shown = ("test_top1", "test_top5", "test_loss", "train_seconds", "images_per_second", "params", "run")
         if is_main_process():
             print(json.dumps({name: result[name] for name in shown}, indent=2))
+    elif command == "compare":  # a preset's recipe differs from grid to grid, so only what was typed may win over it
+        typed = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+        _commands()[command](**{name: value for name, value in values.items() if name in typed})
     else:
         _commands()[command](**values)
 
 
 def _commands() -> dict[str, Callable]:
     from cmpe_se.benchmarking import benchmark
+    from cmpe_se.comparing import compare
     from cmpe_se.evaluation import evaluate
     from cmpe_se.exporting import export
     from cmpe_se.listing import models
@@ -90,6 +105,7 @@ def _commands() -> dict[str, Callable]:
     from cmpe_se.sharing import push
 
     return {
+        "compare": compare,
         "evaluate": evaluate,
         "predict": predict,
         "export": export,
@@ -107,6 +123,8 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
         summary = function.__doc__.strip().splitlines()[0]
         command = _new_parser(description=summary)
         command.add_function_arguments(function, as_positional=True, skip={"images"})
+        if name == "compare":
+            _add_settings(command, arguments)
         if name == "predict":  # a list of them, which no type says
             command.add_argument("images", type=str, nargs="+", help="image files and folders of them")
         subcommands.add_subcommand(name, command, help=summary)
@@ -126,6 +144,17 @@ def _train_parser(arguments: Sequence[str]) -> ArgumentParser:
     if arguments[:1] == ["train"]:
         parser.set_defaults(_recipe_values(arguments[1:]))
     return parser
+
+
+def _add_settings(command: ArgumentParser, arguments: Sequence[str]) -> None:
+    """A comparison's settings: those of a training run, but for what it varies."""
+    from cmpe_se.comparing.compare import VARIED
+
+    command.description = _COMPARE_HELP
+    command.add_class_arguments(TrainingConfig, as_group=False, skip=set(VARIED))
+    if arguments[:1] == ["compare"]:
+        values = _recipe_values(arguments[1:])
+        command.set_defaults({name: value for name, value in values.items() if name not in VARIED})
 
 
 def _recipe_values(arguments: Sequence[str]) -> dict:

@@ -7,10 +7,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class TrainingInterrupted(Exception):
+class Interrupted(Exception):
+    """A command ended early on request, with everything saved; its text says how to go on."""
+
+
+class TrainingInterrupted(Interrupted):
     """A run ended early on request, after writing a checkpoint.
 
     Args:
@@ -32,7 +36,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
-            self._handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:

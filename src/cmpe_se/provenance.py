@@ -46,6 +46,19 @@ def write_results(folder: Path, what: str, rows: Sequence[dict[str, Any]], *, se
     hardware = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     date = datetime.datetime.now(datetime.timezone.utc).date()
     path = folder / f"{what}_{'-'.join(filter(None, (hardware, setup)))}_{date}.csv"
+    write_table(path, rows, **notes)
+    return path
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], **notes: str) -> None:
+    """Write a table with what made it, in lines that begin with a #.
+
+    Args:
+        path: CSV file to write.
+        rows: of the table, all with the same columns.
+        notes: more lines for the file's head.
+    """
+    source = provenance()
     head = {key: source[key] for key in ("command", "commit", "versions", "hardware")} | notes
     with open(path, "w", newline="") as file:
         for key, value in head.items():
@@ -53,7 +66,6 @@ def write_results(folder: Path, what: str, rows: Sequence[dict[str, Any]], *, se
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    return path
 
 
 def source_commit() -> str | None:

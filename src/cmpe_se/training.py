@@ -61,7 +61,7 @@ def train(
             return run.read_result()
     else:
         run, config = None, TrainingConfig.from_recipe(recipe, **settings)
-        config = _with_whole_paths(config)
+        config = with_whole_paths(config)
 
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
@@ -79,7 +79,7 @@ def train(
             workers=config.workers,
         )
     if run is None:
-        config = _without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
+        config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
     seed_everything(config.seed)
     # A checkpoint has the weights already, and what the run started from may be gone.
     started = run is not None and run.checkpoints.exist()
@@ -93,7 +93,7 @@ def train(
         raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None
 
 
-def _with_whole_paths(config: TrainingConfig) -> TrainingConfig:
+def with_whole_paths(config: TrainingConfig) -> TrainingConfig:
     """Paths from the root, so that the run is understood from every working directory."""
     paths = {"data_dir": config.data_dir}
     if config.pretrained and Path(config.pretrained).expanduser().exists():  # else it is a name
@@ -101,7 +101,7 @@ def _with_whole_paths(config: TrainingConfig) -> TrainingConfig:
     return config.changed(**{key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path})
 
 
-def _without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig, data: ImageData) -> TrainingConfig:
+def without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig, data: ImageData) -> TrainingConfig:
     """Leave out what only the recipe asks for and these images do not know; what the user asks for stays, and fails."""
     foreign = {
         field.name: field.default

@@ -1,0 +1,106 @@
+"""One run of a comparison in a process of its own, as `cmpe-se train` would do it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+_LOOK = 0.2  # seconds between two looks at a process
+# glibc otherwise gives large blocks back to the system at once, which costs a network on a CPU up to a third.
+_KEPT_HEAP = {"MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_MMAP_THRESHOLD_": "2147483647"}
+# A launcher's settings are for this process, not for the single ones that it starts.
+_FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION")
+
+STOPPED, ELSEWHERE = "stopped", "runs elsewhere"
+
+
+class Job(NamedTuple):
+    """All that a process, perhaps on another machine, needs to know of a run. Paths as text, from the root."""
+
+    run: str
+    recipe: str
+    model: str
+    view: str | None
+    convert: str | None
+    seed: int
+
+    @property
+    def command(self) -> list[str]:
+        """`cmpe-se train`, anew or going on."""
+        train = [sys.executable, "-m", "cmpe_se", "train"]
+        if (Path(self.run) / "config.yaml").is_file():
+            return [*train, "--resume", self.run]
+        command = [
+            *train,
+            "--recipe",
+            self.recipe,
+            "--output",
+            self.run,
+            f"--seed={self.seed}",
+            f"--model={self.model}",
+        ]
+        return command + [f"--{name}={value}" for name in ("view", "convert") if (value := getattr(self, name))]
+
+
+def run_job(job: Job, environment: dict[str, str], wants_stop: Callable[[], bool]) -> str | None:
+    """Train one cell to its end.
+
+    Args:
+        job: which.
+        environment: more variables for the process, such as the device it may see.
+        wants_stop: asked again and again; when it says so, the process is told to save and end.
+
+    Returns:
+        None if it has finished, otherwise why it has not, in one line.
+    """
+    folder = Path(job.run)
+    if not Path(job.recipe).is_file():
+        return f"{job.recipe} is not there; all machines need to see the comparison's folder"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{folder}.lock", timeout=0):
+            if (folder / "result.json").is_file():
+                return None
+            return _watch(job, environment, wants_stop)
+    except Timeout:
+        return ELSEWHERE
+
+
+def _watch(job: Job, environment: dict[str, str], wants_stop: Callable[[], bool]) -> str | None:
+    inherited = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+    log = Path(f"{job.run}.log")
+    with open(log, "a") as output:
+        # In a session of its own: Ctrl-C reaches only us, and we tell it once.
+        process = subprocess.Popen(
+            job.command, stdout=output, stderr=output, start_new_session=True, env=_KEPT_HEAP | inherited | environment
+        )
+        stopped = False
+        try:
+            while process.poll() is None:
+                if not stopped and wants_stop():
+                    process.send_signal(signal.SIGTERM)
+                    stopped = True
+                try:
+                    process.wait(_LOOK)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            if process.poll() is None:  # we are being thrown out
+                process.terminate()
+                process.wait()
+    if process.returncode == 0:
+        return None
+    return STOPPED if stopped else _reason(log, process.returncode)
+
+
+def _reason(log: Path, status: int) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("cmpe-se: ")] or lines[-1:]
+    if status < 0:
+        return f"ended by signal {-status} (out of memory?); see {log}"
+    return said[-1].removeprefix("cmpe-se: ").removeprefix("error: ") if said else f"ended with status {status}"

@@ -1,0 +1,165 @@
+"""The ``compare`` command: train a grid of networks and seeds, and say what the differences are worth."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cmpe_se.comparing.estimate import estimate, table_of_costs
+from cmpe_se.comparing.grid import Cell, Grid, parse_entries
+from cmpe_se.comparing.latency import measure_latencies
+from cmpe_se.comparing.outcomes import collect
+from cmpe_se.comparing.places import Machine, Place, RayCluster
+from cmpe_se.comparing.presets import preset_grids
+from cmpe_se.comparing.report import write_report
+from cmpe_se.comparing.running import finish_or_complain, run_cells
+from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig
+from cmpe_se.data import load_data
+from cmpe_se.errors import UserError
+from cmpe_se.run_folder import write_text
+from cmpe_se.training import create_network, with_whole_paths, without_foreign_augmentation
+
+VARIED = ("model", "view", "convert", "seed")
+"""Fields of a configuration that a comparison sets by itself."""
+
+
+def compare(
+    *,
+    models: str | None = None,
+    views: str = "",
+    seeds: int = 3,
+    preset: str | None = None,
+    recipe: str | Path = DEFAULT_RECIPE,
+    output: str | Path | None = None,
+    jobs: int | None = None,
+    part: str = "1/1",
+    ray: str | None = None,
+    dry_run: bool = False,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Train networks under one recipe with several seeds, and compare them seed by seed.
+
+    For one seed, all networks see the same images in the same order with the same augmentation. The same command goes
+    on after an interruption, and leaves finished runs alone; more networks, or more seeds, can be added to it.
+
+    Args:
+        models: networks with commas between, the first one being what the others are compared with: names that timm
+            knows, or NAME:VIEW for a view of our attention (which converts networks that are not ours).
+        views: views with commas between, each of which every name that begins with cmpe_se_ is trained with.
+        seeds: how many, from 0 on.
+        preset: paper-resnet or paper-wrn: the paper's networks, recipe and published figures instead of models, views
+            and recipe; one comparison for each base network and column. --data and --mixup choose columns.
+        recipe: name of a recipe, or path of a YAML file.
+        output: folder of the comparison; runs/compare-DATA if left out.
+        jobs: runs at a time; one on each GPU, or one on each core, if left out.
+        part: I/N leaves all but every N-th run, from the I-th, to others: for SLURM arrays. A last call without it
+            writes the report.
+        ray: address of a Ray cluster that does the runs, such as auto.
+        dry_run: only measure a few steps, and print what it would cost.
+        settings: fields of :class:`cmpe_se.config.TrainingConfig`; they win over the recipe.
+
+    Returns:
+        The rows of ``compare.csv``, one for each network (of a dry run: of its table), grid after grid.
+
+    Raises:
+        UserError: settings that cannot be used, runs in the folder that were made with others, or runs that failed.
+        ComparisonInterrupted: Ctrl-C, or the system's wish to end; runs under way have saved what they had.
+    """
+    console = Console(stderr=True)
+    if given := [name for name in VARIED if name in settings]:
+        raise UserError(f"a comparison sets {given[0]} by itself; give --models, --views and --seeds")
+    if seeds < 1 or (jobs is not None and jobs < 1):
+        raise UserError(f"seeds {seeds} and jobs {jobs} should be at least 1")
+    if preset is not None and (models or views):
+        raise UserError("a preset has its own networks; leave --models and --views out")
+    if preset is not None:
+        grids = preset_grids(preset, Path(output or f"runs/compare-{preset}"), seeds, settings)
+    else:
+        grids = [_own_grid(models, views, seeds, recipe, output, settings)]
+    own, parts = _part(part)
+    shares: dict[Path, list[Cell]] = {}
+    number = 0
+    for grid in grids:
+        grid.check_runs()
+        shares[grid.folder] = [cell for index, cell in enumerate(grid.cells, start=number) if index % parts == own]
+        number += len(grid.cells)
+    if dry_run:
+        return _estimate_all(grids, shares, console)
+    for grid in grids:
+        _prepare(grid)
+    place = _place(grids, shares, jobs, ray)
+    rows = []
+    try:
+        for grid in grids:
+            if len(grids) > 1:
+                console.rule(str(grid.folder))
+            failures = run_cells(grid, shares[grid.folder], place, console)
+            rows += _report(grid, console)
+            finish_or_complain(failures)
+    finally:
+        place.close()
+    return rows
+
+
+def _own_grid(
+    models: str | None, views: str, seeds: int, recipe: str | Path, output: str | Path | None, settings: dict
+) -> Grid:
+    if not models:
+        raise UserError("name the networks: --models preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20")
+    entries = parse_entries(_split(models), _split(views))
+    config = with_whole_paths(TrainingConfig.from_recipe(recipe, **settings))
+    data = load_data(
+        config.data, config.data_dir, download=config.download, image_size=config.image_size, workers=config.workers
+    )
+    config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
+    for entry in entries:  # what cannot be made should not be found out by the last run
+        create_network(config.changed(**entry.settings, pretrained=None), data)
+    folder = Path(output or f"runs/compare-{config.data.replace('/', '_')}")
+    return Grid(folder, entries, seeds, config, {})
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _part(part: str) -> tuple[int, int]:
+    """I/N as the rest and the divisor of a run's number."""
+    own, slash, parts = part.partition("/")
+    if not (slash and own.isdigit() and parts.isdigit() and 1 <= int(own) <= int(parts)):
+        raise UserError(f"part is '{part}': give I/N with I from 1 to N, such as 2/8")
+    return int(own) - 1, int(parts)
+
+
+def _estimate_all(grids: list[Grid], shares: dict[Path, list[Cell]], console: Console) -> list[dict[str, Any]]:
+    rows = []
+    for grid in grids:
+        costs = estimate(grid, shares[grid.folder], console)
+        Console().print(table_of_costs(grid, costs))
+        rows += costs
+    if len(grids) > 1:
+        Console().print(f"all of it: {sum(row['hours'] for row in rows):,.1f} hours", highlight=False)
+    return rows
+
+
+def _prepare(grid: Grid) -> None:
+    try:
+        (grid.folder / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {grid.folder}: {error.strerror or error}") from None
+    write_text(grid.recipe, grid.config.to_yaml())
+
+
+def _place(grids: list[Grid], shares: dict[Path, list[Cell]], jobs: int | None, ray: str | None) -> Place:
+    cpu = grids[0].config.device == "cpu"
+    if ray is not None:
+        return RayCluster(ray, jobs, cpu=cpu)
+    return Machine(jobs, max(len(cells) for cells in shares.values()), cpu=cpu)
+
+
+def _report(grid: Grid, console: Console) -> list[dict[str, Any]]:
+    """Write and print what is known; forward passes are timed once all runs have finished."""
+    open_cells = [cell for cell in grid.cells if not cell.run.result.exists()]
+    if len(open_cells) == len(grid.cells):
+        return []
+    latencies = {} if open_cells else measure_latencies(grid, console)
+    return write_report(grid, collect(grid, latencies), missing=len(open_cells))

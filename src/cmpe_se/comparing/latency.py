@@ -1,0 +1,70 @@
+"""How long a forward pass of each network takes, in turns on one device."""
+
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from cmpe_se.benchmarking.engines import make_step
+from cmpe_se.benchmarking.timing import keep_heap, paired_ratio, take_turns
+from cmpe_se.comparing.grid import Entry, Grid
+from cmpe_se.comparing.outcomes import Latency
+from cmpe_se.merging import merge
+from cmpe_se.provenance import provenance
+from cmpe_se.run_folder import RunFolder, write_text
+
+_TURNS = 25
+_BATCH = 64
+
+
+def measure_latencies(grid: Grid, console: Console) -> dict[str, Latency]:
+    """Forward passes of the trained networks, merged, in float32, batch 64; the ratio is to the grid's first network.
+
+    What was measured before on the same hardware for the same networks is kept in ``latency.json`` and read from there.
+    Networks without a finished run are left out; so are all where the first one has none.
+    """
+    runs = {entry.label: _finished(grid, entry) for entry in grid.entries}
+    labels = [label for label, run in runs.items() if run is not None]
+    baseline = grid.entries[0].label
+    if baseline not in labels or len(labels) < 2:
+        return {}
+    hardware, path = provenance()["hardware"], grid.folder / "latency.json"
+    known = _read(path)
+    if known.get("hardware") == hardware and known.get("networks") == labels:
+        return {label: Latency(*values) for label, values in known["latencies"].items()}
+
+    cpu = grid.config.device == "cpu" or not torch.cuda.is_available()
+    device = torch.device("cpu" if cpu else "cuda")
+    if cpu:
+        keep_heap()
+    steps = {}
+    for label in labels:
+        run = runs[label]
+        size = run.model_config()["input_size"]
+        network = merge(run.load_model()).to(device).to(memory_format=torch.channels_last)
+        images = torch.randn(_BATCH, *size).to(device, memory_format=torch.channels_last)
+        steps[label] = make_step(network, images, torch.zeros(_BATCH, dtype=torch.long), "eager", "forward", "float32")
+    turns = track(range(_TURNS), "latency", console=console, transient=True, disable=not console.is_terminal)
+    seconds = take_turns(steps, turns, device)
+    latencies = {}
+    for label, times in seconds.items():
+        ratio = paired_ratio(times, seconds[baseline])
+        milliseconds = 1000 * sorted(times)[len(times) // 2]
+        latencies[label] = Latency(*(round(value, 4) for value in (milliseconds, *ratio)))
+    known = {"hardware": hardware, "networks": labels, "batch_size": _BATCH, "turns": _TURNS, "latencies": latencies}
+    write_text(path, json.dumps(known, indent=2) + "\n")
+    return latencies
+
+
+def _finished(grid: Grid, entry: Entry) -> RunFolder | None:
+    cells = (grid.cell(entry, seed) for seed in range(grid.seeds))
+    return next((cell.run for cell in cells if cell.run.result.exists()), None)
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # not there, or torn: it is measured again
+        return {}

@@ -1,0 +1,152 @@
+"""The command in real processes: from a question to a table, killed and resumed, in parts, and on a Ray cluster."""
+
+import csv
+import importlib.util
+import json
+import shutil
+import signal
+
+import pytest
+
+from tests.training.processes import empty_folder, run, start, succeed
+
+MODELS = "preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20"
+QUICK = ["compare", "--models", MODELS, "--epochs=2", "--test-interval=2", "--device=cpu"]
+
+
+def cells(folder):
+    return sorted(path.parent.name for path in folder.glob("cells/*/result.json"))
+
+
+def table(path):
+    return list(csv.DictReader(line for line in path.read_text().splitlines() if not line.startswith("#")))
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """Three networks, two seeds; what the command printed."""
+    folder = empty_folder() / "comparison"
+    return folder, succeed(*QUICK, "--seeds=2", "--jobs=2", "--output", folder)
+
+
+def test_a_grid_is_trained_and_reported(finished):
+    folder, done = finished
+    assert len(cells(folder)) == 6
+    rows = table(folder / "compare.csv")
+    assert [row["model"] for row in rows] == MODELS.split(",")
+    for row in rows:
+        own = [json.loads((folder / "cells" / f"{row['model']}-seed{seed}/result.json").read_text()) for seed in (0, 1)]
+        assert float(row["top1_mean"]) == pytest.approx(sum(result["test_top1"] for result in own) / 2, abs=0.006)
+        assert int(row["params"]) == own[0]["params"]
+        assert int(row["macs"]) == own[0]["macs"]
+    assert float(rows[0]["latency_ratio"]) == 1
+    difference = float(rows[2]["top1_mean"]) - float(rows[0]["top1_mean"])
+    assert float(rows[2]["difference"]) == pytest.approx(difference, abs=0.011)
+    text = (folder / "compare.md").read_text()
+    assert all(name in text for name in MODELS.split(","))
+    assert "Holm" in text
+    for name in ("accuracy_latency", "learning_curves", "differences"):
+        assert (folder / f"{name}.png").stat().st_size > 10_000
+    assert "preact_resnet20 seed 0: " in done.err
+    assert "cmpe_se_preact_resnet20" in done.out
+
+
+def test_each_run_is_what_train_makes(finished):
+    folder = finished[0]
+    alone = empty_folder() / "alone"
+    succeed("train", "--recipe", folder / "recipe.yaml", "--model=se_preact_resnet20", "--seed=1", "--output", alone)
+    own = folder / "cells" / "se_preact_resnet20-seed1"
+    assert (own / "config.yaml").read_text() == (alone / "config.yaml").read_text()
+    ours, theirs = (json.loads((path / "result.json").read_text()) for path in (own, alone))
+    assert ours["test_top1"] == pytest.approx(theirs["test_top1"], abs=2)  # bit for bit only on as many threads
+
+
+def test_finished_runs_are_left_alone_and_seeds_can_be_added(finished):
+    folder = shutil.copytree(finished[0], empty_folder() / "copy")
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/result.json")}
+    done = succeed(*QUICK, "--seeds=3", "--output", folder)
+    assert "6 of 9 runs are finished, 3 to go" in done.err
+    assert len(cells(folder)) == 9
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert {row["seeds"] for row in table(folder / "compare.csv")} == {"3"}
+
+
+def test_other_settings_are_refused_in_the_same_folder(finished):
+    folder = finished[0]
+    complaint = run(*QUICK, "--seeds=2", "--lr=0.3", "--output", folder).complaint
+    assert "was made with lr 0.1, and this comparison has 0.3" in complaint
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on():
+    folder = empty_folder() / "comparison"
+    command = ["compare", "--models=preact_resnet20,se_preact_resnet20", "--epochs=40", "--device=cpu", "--seeds=1",
+               "--jobs=2", "--output", folder]  # fmt: skip
+    running = start(*command)
+    running.until(lambda: len(list(folder.glob("cells/*/metrics.jsonl"))) == 2)
+    done = running.send(signal.SIGINT, group=True)
+    assert done.status == 130
+    assert "stopped with 0 of 2 runs finished; the same command goes on" in done.complaint
+    logs = [path.read_text() for path in folder.glob("cells/*.log")]
+    assert all("stopped and saved after step" in log for log in logs)
+    epochs = {path: len(path.read_text().splitlines()) for path in folder.glob("cells/*/metrics.jsonl")}
+    assert all(0 < count < 40 for count in epochs.values())
+    again = start(*command)
+    again.until(lambda: all(len(path.read_text().splitlines()) > count for path, count in epochs.items()))
+    assert "0 of 2 runs are finished, 2 to go" in again.err
+    again.send(signal.SIGTERM)
+    assert all("going on after step" in path.read_text() for path in folder.glob("cells/*.log"))
+
+
+def test_a_failed_run_is_named_and_the_others_are_finished():
+    folder = empty_folder() / "comparison"
+    (folder / "cells").mkdir(parents=True)
+    (folder / "cells" / "se_preact_resnet20-seed0").write_text("in the way")
+    done = run(*QUICK, "--seeds=1", "--output", folder)
+    assert "se_preact_resnet20 with seed 0 failed" in done.complaint
+    assert "its log is" in done.complaint
+    assert cells(folder) == ["cmpe_se_preact_resnet20-seed0", "preact_resnet20-seed0"]
+    assert "**1 run(s) have not finished**" in (folder / "compare.md").read_text()
+
+
+def test_parts_share_a_grid_and_a_last_call_reports():
+    folder = empty_folder() / "comparison"
+    for part in ("1/2", "2/2"):
+        succeed(*QUICK, "--seeds=1", "--part", part, "--output", folder)
+        if part == "1/2":
+            assert cells(folder) == ["cmpe_se_preact_resnet20-seed0", "preact_resnet20-seed0"]
+            assert all(row["latency_ms"] == "" for row in table(folder / "compare.csv"))
+    assert len(cells(folder)) == 3
+    succeed(*QUICK, "--seeds=1", "--output", folder)
+    assert all(float(row["latency_ms"]) > 0 for row in table(folder / "compare.csv"))
+
+
+def test_a_dry_run_says_what_it_would_cost():
+    folder = empty_folder() / "comparison"
+    done = succeed(*QUICK, "--seeds=2", "--dry-run", "--output", folder)
+    assert "together" in done.out
+    assert "CPU threads" in " ".join(done.out.split())
+    assert not folder.exists()
+
+
+def test_a_presets_dry_run_needs_no_data():
+    command = ["compare", "--preset=paper-resnet", "--data=cifar10", "--mixup=0", "--batch-size=4", "--dry-run"]
+    done = succeed(*command, "--device=cpu")
+    assert done.out.count("together") == 2
+    assert "all of it: " in done.out
+    assert "cmpe_se_preact_resnet164:pair_view_2x1" in done.out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'cmpe-se[ray]')")
+def test_a_ray_cluster_does_the_runs(monkeypatch):
+    folder = empty_folder() / "comparison"
+    done = succeed(*QUICK, "--seeds=1", "--ray=local", "--output", folder, env={"RAY_USAGE_STATS_ENABLED": "0"})
+    assert "a Ray cluster with" in done.err
+    assert len(cells(folder)) == 3
+    assert len(table(folder / "compare.csv")) == 3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'cmpe-se[ray]')")
+def test_no_cluster_is_a_sentence():
+    folder = empty_folder() / "comparison"
+    complaint = run(*QUICK, "--seeds=1", "--ray=127.0.0.1:1", "--output", folder).complaint
+    assert "no Ray cluster at '127.0.0.1:1'" in complaint

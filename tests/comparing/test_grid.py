@@ -1,0 +1,162 @@
+"""Which runs a comparison has, and what makes them comparable."""
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from cmpe_se.comparing.compare import compare
+from cmpe_se.comparing.grid import Entry, Grid, parse_entries
+from cmpe_se.comparing.presets import COLUMNS, PRESETS, preset_grids
+from cmpe_se.config import TrainingConfig
+from cmpe_se.data import load_data
+from cmpe_se.errors import UserError
+from cmpe_se.training import create_network
+
+
+def grid(folder, entries=("preact_resnet20", "cmpe_se_preact_resnet20"), seeds=2, **settings) -> Grid:
+    config = TrainingConfig.from_recipe("digits", **settings)
+    return Grid(folder, parse_entries(entries, []), seeds, config, {})
+
+
+def test_views_multiply_competitive_names_only():
+    entries = parse_entries(["preact_resnet20", "se_wrn16_4", "cmpe_se_wrn16_4"], ["pair_view_1x1", "folded_3x3"])
+    assert [entry.label for entry in entries] == [
+        "preact_resnet20", "se_wrn16_4", "cmpe_se_wrn16_4:pair_view_1x1", "cmpe_se_wrn16_4:folded_3x3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "view", "convert"),
+    [
+        ("cmpe_se_wrn16_4:double_fc", "double_fc", None),
+        ("wrn16_4:se", "se", None),
+        ("resnet18:folded_3x3", None, "folded_3x3"),
+        ("cmpe_se_resnet18:double_fc", "double_fc", None),
+        ("resnet18", None, None),
+    ],
+)
+def test_a_view_is_the_networks_own_or_a_conversion(name, view, convert):
+    entry = parse_entries([name, "preact_resnet20"], [])[0]
+    assert entry.settings == {"model": name.partition(":")[0], "view": view, "convert": convert}
+
+
+@pytest.mark.parametrize(
+    ("models", "views", "complaint"),
+    [
+        (["preact_resnet20"], [], "at least two networks"),
+        (["preact_resnet20", "preact_resnet20"], [], "preact_resnet20 is there twice"),
+        (["preact_resnet20", "cmpe_se_preact_resnet20:folded"], [], "unknown view 'folded'; choose of se, double_fc"),
+        (["preact_resnet20", "se_preact_resnet20"], ["folded_3x3"], "--models has none; write NAME:VIEW"),
+    ],
+)
+def test_grids_that_cannot_be(models, views, complaint):
+    with pytest.raises(UserError, match=complaint):
+        parse_entries(models, views)
+
+
+def test_cells_come_seed_by_seed(tmp_path):
+    cells = grid(tmp_path).cells
+    assert [(cell.entry.model, cell.seed) for cell in cells] == [
+        ("preact_resnet20", 0), ("cmpe_se_preact_resnet20", 0), ("preact_resnet20", 1), ("cmpe_se_preact_resnet20", 1),
+    ]  # fmt: skip
+    assert len({cell.run.path for cell in cells}) == 4
+
+
+def test_only_what_is_compared_differs_between_cells(tmp_path):
+    own = grid(tmp_path, epochs=3)
+    for one, other in combinations([own.config_of(cell) for cell in own.cells], 2):
+        assert one != other
+        assert one.changed(model="x", view=None, seed=0) == other.changed(model="x", view=None, seed=0)
+
+
+def test_networks_see_the_same_images_for_one_seed_and_others_for_another(tmp_path):
+    own = grid(tmp_path)
+    data = load_data("digits")
+
+    def batches(cell):
+        config = own.config_of(cell)
+        kwargs = {"batch_size": config.batch_size, "seed": config.seed, "augmentation": config.augmentation}
+        return [images for images, _ in data.train_batches(1, start=0, rank=0, world=1, device="cpu", **kwargs)]
+
+    plain, competitive, plain_again, _ = map(batches, own.cells)
+    assert all(torch.equal(a, b) for a, b in zip(plain, competitive, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(plain, plain_again, strict=True))
+
+
+def test_runs_made_with_other_settings_are_refused(tmp_path):
+    before = grid(tmp_path, epochs=3)
+    before.cells[2].run.write_config(before.config_of(before.cells[2]))
+    before.check_runs()
+    with pytest.raises(UserError, match="was made with epochs 3, and this comparison has 4"):
+        grid(tmp_path, epochs=4).check_runs()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_the_papers_tables(preset, tmp_path):
+    grids = preset_grids(preset, tmp_path, 1, {})
+    assert len(grids) == len({grid.folder for grid in grids}) == {"paper-resnet": 8, "paper-wrn": 12}[preset]
+    for own in grids:
+        assert (own.config.epochs, own.config.lr, own.config.batch_size, own.config.flip) == (200, 0.1, 128, True)
+        assert own.config.weight_decay == (1e-4 if preset == "paper-resnet" else 5e-4)
+        assert [entry.settings["view"] for entry in own.entries[:2]] == [None, None]
+        assert own.entries[1].model == f"se_{own.entries[0].model}"
+        for entry in own.entries:
+            assert timm.is_model(entry.model)
+            assert (
+                entry.view is None or timm.create_model(entry.model, view=entry.view, device="meta").view == entry.view
+            )
+
+
+def test_published_figures():
+    """A few of the paper's numbers, as accuracies."""
+    figures = {
+        grid.folder.name: grid.published for preset in PRESETS for grid in preset_grids(preset, Path("x"), 1, {})
+    }  # fmt: skip
+    assert figures["preact_resnet164-cifar10"]["preact_resnet164"] == 94.54
+    assert figures["preact_resnet164-cifar100-mixup"]["cmpe_se_preact_resnet164:double_fc"] == 80.42
+    assert figures["wrn28_10-cifar10"]["cmpe_se_wrn28_10:pair_view_1x1"] == 96.42
+    assert figures["wrn16_8-cifar100"] == {"cmpe_se_wrn16_8:pair_view_1x1": 80.23}
+    assert figures["preact_resnet110-cifar10-mixup"] == {"cmpe_se_preact_resnet110:pair_view_1x1": 95.7}
+    assert sum(map(len, figures.values())) == 62
+
+
+def test_a_presets_columns_are_chosen_by_data_and_mixup(tmp_path):
+    folders = [grid.folder.name for grid in preset_grids("paper-wrn", tmp_path, 1, {"data": "cifar100"})]
+    assert len(folders) == 6
+    assert all("cifar100" in name for name in folders)
+    (both,) = {g.config.mixup for g in preset_grids("paper-wrn", tmp_path, 1, {"data": "cifar10", "mixup": 1.0})}
+    assert both == 1.0
+    with pytest.raises(UserError, match="the paper has cifar10 and cifar100"):
+        preset_grids("paper-wrn", tmp_path, 1, {"data": "svhn"})
+    with pytest.raises(UserError, match="no preset 'paper'; choose of paper-resnet, paper-wrn"):
+        preset_grids("paper", tmp_path, 1, {})
+    assert len(COLUMNS) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({}, "name the networks"),
+        ({"models": "preact_resnet20,se_preact_resnet20", "seed": 1}, "sets seed by itself"),
+        ({"models": "preact_resnet20,se_preact_resnet20", "seeds": 0}, "should be at least 1"),
+        ({"models": "preact_resnet20,se_preact_resnet20", "part": "3/2"}, "give I/N with I from 1 to N"),
+        ({"models": "preact_resnet20,se_preact_resnet20", "preset": "paper-wrn"}, "a preset has its own networks"),
+        ({"models": "preact_resnet20,se_preact_resnet21"}, "no network 'se_preact_resnet21'"),
+        ({"models": "preact_resnet20,se_preact_resnet20", "epoch": 3}, "setting epoch does not exist"),
+        ({"models": "preact_resnet20,resnet18:folded_3x3", "lr": -1}, "lr is -1"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_made(settings, complaint, tmp_path):
+    with pytest.raises(UserError, match=complaint):
+        compare(output=tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_entry_makes_its_network():
+    data = load_data("digits")
+    config = TrainingConfig.from_recipe("digits")
+    network, _ = create_network(config.changed(**Entry("preact_resnet20", "double_fc").settings), data)
+    assert network.view == "double_fc"
