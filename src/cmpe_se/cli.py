@@ -87,11 +87,13 @@ def _commands() -> dict[str, Callable]:
     from cmpe_se.exporting import export
     from cmpe_se.listing import models
     from cmpe_se.prediction import predict
+    from cmpe_se.reporting import report
     from cmpe_se.sharing import push
 
     return {
         "evaluate": evaluate,
         "predict": predict,
+        "report": report,
         "export": export,
         "push": push,
         "models": models,
@@ -109,6 +111,8 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
         command.add_function_arguments(function, as_positional=True, skip={"images"})
         if name == "predict":  # a list of them, which no type says
             command.add_argument("images", type=str, nargs="+", help="image files and folders of them")
+        elif name == "report":
+            command.add_argument("--images", type=str, nargs="+", help="image files and folders to show the inside for")
         subcommands.add_subcommand(name, command, help=summary)
     return parser
 

@@ -80,6 +80,11 @@ def inspect(model: nn.Module, images: Tensor) -> list[BlockView]:
     return look(model, images)[1]
 
 
+def gated_blocks(model: nn.Module) -> list[str]:
+    """Names of the blocks that :func:`inspect` shows, in the network's order; raises UserError where there are none."""
+    return list(_gates(model))
+
+
 @torch.no_grad()
 def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
     """What the network puts out for the images, and what :func:`inspect` returns."""
