@@ -14,8 +14,8 @@ from torch import Tensor
 from cmpe_se.data import read_image
 from cmpe_se.errors import UserError
 from cmpe_se.prediction import preprocessing
+from cmpe_se.reporting.gathering import Gathered
 from cmpe_se.reporting.statistics import BlockStatistics
-from cmpe_se.reporting.testing import Tested
 
 DEPTHS = 4  # blocks that are shown in detail, at most
 
@@ -50,7 +50,7 @@ def photo_of_file(path: Path, trained: dict[str, Any]) -> Photo:
     return photo(str(path), read_image(path, in_chans=trained["input_size"][0]), None, trained)
 
 
-def choose_images(tested: Tested, right: int, wrong: int) -> list[int]:
+def choose_images(tested: Gathered, right: int, wrong: int) -> list[int]:
     """Numbers of test images of as many classes as possible, the surest of each: right ones first, then wrong ones."""
     surest = tested.confidence.argsort(descending=True, stable=True).tolist()
     correct = (tested.predicted == tested.labels).tolist()
@@ -106,7 +106,7 @@ class ConfusedPair:
     images: tuple[int, ...]
 
 
-def confused_pairs(tested: Tested) -> list[ConfusedPair]:
+def confused_pairs(tested: Gathered) -> list[ConfusedPair]:
     """All pairs of classes with mistakes, the most frequent first."""
     found: dict[tuple[int, int], list[int]] = {}
     predicted, labels = tested.predicted.tolist(), tested.labels.tolist()

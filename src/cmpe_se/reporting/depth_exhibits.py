@@ -25,12 +25,9 @@ def gates_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
     quantiles = np.array([block.quantiles(*_QUANTILES) for block in blocks])
     spread = quantiles[:, 4] - quantiles[:, 0]
     wide, narrow = int(spread.argmax()), int(spread.argmin())
-    title = (
-        f"Gates range most in {blocks[wide].name} (middle 90 % from {quantiles[wide, 0]:.2f} to "
-        f"{quantiles[wide, 4]:.2f})"
-    )
+    title = f"Gates range most in {blocks[wide].name} (middle 90 % from {_both(*quantiles[wide, [0, 4]], 'to')})"
     if wide != narrow:
-        title += f", least in {blocks[narrow].name} ({quantiles[narrow, 0]:.2f} to {quantiles[narrow, 4]:.2f})"
+        title += f", least in {blocks[narrow].name} ({_both(*quantiles[narrow, [0, 4]], 'to')})"
     gain = max(block.gain for block in blocks)
     undecided = "a gate is undecided" if gain == 1 else "the block is as it was before it got a gate"
     return Exhibit(
@@ -77,7 +74,7 @@ def closing_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
     weights = np.array([block.channels for block in blocks])
     overall = [float((values * weights).sum() / weights.sum()) for values in (closed, opened)]
     most, _ = _extremes(closed)
-    title = f"{overall[0]:.1f} % of gates are closed and {overall[1]:.1f} % saturated"
+    title = f"{_percent(overall[0] / 100)} of gates are closed and {_percent(overall[1] / 100)} saturated"
     if closed[most] > 0:
         title += f"; most close in {blocks[most].name} ({closed[most]:.0f} %)"
     rows = []
@@ -133,9 +130,9 @@ def telling_channels(blocks: Sequence[BlockStatistics], classes: Sequence[str]) 
     kept = _most_telling(means[:, shown] - means[:, shown].mean(0))
     best = means[:, order[0]]
     high, low = int(best.argmax()), int(best.argmin())
+    span = _both(best[high], best[low], f"for '{classes[high]}' and")
     title = (
-        f"In {block.name}, channel {order[0]} tells classes apart best: its mean gate is {best[high]:.2f} for "
-        f"'{classes[high]}' and {best[low]:.2f} for '{classes[low]}'"
+        f"In {block.name}, channel {order[0]} tells classes apart best: its mean gate is {span} for '{classes[low]}'"
     )
     return Exhibit(
         "telling-channels",
@@ -177,6 +174,12 @@ def _names(blocks: Sequence[BlockStatistics]) -> list[str]:
 
 def _extremes(values: np.ndarray) -> tuple[int, int]:
     return int(values.argmax()), int(values.argmin())
+
+
+def _both(first: float, second: float, between: str) -> str:
+    """Two numbers with a word between them, with as many digits as show that they differ."""
+    digits = 2 if abs(first - second) >= 0.02 else 4
+    return f"{first:.{digits}f} {between} {second:.{digits}f}"
 
 
 def _percent(part: float) -> str:

@@ -62,14 +62,16 @@ def inside(
     else:
         seen = "no channel is closed at these depths"
     title = f"{photo.name[:1].upper()}{photo.name[1:][-48:]}: {said}; {seen}"
-    shows = "pictures" if views[0].picture is not None else "squeezes, which this view reads without a picture"
+    pictured = views[0].picture is not None
+    drawn = "picture" if pictured else "squeezes"
+    shows = "" if pictured else ", which this view reads without a picture"
     return Exhibit(
         f"inside-{number}",
         title,
-        f"Rows r are the residual's squeezes, rows i the identity's ({shows}); purple above zero, orange below. After "
+        f"Rows r are the residual's squeezes, rows i the identity's{shows}; purple above zero, orange below. After "
         "gating, the residual's rows are multiplied by the gates below. Gates are sorted by their mean over the test "
         "images (black line); points above it are more open for this image than usual.",
-        draw_inside(title, photo.pixels, said.replace(", but", ",\nbut"), depths),
+        draw_inside(title, photo.pixels, said.replace(", but", ",\nbut"), depths, drawn),
         ["block", "channel", "residual_squeeze", "identity_squeeze", "gate", "mean_gate_of_test"],
         rows,
     )
@@ -136,10 +138,10 @@ def _mistaken(said: str) -> bool:
 def curves(history: Sequence[dict]) -> Exhibit:
     """Training curves."""
     tested = [record for record in history if record.get("test_top1") is not None]
-    title = f"{len(history)} epochs"
+    title = epochs = f"{len(history)} epoch{'s' if len(history) != 1 else ''}"
     if tested:
         best = max(tested, key=lambda record: record["test_top1"])
-        title = f"Test accuracy ends at {tested[-1]['test_top1']:.2f} % after {len(history)} epochs"
+        title = f"Test accuracy ends at {tested[-1]['test_top1']:.2f} % after {epochs}"
         if best["test_top1"] > tested[-1]["test_top1"]:
             title += f", and was highest at epoch {best['epoch']} ({best['test_top1']:.2f} %)"
     columns = list(dict.fromkeys(key for record in history for key in record))

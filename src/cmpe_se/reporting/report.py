@@ -30,9 +30,9 @@ from cmpe_se.reporting.choosing import (
 )
 from cmpe_se.reporting.exhibit import Exhibit, write_csv
 from cmpe_se.reporting.facts import facts_of
+from cmpe_se.reporting.gathering import Gathered, gather
 from cmpe_se.reporting.page import Section, Table, write_page
 from cmpe_se.reporting.statistics import BlockStatistics
-from cmpe_se.reporting.testing import Tested, gather
 from cmpe_se.run_folder import RunFolder
 
 _MOST_IMAGES = 12  # that a page shows
@@ -106,18 +106,15 @@ def report(
             Section("attribution", "What speaks for the answers", exhibits=[attributions]),
             _mistakes(data, tested, trained),
         ]
-        try:
-            exhibits = [exhibit for section in sections for exhibit in section.exhibits]
-            for exhibit in track(exhibits, "saving", console=console, transient=True, disable=not console.is_terminal):
-                exhibit.save(target)
-            write_csv(
-                target / "channels.csv", depth_exhibits.CHANNEL_COLUMNS, depth_exhibits.channel_rows(tested.blocks)
-            )
-            page = target / "report.html"
-            top1 = 100 * (tested.predicted == tested.labels).double().mean().item()
-            write_page(page, f"{result['model']} on {data.name}: the competition", facts_of(folder, top1), sections)
-        except OSError as error:
-            raise UserError(f"cannot write to {target}: {error.strerror or error}") from None
+    exhibits = [exhibit for section in sections for exhibit in section.exhibits]
+    page, top1 = target / "report.html", 100 * (tested.predicted == tested.labels).double().mean().item()
+    try:
+        for exhibit in track(exhibits, "saving", console=console, transient=True, disable=not console.is_terminal):
+            exhibit.save(target)
+        write_csv(target / "channels.csv", depth_exhibits.CHANNEL_COLUMNS, depth_exhibits.channel_rows(tested.blocks))
+        write_page(page, f"{result['model']} on {data.name}: the competition", facts_of(folder, top1), sections)
+    except OSError as error:
+        raise UserError(f"cannot write to {target}: {error.strerror or error}") from None
     seen = {exhibit.name: exhibit.title for exhibit in exhibits}
     _print(page, seen)
     return {
@@ -159,13 +156,13 @@ def _make(folder: Path) -> None:
         raise UserError(f"cannot make the folder {folder}: {error.strerror or error}; name another --output") from None
 
 
-def _test_photos(data: ImageData, tested: Tested, indices: Iterable[int], trained: dict[str, Any]) -> list[Photo]:
+def _test_photos(data: ImageData, tested: Gathered, indices: Iterable[int], trained: dict[str, Any]) -> list[Photo]:
     labels = tested.labels.tolist()
     return [photo(f"test image {index}", data.test_image(index), labels[index], trained) for index in indices]
 
 
 def _single_images(
-    model: nn.Module, photos: Sequence[Photo], tested: Tested, blocks: Sequence[str], classes: Sequence[str]
+    model: nn.Module, photos: Sequence[Photo], tested: Gathered, blocks: Sequence[str], classes: Sequence[str]
 ) -> tuple[list[Exhibit], Exhibit]:
     """The paper's figure for each image, and the attributions: for the answer and, where that is wrong, the truth."""
     device = next(model.parameters()).device
@@ -191,7 +188,7 @@ def _single_images(
     return inside, photo_exhibits.attributions(photos, said, pairs, classes)
 
 
-def _gates(tested: Tested, data: ImageData) -> Section:
+def _gates(tested: Gathered, data: ImageData) -> Section:
     exhibits = [
         depth_exhibits.gates_over_depth(tested.blocks),
         depth_exhibits.class_differences(tested.blocks, data.classes),
@@ -219,7 +216,7 @@ def _listed(channels: Sequence[int]) -> str:
     return f"{len(channels)}: {', '.join(map(str, channels[:_CHANNELS]))}{more}"
 
 
-def _mistakes(data: ImageData, tested: Tested, trained: dict[str, Any]) -> Section:
+def _mistakes(data: ImageData, tested: Gathered, trained: dict[str, Any]) -> Section:
     counts = multiclass_confusion_matrix(tested.logits, tested.labels, num_classes=len(data.classes))
     exhibits = [photo_exhibits.confusion(counts, data.classes)]
     confused = confused_pairs(tested)

@@ -34,7 +34,7 @@ class Depth(NamedTuple):
     closed: float
 
 
-def draw_inside(title: str, pixels: np.ndarray, caption: str, depths: Sequence[Depth]) -> Figure:
+def draw_inside(title: str, pixels: np.ndarray, caption: str, depths: Sequence[Depth], drawn: str) -> Figure:
     """The paper's figure for one image: at each depth the picture, the picture after gating, and the gates.
 
     Args:
@@ -42,6 +42,7 @@ def draw_inside(title: str, pixels: np.ndarray, caption: str, depths: Sequence[D
         pixels: the image, (H, W) or (H, W, 3) in [0, 1].
         caption: below the image.
         depths: blocks from the input on.
+        drawn: what the first row shows: "picture" or, for views that read none, "squeezes".
     """
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     ratios = {"width_ratios": [1.15, *[1.4] * len(depths)], "height_ratios": [1, 1, 0.9]}
@@ -58,7 +59,7 @@ def draw_inside(title: str, pixels: np.ndarray, caption: str, depths: Sequence[D
             _name_rows(part, len(picture))
         before.set_title(depth.name, fontsize=10)
         _draw_gates(gate, depth)
-    for row, name in enumerate(("picture", "after gating", "gate")):
+    for row, name in enumerate((drawn, "after gating", "gate")):
         grid[row, 0].set_ylabel(name, fontsize=9.5)
     return titled(figure, title)
 
@@ -70,7 +71,7 @@ def _draw_gates(axes: Axes, depth: Depth) -> None:
     axes.axhline(depth.gain / 2, color=GREY, linewidth=0.7, linestyle=":")
     axes.vlines(channels, depth.usual[order], gate, color=BLUE, linewidth=0.6, alpha=0.6)
     axes.plot(channels, gate, ".", color=BLUE, markersize=3, label="this image")
-    axes.plot(channels, depth.usual[order], color="black", linewidth=1, label="mean image")
+    axes.plot(channels, depth.usual[order], color="black", linewidth=1, label="test mean")
     shut = channels[gate < depth.closed]
     if len(shut):
         axes.plot(shut, gate[shut], "x", color=ORANGE, markersize=4.5, label="closed")
@@ -140,7 +141,7 @@ def draw_attributions(title: str, columns: Sequence[str], rows: Sequence[Explain
 
 def draw_pairs(title: str, captions: Sequence[str], images: Sequence[Sequence[np.ndarray]]) -> Figure:
     """Confused pairs, one a row, with some of their images."""
-    columns = max(map(len, images))
+    columns = max(7, *map(len, images))
     side = min(1.15, WIDTH / (columns + 2.5))
     figure = Figure(figsize=(WIDTH, (side + 0.06) * len(images) + 0.7), layout="constrained")
     grid = figure.subplots(len(images), columns, squeeze=False)

@@ -11,7 +11,7 @@ from cmpe_se.reporting.statistics import BlockStatistics
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class Gathered:
     """What a pass over the test images leaves.
 
     Args:
@@ -35,7 +35,7 @@ class Tested:
         return self.logits.softmax(1).amax(1)
 
 
-def gather(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Tested:
+def gather(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Gathered:
     """Run a network over batches of images (B, C, H, W) and labels (B,)."""
     logits, labels, blocks = [], [], []
     for images, targets in batches:
@@ -45,4 +45,4 @@ def gather(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: 
         blocks = blocks or [BlockStatistics(view, classes) for view in views]
         for block, view in zip(blocks, views, strict=True):
             block.add(view, labels[-1])
-    return Tested(torch.cat(logits), torch.cat(labels), blocks)
+    return Gathered(torch.cat(logits), torch.cat(labels), blocks)
