@@ -19,6 +19,9 @@ import cmpe_se
 from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
 from cmpe_se.reporting import report
+from cmpe_se.reporting.choosing import choose_images, photo
+from cmpe_se.reporting.gathering import Gathered
+from cmpe_se.reporting.report import _mistakes
 from cmpe_se.run_folder import RunFolder
 from tests.training.processes import run, start, succeed
 from tests.training.runs import everything_in, result
@@ -229,6 +232,24 @@ MISTAKES = {
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes(arguments, message, trained, tmp_path):
     assert re.search(message, run("report", *arguments(trained, tmp_path)).complaint)
+
+
+def test_no_mistakes(trained):
+    data = load_data("digits")
+    labels = torch.arange(10).repeat(3)
+    perfect = Gathered(torch.eye(10)[labels], labels, [])
+    section = _mistakes(data, perfect, RunFolder(trained).model_config())
+    assert section.text == "No test image is mistaken."
+    assert [exhibit.name for exhibit in section.exhibits] == ["confusion"]
+    assert choose_images(perfect, 2, 2) == [0, 1]
+
+
+def test_shown_is_what_the_network_gets(trained):
+    data, config = load_data("digits"), RunFolder(trained).model_config()
+    images, _ = next(data.test_batches(batch_size=5))
+    shown = photo("test image 4", data.test_image(4), 7, config)
+    torch.testing.assert_close(shown.tensor, images[4], rtol=0, atol=1e-5)
+    assert (shown.pixels == torch.from_numpy(shown.pixels).clamp(0, 1).numpy()).all()
 
 
 def test_plain_network(plain):

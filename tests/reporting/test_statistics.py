@@ -62,7 +62,7 @@ def test_as_all_at_once(statistics, all_at_once, gain):
     assert statistics.quantiles(*parts.tolist()) == pytest.approx(gate.flatten().quantile(parts).tolist(), abs=0.002)
     shares = residual.sum(1) / (residual.sum(1) + identity.sum(1))
     close(statistics.residual_shares, shares)
-    assert statistics.class_residual_share(1) == pytest.approx(shares[labels == 1].mean().item())
+    assert statistics.class_residual_shares[1] == pytest.approx(shares[labels == 1].mean().item())
 
 
 def test_kinds_of_channels(statistics):
@@ -74,7 +74,7 @@ def test_a_class_without_images():
     statistics = BlockStatistics(seen, CLASSES)
     statistics.add(seen, torch.tensor([0, 0, 1, 1]))
     torch.testing.assert_close(statistics.class_means[2], statistics.mean)
-    assert statistics.class_residual_share(2) is None
+    assert statistics.class_residual_shares == [None] * 3
     assert 0 <= statistics.explained <= 1
 
 

@@ -74,9 +74,11 @@ def closing_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
     weights = np.array([block.channels for block in blocks])
     overall = [float((values * weights).sum() / weights.sum()) for values in (closed, opened)]
     most, _ = _extremes(closed)
-    title = f"{_percent(overall[0] / 100)} of gates are closed and {_percent(overall[1] / 100)} saturated"
-    if closed[most] > 0:
-        title += f"; most close in {blocks[most].name} ({closed[most]:.0f} %)"
+    title = f"Closed are {_percent(overall[0] / 100)} of all gates, saturated {_percent(overall[1] / 100)}"
+    if not any(overall):
+        title = "No gate closes its channel, and none is saturated"
+    elif closed[most] >= 0.05:
+        title += f"; most close in {blocks[most].name} ({_percent(closed[most] / 100)})"
     rows = []
     for block, shut, full in zip(blocks, closed.tolist(), opened.tolist(), strict=True):
         kinds = block.kinds
@@ -105,11 +107,11 @@ def class_differences(blocks: Sequence[BlockStatistics], classes: Sequence[str])
         f"Classes differ most in {blocks[most].name}, where the class explains {_percent(explained[most])} of the "
         f"gates' variance; the farthest from the mean is '{classes[label]}', more {way} in {blocks[place].name}"
     )
-    rows = []
+    rows, shares = [], [block.class_residual_shares for block in blocks]
     for label, name in enumerate(classes):
         for place, block in enumerate(blocks):
             numbers = means[label, place].item(), differences[label, place].item()
-            rows.append([name, block.name, int(block.images[label]), *numbers, block.class_residual_share(label)])
+            rows.append([name, block.name, int(block.images[label]), *numbers, shares[place][label]])
     more = f" Of {len(classes)} classes the {len(kept)} that differ most are shown." if len(kept) < len(classes) else ""
     return Exhibit(
         "class-differences",
@@ -140,7 +142,7 @@ def telling_channels(blocks: Sequence[BlockStatistics], classes: Sequence[str]) 
         "Mean gate of each class, in the block in which classes differ most. Bright is open, dark closed.",
         draw_channels(title, shown, [classes[k] for k in kept], means[np.ix_(kept, shown)]),
         ["class", "channel", "mean_gate"],
-        [[name, channel, means[k, channel].item()] for k, name in enumerate(classes) for channel in order],
+        [[name, channel, means[k, channel].item()] for k, name in enumerate(classes) for channel in shown],
     )
 
 
@@ -183,6 +185,8 @@ def _both(first: float, second: float, between: str) -> str:
 
 
 def _percent(part: float) -> str:
+    if 0 < part < 0.0005:
+        return "less than 0.1 %"
     return f"{100 * part:.0f} %" if part >= 0.0995 or part == 0 else f"{100 * part:.1f} %"
 
 

@@ -61,7 +61,7 @@ def inside(
         seen = f"{depths[most].name} closes {shut[most]} of {len(depths[most].gate)} channels"
     else:
         seen = "no channel is closed at these depths"
-    title = f"{photo.name[:1].upper()}{photo.name[1:][-48:]}: {said}; {seen}"
+    title = f"{photo.name[-48:]}: {said}; {seen}"
     pictured = views[0].picture is not None
     drawn = "picture" if pictured else "squeezes"
     shows = "" if pictured else ", which this view reads without a picture"

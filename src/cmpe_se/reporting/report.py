@@ -158,7 +158,7 @@ def _make(folder: Path) -> None:
 
 def _test_photos(data: ImageData, tested: Gathered, indices: Iterable[int], trained: dict[str, Any]) -> list[Photo]:
     labels = tested.labels.tolist()
-    return [photo(f"test image {index}", data.test_image(index), labels[index], trained) for index in indices]
+    return [photo(f"Test image {index}", data.test_image(index), labels[index], trained) for index in indices]
 
 
 def _single_images(

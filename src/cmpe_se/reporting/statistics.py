@@ -105,8 +105,11 @@ class BlockStatistics:
         """Of each image, (N,): see :attr:`cmpe_se.inspecting.BlockView.residual_share`."""
         return torch.cat(self._shares) if self._shares else None
 
-    def class_residual_share(self, label: int) -> float | None:
-        """Mean residual share of one class's images."""
-        if not self._shares or not self.images[label]:
-            return None
-        return self.residual_shares[torch.cat(self._share_labels) == label].mean().item()
+    @property
+    def class_residual_shares(self) -> list[float | None]:
+        """Mean residual share of each class's images; None of a class without images."""
+        if not self._shares:
+            return [None] * len(self.images)
+        sums = torch.zeros_like(self.images).index_add_(0, torch.cat(self._share_labels), self.residual_shares)
+        pairs = zip(sums.tolist(), self.images.tolist(), strict=True)
+        return [total / count if count else None for total, count in pairs]
