@@ -17,7 +17,9 @@ from cmpe_se.config import TrainingConfig
 from tests.training.processes import CONSOLE_SCRIPT, empty_folder, run, start, succeed
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["export"], ["push"], ["models"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["evaluate"], ["predict"], ["report"], ["compare"], ["export"], ["push"], ["models"]]
+)
 def test_help(command):
     done = succeed(*command, "--help")
     assert "usage: cmpe-se" in done.out

@@ -3,6 +3,7 @@
 from cmpe_se import reference
 from cmpe_se.attention import VIEWS, CompetitiveSE
 from cmpe_se.conversion import conversion_report, convert
+from cmpe_se.inspecting import inspect
 from cmpe_se.merging import merge
 from cmpe_se.networks import PreActResNet, WideResNet
 
@@ -15,6 +16,7 @@ __all__ = [
     "__version__",
     "conversion_report",
     "convert",
+    "inspect",
     "merge",
     "reference",
 ]

@@ -102,12 +102,14 @@ def _commands() -> dict[str, Callable]:
     from cmpe_se.exporting import export
     from cmpe_se.listing import models
     from cmpe_se.prediction import predict
+    from cmpe_se.reporting import report
     from cmpe_se.sharing import push
 
     return {
         "compare": compare,
         "evaluate": evaluate,
         "predict": predict,
+        "report": report,
         "export": export,
         "push": push,
         "models": models,
@@ -127,6 +129,8 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
             _add_settings(command, arguments)
         if name == "predict":  # a list of them, which no type says
             command.add_argument("images", type=str, nargs="+", help="image files and folders of them")
+        elif name == "report":
+            command.add_argument("--images", type=str, nargs="+", help="image files and folders to show the inside for")
         subcommands.add_subcommand(name, command, help=summary)
     return parser
 

@@ -6,18 +6,23 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # distinguishable without colour vision (Okabe and Ito)
 
 
 def plot_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Loss and accuracy over the epochs, as PNG.
+    """Write :func:`draw_curves` as PNG."""
+    draw_curves(history, title).savefig(path, dpi=150)
+
+
+def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Loss and accuracy over the epochs.
 
     Args:
         history: the records of ``metrics.jsonl``.
         title: of the whole picture.
-        path: file to write.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -30,20 +35,25 @@ def plot_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -> No
             marker = "o" if len(known) == 1 else None
             axes.plot(list(known), list(known.values()), color=colour, label=part, marker=marker)
         axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     loss.set_ylim(bottom=0)
     figure.suptitle(title)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def plot_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Confusion matrix as PNG: a row for each true class, in percent of it.
+    """Write :func:`draw_confusion` as PNG."""
+    draw_confusion(confusion, classes).savefig(path, dpi=120)
+
+
+def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
+    """Confusion matrix: a row for each true class, in percent of it.
 
     Args:
         confusion: counts (true, predicted).
         classes: class names.
-        path: file to write.
     """
     counts = confusion.numpy()
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -61,4 +71,4 @@ def plot_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
             if count:
                 colour = "white" if percent[row, column] > 55 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
-    figure.savefig(path, dpi=120)
+    return figure

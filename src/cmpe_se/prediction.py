@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from timm.data.transforms_factory import create_transform
@@ -43,10 +44,10 @@ def predict(
         raise UserError(f"top {top} and batch_size {batch_size} should be at least 1")
     model, config = _load(run)
     images = [images] if isinstance(images, (str, Path)) else images
-    paths = [path for image in images for path in _image_files(Path(image))]
+    paths = [path for image in images for path in image_files(Path(image))]
     if not paths:
         raise UserError("no images given; name image files, or folders of them")
-    transform = _preprocessing(config)
+    transform = preprocessing(config)
     console = Console()
     predictions = []
     for start in range(0, len(paths), batch_size):
@@ -75,7 +76,8 @@ def _load(run: str) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
     return folder.load_model(), folder.model_config()
 
 
-def _image_files(path: Path) -> list[Path]:
+def image_files(path: Path) -> list[Path]:
+    """An image file itself, or all of a folder; raises UserError where there is none."""
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in IMG_EXTENSIONS)
         if not found:
@@ -86,7 +88,7 @@ def _image_files(path: Path) -> list[Path]:
     return [path]
 
 
-def _preprocessing(config: dict[str, Any]):
+def preprocessing(config: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
     """From a PIL image to the tensor that the network was trained on: timm's test transform, centre crop and all."""
     return create_transform(
         tuple(config["input_size"]),

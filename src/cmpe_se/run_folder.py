@@ -64,6 +64,13 @@ class RunFolder:
             raise UserError(f"{self.path} has not finished; go on with `cmpe-se train --resume {self.path}`")
         return _read_json(self.result)
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The epochs' records."""
+        try:
+            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.metrics} cannot be read: {error}") from None
+
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write the epochs' records, one JSON object a line."""
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))

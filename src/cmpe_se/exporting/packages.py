@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from cmpe_se.errors import UserError
 
 
-def require(packages: tuple[str, ...], purpose: str) -> None:
-    """Raise UserError where one of the packages cannot be imported; ``purpose`` begins the sentence."""
+def require(packages: tuple[str, ...], purpose: str, *, extra: str = "export") -> None:
+    """Raise UserError where a package that ``extra`` installs cannot be imported; ``purpose`` begins the sentence."""
     try:
         for package in packages:
             importlib.import_module(package)
     except ImportError:
         *others, last = packages
         names = f"{', '.join(others)} and {last}" if others else last
-        raise UserError(f"{purpose} needs {names}; pip install 'cmpe-se[export]'") from None
+        raise UserError(f"{purpose} needs {names}; pip install 'cmpe-se[{extra}]'") from None
 
 
 @contextmanager

@@ -1,0 +1,211 @@
+"""What every gate of a network saw and decided for some images.
+
+Nothing is computed a second time that the network computes itself: hooks listen while the images go through it, and are
+gone afterwards. A gate is called in two ways. In converted networks, and wherever ``CompetitiveSE`` stands as a layer,
+it gets residual and identity whole. Our own blocks hand it squeezes alone; there the gated residual is what the block
+added to its shortcut.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cmpe_se.addition import squeeze
+from cmpe_se.attention import CompetitiveSE
+from cmpe_se.errors import UserError
+from cmpe_se.folding import unfold
+from cmpe_se.merging import MergedGate
+from cmpe_se.networks.blocks import PreActBlock
+
+
+@dataclass(frozen=True, eq=False)
+class BlockView:
+    """One gate, and what it did for N images; C is the number of its channels.
+
+    Args:
+        name: of the block, as ``model.get_submodule`` takes it (of the gate itself where a block has several).
+        view: how the gate reads the squeezes, one of :data:`cmpe_se.VIEWS`.
+        gain: the largest value of its gates: 1, or 2 in converted networks.
+        residual_squeeze: r, (N, C); None where only a merged gate of a foreign block knows it.
+        identity_squeeze: i, (N, C), also where the gate does not look at it; None likewise.
+        picture: what the map convolution read, (N, 1, height, width); None for views without one, and for merged gates.
+        map: the mean over the maps, (N, height', width'), which the excitation read; None likewise.
+        gate: a, (N, C) in (0, gain).
+        attentional_picture: the picture after gating, drawn from a * r and i; None where there is no picture.
+        identity_energy: mean of s squared over height and width, (N, C); None where the gate was not seen adding.
+        residual_energy: the same of a * u, what the residual adds to it.
+    """
+
+    name: str
+    view: str
+    gain: float
+    residual_squeeze: Tensor | None
+    identity_squeeze: Tensor | None
+    picture: Tensor | None
+    map: Tensor | None
+    gate: Tensor
+    attentional_picture: Tensor | None
+    identity_energy: Tensor | None
+    residual_energy: Tensor | None
+
+    @property
+    def residual_share(self) -> Tensor | None:
+        """Part of residual and identity that is residual, (N,) from 0 to 1, by energy over all channels and pixels."""
+        if self.residual_energy is None:
+            return None
+        residual, identity = self.residual_energy.sum(1), self.identity_energy.sum(1)
+        return residual / (residual + identity).clamp(min=torch.finfo(residual.dtype).tiny)
+
+
+def inspect(model: nn.Module, images: Tensor) -> list[BlockView]:
+    """Squeezes, picture, map and gate of every competitive block, for some images.
+
+    The network is looked at as it is in eval mode, whatever mode it is in, and is left as it was: weights, statistics,
+    modes and hooks. A batch's own statistics, which a norm uses in training, are nothing that one image has.
+
+    Args:
+        model: a network with gates: ours, converted, merged, or any that has ``CompetitiveSE`` as a layer.
+        images: normalised as for training, (N, channels, H, W); they are brought to the network's device and dtype.
+
+    Returns:
+        A view of each gate in the order in which they ran, on the network's device, without gradients.
+
+    Raises:
+        UserError: a network without gates, or images that are none.
+    """
+    return look(model, images)[1]
+
+
+def gated_blocks(model: nn.Module) -> list[str]:
+    """Names of the blocks that :func:`inspect` shows, in the network's order; raises UserError where there are none."""
+    return list(_gates(model))
+
+
+@torch.no_grad()
+def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
+    """What the network puts out for the images, and what :func:`inspect` returns."""
+    model = getattr(model, "_orig_mod", model)  # of a compiled network, which would not call what listens
+    gates = _gates(model)
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UserError(f"images have to be a float tensor (N, channels, H, W) of at least one image, got {got}")
+    like = next(model.parameters())
+    modes = {module: module.training for module in model.modules()}
+    seen: list[dict[str, Any]] = []
+    handles = []
+    try:
+        for module in modes:
+            module.training = False
+        for name, gate in gates.items():
+            handles += _listen(name, gate, seen)
+        for name, block in model.named_modules():
+            if isinstance(block, PreActBlock) and name in gates:
+                handles.append(block.register_forward_hook(partial(_after_block, seen, gates[name])))
+        output = model(images.to(like))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return output, [_view(record) for record in seen]
+
+
+def _gates(model: nn.Module) -> dict[str, nn.Module]:
+    """Block names to gates."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"inspect looks into a network (torch.nn.Module), got {type(model).__name__}")
+    full = {name: module for name, module in model.named_modules() if isinstance(module, (CompetitiveSE, MergedGate))}
+    if "" in full:
+        raise UserError(
+            "inspect looks into a network, and this is a gate by itself; its gate() and picture() are public"
+        )
+    if not full:
+        raise UserError(f"{type(model).__name__} has no competition to look at; cmpe_se.convert puts it in")
+    blocks = [name.rpartition(".")[0] for name in full]
+    alone = {block for block in blocks if block and blocks.count(block) == 1}
+    return {block if block in alone else name: full[name] for block, name in zip(blocks, full, strict=True)}
+
+
+def _listen(name: str, gate: nn.Module, seen: list[dict[str, Any]]) -> list[Any]:
+    """Hooks on a gate and its layers; each call of it leaves one record in ``seen``."""
+    parts: dict[str, Tensor] = {}  # of the call that is going on
+
+    def keep(part: str) -> Callable:
+        return lambda _, inputs: parts.update({part: inputs[0].detach()})
+
+    def keep_flows(_, inputs) -> None:
+        residual, identity = inputs[:2]
+        parts.update(r=squeeze(residual), i=squeeze(identity), residual=_energy(residual), identity=_energy(identity))
+
+    def decided(_, __, logits: Tensor) -> None:
+        record = {"name": name, "module": gate, "gate": gate.gain * logits.detach().sigmoid(), **parts}
+        if "residual" in parts:
+            record["residual"] = record["gate"].square() * parts["residual"]
+        parts.clear()
+        seen.append(record)
+
+    handles = [gate.register_forward_pre_hook(keep_flows)]
+    for child, layer in gate.named_children():
+        if child in ("fc2", "excite"):
+            handles.append(layer.register_forward_hook(decided))
+        elif child != "map_norm":
+            handles.append(layer.register_forward_pre_hook(keep(child)))
+    return handles
+
+
+def _after_block(seen: list[dict[str, Any]], gate: nn.Module, block: PreActBlock, inputs: tuple, output: tuple) -> None:
+    """Split what one of our own blocks returned into the shortcut and what was added to it."""
+    x, y = inputs[0], output[0]
+    # The layers' own forwards: nobody else's hooks shall hear a second call.
+    shortcut = x if block.shortcut is None else block.shortcut.forward(torch.relu(block.bn1.forward(x)))
+    record = next(record for record in reversed(seen) if record["module"] is gate)
+    record.update(shortcut=squeeze(shortcut), identity=_energy(shortcut), residual=_energy(y - shortcut))
+
+
+def _view(record: dict[str, Any]) -> BlockView:
+    gate, module = record["gate"], record["module"]
+    residual, identity = _squeezes(record)
+    picture = record.get("map_conv")
+    return BlockView(
+        name=record["name"],
+        view=module.view,
+        gain=module.gain,
+        residual_squeeze=residual,
+        identity_squeeze=identity,
+        picture=picture,
+        map=None if picture is None else record["fc1"].unflatten(1, _map_size(module)),
+        gate=gate,
+        attentional_picture=None if picture is None else module.picture(residual * gate, identity),
+        identity_energy=record.get("identity"),
+        residual_energy=record.get("residual"),
+    )
+
+
+def _squeezes(record: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """r and i of a call: as the gate read them or, where it does not look at both, from the flows themselves."""
+    gate, channels = record["module"], record["gate"].shape[1]
+    if "map_conv" in record:
+        picture = record["map_conv"]
+        return unfold(picture) if gate.view == "folded_3x3" else picture[:, 0].unbind(-1)
+    if "r" in record:
+        return record["r"], record["i"]
+    if "fc_residual" in record:
+        return record["fc_residual"], record["fc_identity"]
+    read, shortcut = record.get("read", record.get("fc1")), record.get("shortcut")
+    if not gate.competitive:
+        return read, shortcut
+    return tuple(read.chunk(2, dim=1)) if read.shape[1] == 2 * channels else (None, shortcut)
+
+
+def _map_size(gate: CompetitiveSE) -> tuple[int, int]:
+    kernel = gate.map_conv.kernel_size
+    return tuple(side - step + 1 for side, step in zip(gate.picture_size, kernel, strict=True))
+
+
+def _energy(x: Tensor) -> Tensor:
+    """Mean square over height and width, (N, C, H, W) to (N, C)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(dim=(2, 3))

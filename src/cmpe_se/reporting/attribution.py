@@ -1,0 +1,91 @@
+"""Which parts of an image speak for a class: captum's integrated gradients and Grad-CAM at the outputs of blocks."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from cmpe_se.networks.blocks import PreActBlock
+
+_STEPS, _BATCH = 32, 64  # of the integral, and images that go through the network at a time
+_FINEST = 56  # side of the map on the input: single pixels of large images are speckle
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Maps of one image and class; positive speaks for the class, negative against it.
+
+    Args:
+        target: index of the class.
+        pixels: integrated gradients on the input from an image of the mean colour, summed over colours, (h, w).
+        blocks: block to its Grad-CAM, (h, w) at the block's own resolution.
+    """
+
+    target: int
+    pixels: Tensor
+    blocks: dict[str, Tensor]
+
+
+def attribute(model: nn.Module, images: Tensor, targets: Sequence[int], blocks: Sequence[str]) -> list[Attribution]:
+    """Attributions of images (N, C, H, W), each to one target class, on the CPU.
+
+    Args:
+        model: network in eval mode.
+        images: normalised, on the network's device.
+        targets: a class for each image.
+        blocks: names of blocks.
+    """
+    from captum.attr import IntegratedGradients, LayerGradCam
+
+    wanted = torch.tensor(list(targets), device=images.device)
+    with torch.enable_grad():
+        maps = IntegratedGradients(model).attribute(
+            images, target=wanted, n_steps=_STEPS, internal_batch_size=max(_BATCH, len(images))
+        )
+        cams = {}
+        for name in blocks:
+            with _probed(model, name) as probe:
+                cam = LayerGradCam(model, probe).attribute(images.detach().requires_grad_(), target=wanted)
+            cams[name] = cam[:, 0].detach().float().cpu()
+    pixels = _coarser(maps.detach().float().cpu().sum(1))
+    return [
+        Attribution(target, pixels[index], {name: cam[index] for name, cam in cams.items()})
+        for index, target in enumerate(targets)
+    ]
+
+
+def _coarser(maps: Tensor) -> Tensor:
+    """Sums over cells, so that no side is longer than the finest: (N, H, W) to (N, h, w)."""
+    size = [min(side, _FINEST) for side in maps.shape[1:]]
+    cells = maps.shape[1] * maps.shape[2] / (size[0] * size[1])
+    return adaptive_avg_pool2d(maps, size) * cells
+
+
+class _Probe(nn.Module):
+    """Where captum can take hold of a tensor that no layer of its own puts out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()  # whatever is done to it in place later, captum keeps what it was
+
+
+@contextmanager
+def _probed(model: nn.Module, name: str) -> Iterator[_Probe]:
+    """A layer that what a block puts out goes through, for as long as the context lasts."""
+    probe, block = _Probe(), model.get_submodule(name)
+
+    def through(_, __, output: Any) -> Any:
+        if isinstance(block, PreActBlock):
+            # Without the squeeze that came with it, the next block takes it from the probed tensor, which so gets
+            # the gradient of the gates too.
+            return probe(output[0]), None
+        return (probe(output[0]), *output[1:]) if isinstance(output, tuple) else probe(output)
+
+    handle = block.register_forward_hook(through)
+    try:
+        yield probe
+    finally:
+        handle.remove()

@@ -1,0 +1,21 @@
+"""Figures of a report: numbers in, matplotlib's figures out."""
+
+from cmpe_se.reporting.drawing.depth import (
+    draw_channels,
+    draw_class_differences,
+    draw_closing,
+    draw_gates_over_depth,
+    draw_shares,
+)
+from cmpe_se.reporting.drawing.photos import draw_attributions, draw_inside, draw_pairs
+
+__all__ = [
+    "draw_attributions",
+    "draw_channels",
+    "draw_class_differences",
+    "draw_closing",
+    "draw_gates_over_depth",
+    "draw_inside",
+    "draw_pairs",
+    "draw_shares",
+]
