@@ -1,8 +1,6 @@
 """The command line: help, versions, the list of networks, and a progress bar on a terminal."""
 
 import json
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -14,7 +12,7 @@ import timm
 
 import cmpe_se
 from cmpe_se.config import TrainingConfig
-from tests.training.processes import CONSOLE_SCRIPT, empty_folder, run, start, succeed
+from tests.training.processes import CONSOLE_SCRIPT, empty_folder, run, shown_on_terminal, succeed
 
 
 @pytest.mark.parametrize(
@@ -91,25 +89,9 @@ def test_models_mistake():
 
 
 def test_progress_bar_on_a_terminal(tmp_path):
-    main, follower = pty.openpty()
-    flags = ["--epochs", "2", "--output", tmp_path / "run"]
-    running = start("train", *flags, env={"TERM": "xterm", "COLUMNS": "140"}, terminal=os.ttyname(follower))
-    shown = b""
-    while running.process.is_alive():
-        if _readable(main):
-            shown += os.read(main, 65536)
-    while _readable(main):
-        shown += os.read(main, 65536)
-    assert running.wait().status == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    text = shown_on_terminal("train", "--epochs", "2", "--output", tmp_path / "run")
     assert re.search(r"epoch 2/2 .*\d+/44 .*images/s .*loss \d\.\d+ .*top-1 \d+\.\d %.*left", text)
     assert re.search(r"epoch +2/2 +loss", text)  # the line that an epoch leaves
-
-
-def _readable(descriptor: int) -> bool:
-    import select
-
-    return bool(select.select([descriptor], [], [], 0.2)[0])
 
 
 def test_snippets_use_what_exists():

@@ -3,12 +3,13 @@
 import csv
 import importlib.util
 import json
+import re
 import shutil
 import signal
 
 import pytest
 
-from tests.training.processes import empty_folder, run, start, succeed
+from tests.training.processes import empty_folder, run, shown_on_terminal, start, succeed
 
 MODELS = "preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20"
 QUICK = ["compare", "--models", MODELS, "--epochs=2", "--test-interval=2", "--device=cpu"]
@@ -49,6 +50,14 @@ def test_a_grid_is_trained_and_reported(finished):
         assert (folder / f"{name}.png").stat().st_size > 10_000
     assert "preact_resnet20 seed 0: " in done.err
     assert "cmpe_se_preact_resnet20" in done.out
+
+
+def test_a_table_lives_on_a_terminal():
+    folder = empty_folder() / "comparison"
+    text = shown_on_terminal(*QUICK, "--seeds=1", "--jobs=1", "--output", folder)
+    assert re.search(r"se_preact_resnet20 +1/2", text)  # epochs of the run under way
+    assert re.search(r"preact_resnet20 +(\d\d\.\d\d) +\1", text)  # accuracy of a finished one, and the mean
+    assert len(cells(folder)) == 3
 
 
 def test_each_run_is_what_train_makes(finished):

@@ -4,9 +4,7 @@ import base64
 import csv
 import io
 import os
-import pty
 import re
-import select
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,7 +21,7 @@ from cmpe_se.reporting.choosing import choose_images, photo
 from cmpe_se.reporting.gathering import Gathered
 from cmpe_se.reporting.report import _mistakes
 from cmpe_se.run_folder import RunFolder
-from tests.training.processes import run, start, succeed
+from tests.training.processes import run, shown_on_terminal, succeed
 from tests.training.runs import everything_in, result
 
 FIGURES = {
@@ -207,16 +205,9 @@ def test_other_networks(kind, request, tmp_path):
 
 
 def test_progress_on_a_terminal(trained, tmp_path):
-    main, follower = pty.openpty()
-    settings = {"env": {"TERM": "xterm", "COLUMNS": "100"}, "terminal": os.ttyname(follower)}
-    running = start("report", trained, "--output", tmp_path, "--batch-size", 20, **settings)
-    shown = b""
-    while running.process.is_alive() or select.select([main], [], [], 0.2)[0]:
-        if select.select([main], [], [], 0.2)[0]:
-            shown += os.read(main, 65536)
-    assert running.wait().status == 0, shown
+    shown = shown_on_terminal("report", trained, "--output", tmp_path, "--batch-size", 20, columns=100)
     for word in ("testing", "looking into the network", "saving", "report.html"):
-        assert word in shown.decode(), word
+        assert word in shown, word
 
 
 MISTAKES = {

@@ -3,6 +3,9 @@
 import functools
 import multiprocessing
 import os
+import pty
+import re
+import select
 import shutil
 import signal
 import subprocess
@@ -104,6 +107,22 @@ def succeed(*arguments, **settings) -> Done:
     assert done.status == 0, done.err
     assert "Traceback" not in done.err, done.err
     return done
+
+
+def shown_on_terminal(*arguments, columns: int = 140) -> str:
+    """What ``cmpe-se ARGUMENTS`` shows on a terminal, redrawn lines one after the other, without colours."""
+    main, follower = pty.openpty()
+    running = start(*arguments, env={"TERM": "xterm", "COLUMNS": str(columns)}, terminal=os.ttyname(follower))
+    shown = b""
+    while running.process.is_alive() or _readable(main):
+        if _readable(main):
+            shown += os.read(main, 65536)
+    assert running.wait().status == 0, shown
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+
+
+def _readable(descriptor: int) -> bool:
+    return bool(select.select([descriptor], [], [], 0.2)[0])
 
 
 def _child(arguments, out, err, cwd, env, before) -> None:

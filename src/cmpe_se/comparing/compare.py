@@ -8,7 +8,7 @@ from rich.console import Console
 from cmpe_se.comparing.estimate import estimate, table_of_costs
 from cmpe_se.comparing.grid import Cell, Grid, parse_entries
 from cmpe_se.comparing.latency import measure_latencies
-from cmpe_se.comparing.outcomes import collect
+from cmpe_se.comparing.outcomes import Latency, collect
 from cmpe_se.comparing.places import Machine, Place, RayCluster
 from cmpe_se.comparing.presets import preset_grids
 from cmpe_se.comparing.report import write_report
@@ -161,5 +161,10 @@ def _report(grid: Grid, console: Console) -> list[dict[str, Any]]:
     open_cells = [cell for cell in grid.cells if not cell.run.result.exists()]
     if len(open_cells) == len(grid.cells):
         return []
-    latencies = {} if open_cells else measure_latencies(grid, console)
+    latencies: dict[str, Latency] = {}
+    if not open_cells:
+        try:
+            latencies = measure_latencies(grid, console)
+        except UserError as error:  # a network that cannot be merged takes nothing from what was trained
+            console.print(f"latency left out: {error}", highlight=False, soft_wrap=True)
     return write_report(grid, collect(grid, latencies), missing=len(open_cells))

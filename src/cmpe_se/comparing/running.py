@@ -1,6 +1,7 @@
 """The runs of a comparison, with a table that shows how far each one is."""
 
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -84,7 +85,9 @@ class _Wish:
         self.made = False
 
     def __enter__(self) -> "_Wish":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
