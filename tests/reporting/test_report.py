@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import os
 import re
 import sys
 from html.parser import HTMLParser
