@@ -1,5 +1,6 @@
 """What a comparison leaves for people and programs: compare.md, compare.csv, cells.csv and figures."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,7 +24,8 @@ def write_report(grid: Grid, outcomes: list[Outcome], *, missing: int) -> list[d
     """
     folder, config = grid.folder, grid.config
     rows = summary_rows(outcomes)
-    title = f"{len(outcomes)} networks on {config.data}, {config.epochs} epochs, {grid.seeds} seed(s)"
+    data = Path(config.data_dir).name if config.data == "folder" and config.data_dir else config.data
+    title = f"{len(outcomes)} networks on {data}, {config.epochs} epochs"
     notes = _notes(grid, missing)
     try:
         write_table(folder / "compare.csv", rows)
