@@ -90,7 +90,7 @@ def table_of_costs(grid: Grid, rows: list[dict[str, Any]]) -> Table:
     table = Table(
         title=f"{grid.folder}: {config.epochs} epochs of {config.data}, batch {config.batch_size}, {config.precision}",
         title_justify="left",
-        caption=f"hours: {unit}, for the runs to go, from {_TURNS} steps of each; without optimiser and augmentation",
+        caption=f"{unit} for the runs to go, from {_TURNS} steps of each; without optimiser and augmentation",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
