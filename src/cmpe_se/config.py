@@ -225,6 +225,11 @@ def _typed(values: dict[str, Any], where: str) -> dict[str, Any]:
         raise UserError(where + " ".join(error.message.replace("Parser key", "setting").split())) from None
 
 
+def split_names(names: str) -> list[str]:
+    """Names with commas between, as a flag takes several."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
 def check_names(values: dict[str, Any], what: str) -> None:
     """Refuse names that are no field of :class:`TrainingConfig`."""
     known = {field.name for field in fields(TrainingConfig)}

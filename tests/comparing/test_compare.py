@@ -145,6 +145,15 @@ def test_a_presets_dry_run_needs_no_data():
     assert "cmpe_se_preact_resnet164:pair_view_2x1" in done.out
 
 
+def test_a_presets_missing_data_is_found_before_anything_is_made(tmp_path):
+    folder, nowhere = tmp_path / "comparison", tmp_path / "nowhere"
+    complaint = run(
+        "compare", "--preset=paper-wrn", "--data=cifar10", "--data-dir", nowhere, "--output", folder
+    ).complaint
+    assert str(nowhere) in complaint
+    assert not folder.exists()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'cmpe-se[ray]')")
 def test_a_ray_cluster_does_the_runs(monkeypatch):
     folder = empty_folder() / "comparison"

@@ -8,27 +8,21 @@ import pytest
 
 from cmpe_se.exporting import export
 from tests.training.conftest import write_digits
-from tests.training.processes import empty_folder, succeed
+from tests.training.processes import empty_folder, trained_run
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
-
-
-def _trained(*arguments: str) -> Path:
-    folder = empty_folder() / "run"
-    succeed("train", *arguments, "--output", folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def trained() -> Path:
     """Our network with folded_3x3, after five epochs of digits."""
-    return _trained("--epochs=5")
+    return trained_run("--epochs=5")
 
 
 @pytest.fixture(scope="session")
 def converted() -> Path:
     """A converted network of timm's with bottlenecks, after two epochs of digits."""
-    return _trained("--epochs=2", "--model=test_resnet", "--convert=pair_view_1x1")
+    return trained_run("--epochs=2", "--model=test_resnet", "--convert=pair_view_1x1")
 
 
 class Export(NamedTuple):

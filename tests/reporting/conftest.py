@@ -5,14 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import write_digits
-from tests.training.processes import empty_folder, succeed
-
-
-def trained_run(*arguments: str) -> Path:
-    """A short run of ``cmpe-se train`` on digits."""
-    folder = empty_folder() / "run"
-    succeed("train", *arguments, "--output", folder)
-    return folder
+from tests.training.processes import empty_folder, trained_run
 
 
 @pytest.fixture(scope="session")

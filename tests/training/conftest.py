@@ -7,7 +7,7 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 
-from tests.training.processes import default_run, empty_folder, succeed
+from tests.training.processes import default_run, trained_run
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def digits_run() -> Path:
 @pytest.fixture(scope="session")
 def short_run() -> Path:
     """Two epochs of digits on one thread, never interrupted."""
-    return _finished("--epochs", "2")
+    return trained_run("--epochs", "2")
 
 
 # All that draws random numbers or keeps state between steps.
@@ -47,13 +47,7 @@ EVERYTHING = [
 @pytest.fixture(scope="session")
 def everything_run() -> Path:
     """Two epochs with everything on, never interrupted."""
-    return _finished(*EVERYTHING)
-
-
-def _finished(*arguments: str) -> Path:
-    folder = empty_folder() / "run"
-    succeed("train", *arguments, "--output", folder)
-    return folder
+    return trained_run(*EVERYTHING)
 
 
 def write_digits(

@@ -109,6 +109,13 @@ def succeed(*arguments, **settings) -> Done:
     return done
 
 
+def trained_run(*arguments: str) -> Path:
+    """A run of ``cmpe-se train`` in a folder of its own."""
+    folder = empty_folder() / "run"
+    succeed("train", *arguments, "--output", folder)
+    return folder
+
+
 def shown_on_terminal(*arguments, columns: int = 140) -> str:
     """What ``cmpe-se ARGUMENTS`` shows on a terminal, redrawn lines one after the other, without colours."""
     main, follower = pty.openpty()

@@ -14,6 +14,7 @@ from cmpe_se.benchmarking.contenders import NAIVE, PLAIN, build, check_contender
 from cmpe_se.benchmarking.engines import DTYPES, ENGINES, MODES, make_step, why_not
 from cmpe_se.benchmarking.presenting import plot_ratios, tables_of
 from cmpe_se.benchmarking.timing import keep_heap, paired_ratio, peak_memory, take_turns
+from cmpe_se.config import split_names
 from cmpe_se.errors import UserError
 from cmpe_se.merging import merge
 from cmpe_se.provenance import write_results
@@ -78,9 +79,9 @@ def benchmark(
     Raises:
         UserError: unknown names, a network that cannot be built so, nothing to measure.
     """
-    names = [PLAIN, *(name for name in _split(contenders) if name != PLAIN)]
+    names = [PLAIN, *(name for name in split_names(contenders) if name != PLAIN)]
     check_contenders(names)
-    chosen = {"modes": _split(modes), "dtypes": _split(dtypes), "engines": _split(engines)}
+    chosen = {"modes": split_names(modes), "dtypes": split_names(dtypes), "engines": split_names(engines)}
     for kind, known in (("modes", MODES), ("dtypes", tuple(DTYPES)), ("engines", ENGINES)):
         if unknown := [value for value in chosen[kind] if value not in known]:
             raise UserError(f"unknown {kind} '{unknown[0]}'; choose of {', '.join(known)}")
@@ -114,17 +115,13 @@ def benchmark(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         hardware = f"{torch.get_num_threads()}-threads" if place.type == "cpu" else ""
-        what = f"benchmark-{model}-b{batch_size}-{'-'.join(_split(dtypes) + _split(engines))}"
+        what = f"benchmark-{model}-b{batch_size}-{'-'.join(split_names(dtypes) + split_names(engines))}"
         path = write_results(folder, what, rows, setup=hardware, network=setup, turns=str(repeats), heap_kept=str(heap))
         plot_ratios(rows, setup, path.with_suffix(".png"))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     console.print(f"{path}\n{path.with_suffix('.png')}", highlight=False)
     return rows
-
-
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _device(device: str) -> torch.device:

@@ -13,8 +13,8 @@ from cmpe_se.comparing.places import Machine, Place, RayCluster
 from cmpe_se.comparing.presets import preset_grids
 from cmpe_se.comparing.report import write_report
 from cmpe_se.comparing.running import finish_or_complain, run_cells
-from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig
-from cmpe_se.data import load_data
+from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig, split_names
+from cmpe_se.data import ImageData, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.run_folder import write_text
 from cmpe_se.training import create_network, with_whole_paths, without_foreign_augmentation
@@ -85,6 +85,9 @@ def compare(
         number += len(grid.cells)
     if dry_run:
         return _estimate_all(grids, shares, console)
+    if preset is not None:
+        for config in {grid.config.data: grid.config for grid in grids}.values():
+            _load(config)
     for grid in grids:
         _prepare(grid)
     place = _place(grids, shares, jobs, ray)
@@ -106,11 +109,9 @@ def _own_grid(
 ) -> Grid:
     if not models:
         raise UserError("name the networks: --models preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20")
-    entries = parse_entries(_split(models), _split(views))
+    entries = parse_entries(split_names(models), split_names(views))
     config = with_whole_paths(TrainingConfig.from_recipe(recipe, **settings))
-    data = load_data(
-        config.data, config.data_dir, download=config.download, image_size=config.image_size, workers=config.workers
-    )
+    data = _load(config)
     config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
     for entry in entries:  # what cannot be made should not be found out by the last run
         create_network(config.changed(**entry.settings, pretrained=None), data)
@@ -118,8 +119,11 @@ def _own_grid(
     return Grid(folder, entries, seeds, config, {})
 
 
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
+def _load(config: TrainingConfig) -> ImageData:
+    """The data; this fetches and decodes it once, before runs side by side would all do so."""
+    return load_data(
+        config.data, config.data_dir, download=config.download, image_size=config.image_size, workers=config.workers
+    )
 
 
 def _part(part: str) -> tuple[int, int]:

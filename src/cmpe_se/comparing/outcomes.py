@@ -1,6 +1,5 @@
 """What a comparison has found so far: the finished runs of each network."""
 
-import json
 from typing import NamedTuple
 
 from cmpe_se.comparing.grid import Grid
@@ -48,7 +47,7 @@ def collect(grid: Grid, latencies: dict[str, Latency]) -> list[Outcome]:
                 any_result["macs"],
                 {seed: result["test_top1"] for seed, result in results.items()},
                 [result["train_seconds"] for result in results.values()],
-                {seed: [json.loads(line) for line in runs[seed].metrics.read_text().splitlines()] for seed in results},
+                {seed: runs[seed].read_metrics() for seed in results},
                 latencies.get(entry.label),
                 grid.published.get(entry.label),
             )

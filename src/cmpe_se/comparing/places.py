@@ -12,6 +12,7 @@ import torch
 
 from cmpe_se.comparing.cells import Job, run_job
 from cmpe_se.errors import UserError
+from cmpe_se.exporting.packages import require
 
 
 class Place(Protocol):
@@ -88,10 +89,9 @@ class RayCluster:
     """
 
     def __init__(self, address: str, jobs: int | None, *, cpu: bool):
-        try:
-            import ray
-        except ImportError:
-            raise UserError("--ray needs Ray: pip install 'cmpe-se[ray]'") from None
+        require(("ray",), "--ray", extra="ray")
+        import ray
+
         self._ray = ray
         _check_reachable(address)
         try:

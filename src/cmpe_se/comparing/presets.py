@@ -10,6 +10,7 @@ from typing import NamedTuple
 from cmpe_se.comparing.grid import Entry, Grid
 from cmpe_se.config import TrainingConfig
 from cmpe_se.errors import UserError
+from cmpe_se.training import with_whole_paths
 
 
 class _Row(NamedTuple):
@@ -94,7 +95,8 @@ def preset_grids(preset: str, folder: Path, seeds: int, settings: dict) -> list[
         raise UserError("the paper has cifar10 and cifar100, each with mixup 0 and 1; give such --data and --mixup")
     grids = []
     for number, column in columns:
-        config = TrainingConfig.from_recipe("cifar-paper", **(_RECIPES[preset] | column.settings | settings))
+        own = _RECIPES[preset] | column.settings | settings
+        config = with_whole_paths(TrainingConfig.from_recipe("cifar-paper", **own))
         for base, rows in _TABLES[preset].items():
             entries = {_entry(base, row.view): row.errors[number] for row in rows}
             published = {entry.label: round(100 - error, 2) for entry, error in entries.items() if error is not None}

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from cmpe_se.comparing.figures import plot_differences, plot_learning_curves, plot_pareto
-from cmpe_se.comparing.grid import Grid
+from cmpe_se.comparing.grid import Cell, Grid
 from cmpe_se.comparing.outcomes import Outcome
 from cmpe_se.comparing.presenting import references, summary_rows, to_markdown, to_rich
 from cmpe_se.errors import UserError
@@ -26,10 +26,11 @@ def write_report(grid: Grid, outcomes: list[Outcome], *, missing: int) -> list[d
     rows = summary_rows(outcomes)
     data = Path(config.data_dir).name if config.data == "folder" and config.data_dir else config.data
     title = f"{len(outcomes)} networks on {data}, {config.epochs} epochs"
-    notes = _notes(grid, missing)
+    results = [(cell, cell.run.read_result()) for cell in grid.cells if cell.run.result.exists()]
+    notes = _notes(grid, [result for _, result in results], missing)
     try:
         write_table(folder / "compare.csv", rows)
-        write_table(folder / "cells.csv", _cell_rows(grid))
+        write_table(folder / "cells.csv", _cell_rows(results))
         write_text(folder / "compare.md", to_markdown(outcomes, title=title, notes=notes))
         plot_pareto(outcomes, title, folder / "accuracy_latency.png")
         plot_learning_curves(outcomes, title, folder / "learning_curves.png")
@@ -44,10 +45,8 @@ def write_report(grid: Grid, outcomes: list[Outcome], *, missing: int) -> list[d
     return rows
 
 
-def _cell_rows(grid: Grid) -> list[dict[str, Any]]:
+def _cell_rows(results: list[tuple[Cell, dict[str, Any]]]) -> list[dict[str, Any]]:
     """A row for each finished run, with what made it."""
-    finished = [cell for cell in grid.cells if cell.run.result.exists()]
-    results = [(cell, cell.run.read_result()) for cell in finished]
     return [
         {
             "model": cell.entry.label,
@@ -66,10 +65,9 @@ def _cell_rows(grid: Grid) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(grid: Grid, missing: int) -> list[str]:
+def _notes(grid: Grid, results: list[dict[str, Any]], missing: int) -> list[str]:
     """What a reader has to know beside the tables."""
     config, source = grid.config, provenance()
-    results = [cell.run.read_result() for cell in grid.cells if cell.run.result.exists()]
     hardware = sorted({_device(result["hardware"]) for result in results})
     commits = sorted({str(result["commit"]) for result in results})
     notes = [

@@ -1,7 +1,5 @@
 """The runs of a comparison, with a table that shows how far each one is."""
 
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -16,7 +14,7 @@ from cmpe_se.comparing.cells import ELSEWHERE, STOPPED, Job
 from cmpe_se.comparing.grid import Cell, Grid
 from cmpe_se.comparing.places import Place
 from cmpe_se.errors import UserError
-from cmpe_se.interruption import SIGNALS, Interrupted
+from cmpe_se.interruption import Interrupted, Interruption
 
 _LOOK = 0.5  # seconds between two looks at the runs
 
@@ -44,10 +42,10 @@ def run_cells(grid: Grid, cells: Sequence[Cell], place: Place, console: Console)
     )
     board = _Board(grid, failures)
     futures = {place.submit(_job(grid, cell)): cell for cell in waiting}
-    with _Wish() as wish, Live(console=console, transient=True, auto_refresh=False) as live:
+    with Interruption() as interruption, Live(console=console, transient=True, auto_refresh=False) as live:
         stopping = False
         while futures:
-            if wish.made and not stopping:
+            if interruption.requested and not stopping:
                 stopping = True
                 console.print("stopping: the runs under way save what they have", highlight=False)
                 place.stop()
@@ -60,7 +58,7 @@ def run_cells(grid: Grid, cells: Sequence[Cell], place: Place, console: Console)
             if console.is_terminal:
                 live.update(board.table(), refresh=True)
             time.sleep(_LOOK if futures else 0)
-    if wish.made:
+    if interruption.requested:
         raise ComparisonInterrupted(sum(cell.run.result.exists() for cell in cells), len(cells))
     return failures
 
@@ -76,31 +74,6 @@ def _outcome(future: Future) -> str | None:
         return STOPPED
     error = future.exception()
     return future.result() if error is None else " ".join(str(error).split())[-300:]
-
-
-class _Wish:
-    """Notes the first Ctrl-C or SIGTERM; the second one ends the process as it always would."""
-
-    def __init__(self):
-        self.made = False
-
-    def __enter__(self) -> "_Wish":
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._restore()
-
-    def _note(self, *_) -> None:
-        self.made = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
 
 
 class _Board:

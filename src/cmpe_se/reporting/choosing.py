@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cmpe_se.config import split_names
 from cmpe_se.data import read_image
 from cmpe_se.errors import UserError
 from cmpe_se.prediction import preprocessing
@@ -84,7 +85,7 @@ def named_blocks(text: str, known: Sequence[str]) -> list[str]:
     Raises:
         UserError: a name that is no competitive block's.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = split_names(text)
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"no competitive block is called '{unknown[0]}'; there are {', '.join(known)}")
     if not names:
