@@ -82,14 +82,14 @@ def inspect(model: nn.Module, images: Tensor) -> list[BlockView]:
 
 def gated_blocks(model: nn.Module) -> list[str]:
     """Names of the blocks that :func:`inspect` shows, in the network's order; raises UserError where there are none."""
-    return list(_gates(model))
+    return list(find_gates(model))
 
 
 @torch.no_grad()
 def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
     """What the network puts out for the images, and what :func:`inspect` returns."""
     model = getattr(model, "_orig_mod", model)  # of a compiled network, which would not call what listens
-    gates = _gates(model)
+    gates = find_gates(model)
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise UserError(f"images have to be a float tensor (N, channels, H, W) of at least one image, got {got}")
@@ -114,8 +114,8 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
     return output, [_view(record) for record in seen]
 
 
-def _gates(model: nn.Module) -> dict[str, nn.Module]:
-    """Block names to gates."""
+def find_gates(model: nn.Module) -> dict[str, nn.Module]:
+    """Block names to gates, in the network's order; raises UserError where there are none."""
     if not isinstance(model, nn.Module):
         raise UserError(f"inspect looks into a network (torch.nn.Module), got {type(model).__name__}")
     full = {name: module for name, module in model.named_modules() if isinstance(module, (CompetitiveSE, MergedGate))}

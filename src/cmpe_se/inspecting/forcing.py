@@ -1,0 +1,47 @@
+"""What would a network say if a block's gates were others?"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from cmpe_se.errors import UserError
+from cmpe_se.inspecting.inspect import find_gates
+
+
+@contextmanager
+def forced_gates(model: nn.Module, block: str, gates: float | Tensor) -> Iterator[None]:
+    """Hold a block's gates to given values, for as long as the context lasts.
+
+    The last layer before the sigmoid puts out their logits instead of its own, so whatever follows it follows as
+    always, and :func:`cmpe_se.inspect` sees the forced gates. At 0 the block adds nothing to its identity.
+
+    Args:
+        model: network as :func:`cmpe_se.inspect` takes it; it is left as it was.
+        block: its name, one of :func:`gated_blocks`.
+        gates: one value for all channels or one for each, (C,), from 0 to the gate's gain.
+
+    Raises:
+        UserError: no such block, as many values as there are no channels, or a value outside that range.
+    """
+    found = find_gates(getattr(model, "_orig_mod", model))
+    if block not in found:
+        raise UserError(f"no competitive block is called '{block}'; there are {', '.join(found)}")
+    gate = found[block]
+    last = gate.get_submodule("excite" if hasattr(gate, "excite") else "fc2")
+    values = torch.as_tensor(gates, dtype=last.weight.dtype, device=last.weight.device)
+    if values.numel() not in (1, last.out_features) or values.ndim > 1:
+        raise UserError(f"{block} has {last.out_features} channels; give one gate or one each, not {values.numel()}")
+    if not bool(((values >= 0) & (values <= gate.gain)).all()):  # NaN is none of these either
+        raise UserError(f"the gates of {block} are from 0 to {gate.gain:g}; {gates} is outside")
+    logits = torch.logit(values / gate.gain)  # infinite at both ends, of which the sigmoid makes 0 and 1 exactly
+
+    def instead(_, __, output: Tensor) -> Tensor:
+        return torch.zeros_like(output) + logits.to(output.dtype)
+
+    handle = last.register_forward_hook(instead)
+    try:
+        yield
+    finally:
+        handle.remove()
