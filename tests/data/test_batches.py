@@ -121,6 +121,10 @@ def test_test_labels_and_images_agree(case):
     if isinstance(data, SmallImages):
         pixels = torch.from_numpy(np.array(shown)).reshape(*data.image_size, data.in_chans).permute(2, 0, 1)
         assert torch.equal(data._host.normalise(pixels[None])[0], images[-1])
+    some = [0, data.test_size // 2, data.test_size - 1]
+    examples = list(data.test_examples(some))
+    assert [label for _, label in examples] == labels[some].tolist()
+    assert [image.tobytes() for image, _ in examples] == [data.test_image(index).tobytes() for index in some]
 
 
 def test_training_set_smaller_than_a_batch(case):

@@ -215,6 +215,9 @@ def test_shards(shards):
     assert (data.classes, data.train_size, data.test_size) == (("0", "1", "2"), 9, 4)
     assert (data.image_size, data.in_chans) == ((32, 32), 3)
     assert data.test_image(3).getpixel((0, 0)) == (12, 12, 12)
+    labels = torch.cat([labels for _, labels in data.test_batches(batch_size=4)]).tolist()
+    assert [label for _, label in data.test_examples([1, 3])] == [labels[1], labels[3]]
+    assert list(data.test_examples([])) == []
     named = _stream(shards({"classes": ["a", "b", "c"]}, train=(5, 4), test=(3, 1)))
     assert named.classes == ("a", "b", "c")
 

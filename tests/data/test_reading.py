@@ -106,6 +106,15 @@ def test_open_file(tmp_path):
         read_image(io.BytesIO(b"nothing"))
 
 
+def test_files_of_strangers(tmp_path):
+    Image.new("L", (30, 20), 7).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", formats=("PNG",), most_pixels=600).size == (30, 20)
+    with pytest.raises(UserError, match=r"x\.png: 30x20 pixels are more than the 599 that are read; scale it down"):
+        read_image(tmp_path / "x.png", most_pixels=599)
+    with pytest.raises(UserError, match=r"x\.png is not an image \(JPEG, GIF\)"):
+        read_image(tmp_path / "x.png", formats=("JPEG", "GIF"))
+
+
 def _file(path, content):
     if content is None:
         return

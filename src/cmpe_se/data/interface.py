@@ -1,7 +1,7 @@
 """What every data set offers, and the plan of an epoch that all kinds share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -109,6 +109,10 @@ class ImageData(ABC):
     @abstractmethod
     def _test_batches(self, rank_batch_size, rank, world, device) -> Iterator[Batch]: ...
 
-    @abstractmethod
     def test_image(self, index: int) -> Image.Image:
         """The test image ``index`` as it was read (mode L or RGB), for figures."""
+        return next(self.test_examples([index]))[0]
+
+    @abstractmethod
+    def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
+        """The test images of ascending ``indices`` as they were read (mode L or RGB), with their labels."""

@@ -68,9 +68,9 @@ class LargeImages(ImageData):
         )
         return batches_on(device, loader)
 
-    def test_image(self, index: int) -> Image.Image:
-        """See ``ImageData.test_image``."""
-        return _read(self._test, index)[0]
+    def test_examples(self, indices):
+        """See ``ImageData.test_examples``."""
+        return (_read(self._test, index) for index in indices)
 
 
 def batches_on(device: torch.device, loader: DataLoader) -> Iterator[Batch]:

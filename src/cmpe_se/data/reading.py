@@ -1,6 +1,7 @@
 """The one reader of image files, for training and prediction alike."""
 
 import os
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -11,19 +12,31 @@ from cmpe_se.errors import UserError
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_image(path_or_file: str | os.PathLike | BinaryIO, *, in_chans: int = 3) -> Image.Image:
+def read_image(
+    path_or_file: str | os.PathLike | BinaryIO,
+    *,
+    in_chans: int = 3,
+    formats: Sequence[str] | None = None,
+    most_pixels: int | None = None,
+) -> Image.Image:
     """Reads an image file to 8-bit RGB (``in_chans`` 3) or grey (1).
 
     Turned upright as its EXIF orientation says; palettes, CMYK and grey converted; anything transparent laid on white;
     16-bit grey scaled from 0..65535 to 0..255 (a 32-bit integer image is taken to hold 16-bit values). Of an animation
     the first frame.
 
+    Files of strangers can be held to ``formats`` (Pillow's names) and to ``most_pixels``, which the file's header tells
+    before anything is decoded.
+
     Raises UserError in one line for a file that is missing, no image, truncated, corrupt, or so large in pixels that
     Pillow takes it for a decompression bomb.
     """
     name = str(getattr(path_or_file, "name", "the image") if hasattr(path_or_file, "read") else path_or_file)
     try:
-        with Image.open(path_or_file) as image:
+        with Image.open(path_or_file, formats=formats) as image:
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                size = f"{image.width}x{image.height} pixels"
+                raise UserError(f"{size} are more than the {most_pixels:,} that are read; scale it down")
             image.load()
             return convert_image(image, in_chans=in_chans)
     except UserError as error:
@@ -35,7 +48,8 @@ def read_image(path_or_file: str | os.PathLike | BinaryIO, *, in_chans: int = 3)
     except PermissionError:
         raise UserError(f"{name}: no permission to read it; change its permissions") from None
     except UnidentifiedImageError:
-        raise UserError(f"{name} is not an image that Pillow can read; remove it or replace it by a good one") from None
+        known = f" ({', '.join(formats)})" if formats else " that Pillow can read"
+        raise UserError(f"{name} is not an image{known}; remove it or replace it by a good one") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large: {error}; scale it down, or remove it") from None
     except (

@@ -86,10 +86,12 @@ class SmallImages(ImageData):
             part = slice(first, first + rank_batch_size)
             yield data.normalise(images[part]), labels[part].clone()
 
-    def test_image(self, index: int) -> Image.Image:
-        """See ``ImageData.test_image``."""
-        pixels = self._host.test_images[index]
-        return Image.fromarray((pixels[0] if self.in_chans == 1 else pixels.permute(1, 2, 0)).numpy())
+    def test_examples(self, indices):
+        """See ``ImageData.test_examples``."""
+        for index in indices:
+            pixels = self._host.test_images[index]
+            image = Image.fromarray((pixels[0] if self.in_chans == 1 else pixels.permute(1, 2, 0)).numpy())
+            yield image, self._host.test_labels[index].item()
 
 
 def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,7 +4,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -108,9 +107,11 @@ class StreamedImages(ImageData):
             generator=random or torch.Generator(),
         )
 
-    def test_image(self, index: int) -> Image.Image:
-        """See ``ImageData.test_image``. Reads all test images before it."""
-        return convert_image(next(islice(iter(self._dataset(self._test_split)), index, None))[0])
+    def test_examples(self, indices):
+        """See ``ImageData.test_examples``. Reads all test images before the last of them."""
+        wanted = set(indices)
+        stream = islice(self._dataset(self._test_split), max(wanted, default=-1) + 1)
+        return ((convert_image(image), label) for place, (image, label) in enumerate(stream) if place in wanted)
 
 
 class _Stream(IterableDataset):
