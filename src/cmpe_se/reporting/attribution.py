@@ -39,23 +39,34 @@ def attribute(model: nn.Module, images: Tensor, targets: Sequence[int], blocks: 
         targets: a class for each image.
         blocks: names of blocks.
     """
-    from captum.attr import IntegratedGradients, LayerGradCam
+    pixels = integrated_gradients(model, images, targets)
+    cams = {name: grad_cam(model, images, targets, name) for name in blocks}
+    return [
+        Attribution(target, pixels[index], {name: cam[index] for name, cam in cams.items()})
+        for index, target in enumerate(targets)
+    ]
+
+
+def integrated_gradients(model: nn.Module, images: Tensor, targets: Sequence[int]) -> Tensor:
+    """``Attribution.pixels`` of images (N, C, H, W), (N, h, w)."""
+    from captum.attr import IntegratedGradients
 
     wanted = torch.tensor(list(targets), device=images.device)
     with torch.enable_grad():
         maps = IntegratedGradients(model).attribute(
             images, target=wanted, n_steps=_STEPS, internal_batch_size=max(_BATCH, len(images))
         )
-        cams = {}
-        for name in blocks:
-            with _probed(model, name) as probe:
-                cam = LayerGradCam(model, probe).attribute(images.detach().requires_grad_(), target=wanted)
-            cams[name] = cam[:, 0].detach().float().cpu()
-    pixels = _coarser(maps.detach().float().cpu().sum(1))
-    return [
-        Attribution(target, pixels[index], {name: cam[index] for name, cam in cams.items()})
-        for index, target in enumerate(targets)
-    ]
+    return _coarser(maps.detach().float().cpu().sum(1))
+
+
+def grad_cam(model: nn.Module, images: Tensor, targets: Sequence[int], block: str) -> Tensor:
+    """What ``Attribution.blocks`` has of one block, for images (N, C, H, W), (N, h, w)."""
+    from captum.attr import LayerGradCam
+
+    wanted = torch.tensor(list(targets), device=images.device)
+    with torch.enable_grad(), _probed(model, block) as probe:
+        cam = LayerGradCam(model, probe).attribute(images.detach().requires_grad_(), target=wanted)
+    return cam[:, 0].detach().float().cpu()
 
 
 def _coarser(maps: Tensor) -> Tensor:

@@ -47,10 +47,8 @@ def inside(
     depths, rows, shut = [], [], []
     for view in views:
         gate, usual = view.gate[index].cpu(), statistics[view.name].mean
-        before, after = shown_pictures(view, index)
-        closed = CLOSED * view.gain
-        depths.append(Depth(view.name, before, after, gate.numpy(), usual.numpy(), view.gain, closed))
-        shut.append(int((gate < closed).sum()))
+        depths.append(depth_of(view, index, usual))
+        shut.append(int((gate < depths[-1].closed).sum()))
         numbers = (view.residual_squeeze[index], view.identity_squeeze[index], gate, usual)
         rows += [
             [view.name, channel, *row]
@@ -75,6 +73,13 @@ def inside(
         ["block", "channel", "residual_squeeze", "identity_squeeze", "gate", "mean_gate_of_test"],
         rows,
     )
+
+
+def depth_of(view: BlockView, index: int, usual: Tensor | None) -> Depth:
+    """One block of the figure, for an image of the batch; ``usual`` (C,) is the mean gate over the test images."""
+    gate, closed = view.gate[index].cpu().numpy(), CLOSED * view.gain
+    mean = None if usual is None else usual.numpy()
+    return Depth(view.name, *shown_pictures(view, index), gate, mean, view.gain, closed)
 
 
 def shown_pictures(view: BlockView, index: int) -> tuple[np.ndarray, np.ndarray]:

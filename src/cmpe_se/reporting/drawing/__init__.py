@@ -5,17 +5,21 @@ from cmpe_se.reporting.drawing.depth import (
     draw_class_differences,
     draw_closing,
     draw_gates_over_depth,
+    draw_one_image,
     draw_shares,
 )
-from cmpe_se.reporting.drawing.photos import draw_attributions, draw_inside, draw_pairs
+from cmpe_se.reporting.drawing.photos import draw_attributions, draw_block, draw_inside, draw_overlay, draw_pairs
 
 __all__ = [
     "draw_attributions",
+    "draw_block",
     "draw_channels",
     "draw_class_differences",
     "draw_closing",
     "draw_gates_over_depth",
     "draw_inside",
+    "draw_one_image",
+    "draw_overlay",
     "draw_pairs",
     "draw_shares",
 ]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from cmpe_se.figures import BLUE, GREY, ORANGE
 
 WIDTH = 10.0  # inches, of every figure of a report
+NARROW = (5.0, 4.4)  # inches, of a figure that is to be read on a phone
 _LABELS = 28  # block names that fit below an axis
 
 
@@ -42,8 +43,7 @@ def draw_gates_over_depth(title: str, names: Sequence[str], quantiles: np.ndarra
     )
     axes.vlines(places, quantiles[:, 0], quantiles[:, 4], color=BLUE, alpha=0.35, linewidth=thick, label="middle 90 %")
     axes.vlines(places, quantiles[:, 1], quantiles[:, 3], color=BLUE, linewidth=thick, label="middle half")
-    axes.plot(places, quantiles[:, 2], "_", color="white", markersize=thick, markeredgewidth=2)
-    axes.plot(places, quantiles[:, 2], "_", color="black", markersize=thick * 0.9, markeredgewidth=1, label="median")
+    _draw_medians(axes, places, quantiles[:, 2], thick)
     axes.set(ylabel="gate", ylim=(0, gain))
     _legend(axes)
     return titled(figure, title)
@@ -79,6 +79,37 @@ def draw_closing(title: str, names: Sequence[str], closed: np.ndarray, opened: n
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     _legend(axes)
     return titled(figure, title)
+
+
+def draw_one_image(
+    names: Sequence[str], quantiles: np.ndarray, shares: Sequence[float | None], shown: str, gain: float
+) -> Figure:
+    """One image's gates and residual shares over depth, with one block marked.
+
+    Args:
+        names: of the B blocks.
+        quantiles: of each block's gates for the image, at 5, 25, 50, 75 and 95 % of the channels, (B, 5).
+        shares: residual share of each block, None where nobody saw it.
+        shown: name of the marked block.
+        gain: the largest gate.
+    """
+    figure = Figure(figsize=(NARROW[0], 3.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    places, thick = np.arange(len(names)), _thickness(2 * len(names))
+    above.axhline(gain / 2, color=GREY, linewidth=0.7, linestyle=":")
+    above.vlines(places, quantiles[:, 0], quantiles[:, 4], color=BLUE, alpha=0.35, linewidth=thick)
+    above.vlines(places, quantiles[:, 1], quantiles[:, 3], color=BLUE, linewidth=thick)
+    _draw_medians(above, places, quantiles[:, 2], thick)
+    above.set(ylabel="gates", ylim=(0, gain))
+    percent = np.array([np.nan if share is None else 100 * share for share in shares])
+    below.bar(places, percent, color=BLUE, width=0.75)
+    below.bar(places, 100 - percent, bottom=percent, color=ORANGE, alpha=0.35, width=0.75)
+    below.set(ylabel="% residual", ylim=(0, 100), xlim=(-0.6, len(names) - 0.4))
+    for axes in (above, below):
+        axes.axvspan(names.index(shown) - 0.5, names.index(shown) + 0.5, color="black", alpha=0.12, linewidth=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    _name_blocks(below, names)
+    return figure
 
 
 def draw_class_differences(
@@ -138,6 +169,11 @@ def _name_blocks(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(places, labels, fontsize=9, rotation=60 if steep else 0, ha="right" if steep else "center")
     ours = all(name.startswith("stages.") for name in names)
     axes.set_xlabel("block (stage.block, from the input on)" if ours else "block, from the input on")
+
+
+def _draw_medians(axes: Axes, places: np.ndarray, medians: np.ndarray, size: float) -> None:
+    axes.plot(places, medians, "_", color="white", markersize=size, markeredgewidth=2)
+    axes.plot(places, medians, "_", color="black", markersize=size * 0.9, markeredgewidth=1, label="median")
 
 
 def _thickness(count: int) -> float:

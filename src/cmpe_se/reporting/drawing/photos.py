@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cmpe_se.figures import BLUE, GREY, ORANGE
-from cmpe_se.reporting.drawing.depth import WIDTH, titled
+from cmpe_se.reporting.drawing.depth import NARROW, WIDTH, titled
 
 _HEAT = "PuOr"  # orange below zero, purple above it
 
@@ -20,7 +20,7 @@ class Depth(NamedTuple):
         name: of the block.
         before, after: the picture and that after gating, (rows, columns); residual and identity rows take turns.
         gate: (C,).
-        usual: mean gate over the test images, (C,).
+        usual: mean gate over the test images, (C,); None where there are none.
         gain: the largest gate.
         closed: the gate below which a channel is closed.
     """
@@ -29,7 +29,7 @@ class Depth(NamedTuple):
     before: np.ndarray
     after: np.ndarray
     gate: np.ndarray
-    usual: np.ndarray
+    usual: np.ndarray | None
     gain: float
     closed: float
 
@@ -52,26 +52,42 @@ def draw_inside(title: str, pixels: np.ndarray, caption: str, depths: Sequence[D
     for empty in grid[1:, 0]:
         empty.axis("off")
     grid = grid[:, 1:]
-    for depth, (before, after, gate) in zip(depths, grid.T, strict=True):
-        limit = max(1e-6, np.abs(depth.before).max())
-        for part, picture in ((before, depth.before), (after, depth.after)):
-            part.imshow(picture, cmap=_HEAT, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-            _name_rows(part, len(picture))
-        before.set_title(depth.name, fontsize=10)
-        _draw_gates(gate, depth)
+    for depth, axes in zip(depths, grid.T, strict=True):
+        _draw_depth(axes, depth)
     for row, name in enumerate((drawn, "after gating", "gate")):
         grid[row, 0].set_ylabel(name, fontsize=9.5)
     return titled(figure, title)
 
 
+def draw_block(depth: Depth, drawn: str) -> Figure:
+    """One depth of :func:`draw_inside` by itself, for narrow pages."""
+    figure = Figure(figsize=NARROW, layout="constrained")
+    grid = figure.subplots(3, 1, height_ratios=[1, 1, 1.1])
+    _draw_depth(grid, depth)
+    for axes, name in zip(grid, (drawn, "after gating", "gate"), strict=True):
+        axes.set_ylabel(name)
+    return figure
+
+
+def _draw_depth(axes: Sequence[Axes], depth: Depth) -> None:
+    before, after, gate = axes
+    limit = max(1e-6, np.abs(depth.before).max())
+    for part, picture in ((before, depth.before), (after, depth.after)):
+        part.imshow(picture, cmap=_HEAT, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        _name_rows(part, len(picture))
+    before.set_title(depth.name, fontsize=10)
+    _draw_gates(gate, depth)
+
+
 def _draw_gates(axes: Axes, depth: Depth) -> None:
     # Sorted, the usual gates are a smooth line, and what is special to the image stands out from it.
-    order = depth.usual.argsort(kind="stable")
+    order = (depth.gate if depth.usual is None else depth.usual).argsort(kind="stable")
     gate, channels = depth.gate[order], np.arange(len(order))
     axes.axhline(depth.gain / 2, color=GREY, linewidth=0.7, linestyle=":")
-    axes.vlines(channels, depth.usual[order], gate, color=BLUE, linewidth=0.6, alpha=0.6)
     axes.plot(channels, gate, ".", color=BLUE, markersize=3, label="this image")
-    axes.plot(channels, depth.usual[order], color="black", linewidth=1, label="test mean")
+    if depth.usual is not None:
+        axes.vlines(channels, depth.usual[order], gate, color=BLUE, linewidth=0.6, alpha=0.6)
+        axes.plot(channels, depth.usual[order], color="black", linewidth=1, label="test mean")
     shut = channels[gate < depth.closed]
     if len(shut):
         axes.plot(shut, gate[shut], "x", color=ORANGE, markersize=4.5, label="closed")
@@ -125,18 +141,32 @@ def draw_attributions(title: str, columns: Sequence[str], rows: Sequence[Explain
     for row, (first, *others) in zip(rows, grid, strict=True):
         show_image(first, row.pixels)
         first.set_ylabel(row.caption, fontsize=9, rotation=0, ha="right", va="center")
-        grey = row.pixels if row.pixels.ndim == 2 else row.pixels @ np.array([0.299, 0.587, 0.114], row.pixels.dtype)
-        height, width = grey.shape
         for axes, heat in zip(others, row.maps, strict=True):
-            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            axes.imshow(0.35 + 0.65 * grey, cmap="gray", vmin=0, vmax=1, extent=extent)
-            limit = max(1e-12, np.quantile(np.abs(heat), 0.995))
-            strength = np.clip(np.abs(heat) / limit, 0, 1) ** 0.7
-            axes.imshow(heat, cmap=_HEAT, vmin=-limit, vmax=limit, extent=extent, alpha=0.85 * strength)
-            axes.set(xticks=[], yticks=[])
+            _lay_over(axes, row.pixels, heat)
     for axes, name in zip(grid[0], ["image", *columns], strict=True):
         axes.set_title(name, fontsize=9)
     return titled(figure, title)
+
+
+def draw_overlay(pixels: np.ndarray, heat: np.ndarray) -> Figure:
+    """An image beside one attribution laid over it; ``pixels`` (H, W) or (H, W, 3), ``heat`` (h, w)."""
+    figure = Figure(figsize=(NARROW[0], NARROW[0] / 2), layout="constrained")
+    image, overlay = figure.subplots(1, 2)
+    show_image(image, pixels)
+    _lay_over(overlay, pixels, heat)
+    return figure
+
+
+def _lay_over(axes: Axes, pixels: np.ndarray, heat: np.ndarray) -> None:
+    """An attribution over the grey image, each on a scale of its own: strong where it is opaque."""
+    grey = pixels if pixels.ndim == 2 else pixels @ np.array([0.299, 0.587, 0.114], pixels.dtype)
+    height, width = grey.shape
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(0.35 + 0.65 * grey, cmap="gray", vmin=0, vmax=1, extent=extent)
+    limit = max(1e-12, np.quantile(np.abs(heat), 0.995))
+    strength = np.clip(np.abs(heat) / limit, 0, 1) ** 0.7
+    axes.imshow(heat, cmap=_HEAT, vmin=-limit, vmax=limit, extent=extent, alpha=0.85 * strength)
+    axes.set(xticks=[], yticks=[])
 
 
 def draw_pairs(title: str, captions: Sequence[str], images: Sequence[Sequence[np.ndarray]]) -> Figure:
