@@ -99,6 +99,7 @@ def _commands() -> dict[str, Callable]:
     from cmpe_se.benchmarking import benchmark
     from cmpe_se.comparing import compare
     from cmpe_se.evaluation import evaluate
+    from cmpe_se.explorer import explore
     from cmpe_se.exporting import export
     from cmpe_se.listing import models
     from cmpe_se.prediction import predict
@@ -110,6 +111,7 @@ def _commands() -> dict[str, Callable]:
         "evaluate": evaluate,
         "predict": predict,
         "report": report,
+        "explore": explore,
         "export": export,
         "push": push,
         "models": models,
@@ -124,11 +126,15 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     for name, function in _commands().items():
         summary = function.__doc__.strip().splitlines()[0]
         command = _new_parser(description=summary)
-        command.add_function_arguments(function, as_positional=True, skip={"images"})
+        command.add_function_arguments(function, as_positional=True, skip={"images", "runs"})
         if name == "compare":
             _add_settings(command, arguments)
         if name == "predict":  # a list of them, which no type says
             command.add_argument("images", type=str, nargs="+", help="image files and folders of them")
+        elif name == "explore":
+            command.add_argument(
+                "runs", type=str, nargs="*", default=[], help="run folders; all finished ones in runs/ if left out"
+            )
         elif name == "report":
             command.add_argument("--images", type=str, nargs="+", help="image files and folders to show the inside for")
         subcommands.add_subcommand(name, command, help=summary)

@@ -109,8 +109,9 @@ def succeed(*arguments, **settings) -> Done:
     return done
 
 
+@functools.cache
 def trained_run(*arguments: str) -> Path:
-    """A run of ``cmpe-se train`` in a folder of its own."""
+    """A run of ``cmpe-se train`` in a folder of its own; once a session for the same arguments."""
     folder = empty_folder() / "run"
     succeed("train", *arguments, "--output", folder)
     return folder

@@ -1,0 +1,19 @@
+"""Gradio's settings, which are ours and not the environment's."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def only_our_settings() -> Iterator[None]:
+    """A temporary folder of our own for Gradio, gone at the end, and none of the environment's settings for it.
+
+    It has to surround the first import of Gradio.
+    """
+    with tempfile.TemporaryDirectory(prefix="cmpe-se-explore-") as folder:
+        for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+            del os.environ[name]  # what is served, and to whom, `serving.py` says alone
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+        yield

@@ -1,0 +1,31 @@
+"""Trained runs to explore, those that the reports are tested with."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.processes import trained_run
+
+
+@pytest.fixture(scope="session")
+def folded() -> Path:
+    """Our network with folded_3x3, after three epochs: it has learnt something, and makes mistakes."""
+    return trained_run("--epochs=3")
+
+
+@pytest.fixture(scope="session")
+def se() -> Path:
+    """Plain SE after an epoch."""
+    return trained_run("--epochs=1", "--model=se_preact_resnet20")
+
+
+@pytest.fixture(scope="session")
+def plain() -> Path:
+    """No attention at all."""
+    return trained_run("--epochs=1", "--model=preact_resnet20")
+
+
+@pytest.fixture(scope="session")
+def converted() -> Path:
+    """A converted network of timm's with bottlenecks, whose gates go up to 2."""
+    return trained_run("--epochs=1", "--model=test_resnet", "--convert=pair_view_1x1")
