@@ -61,6 +61,13 @@ def test_another_name_for_this_machine_is_refused(page):
     assert ask(page, "/", headers={"Host": "localhost"})[0] == 200
 
 
+def test_another_site_in_the_same_browser_is_refused(page):
+    for origin, status in (("http://attacker.example", 403), ("null", 403), (page.address, 200)):
+        assert ask(page, "/", headers={"Origin": origin})[0] == status, origin
+    attack = {"Origin": "http://attacker.example", "Content-Type": "multipart/form-data; boundary=x"}
+    assert ask(page, "/gradio_api/upload", "POST", b"--x--", attack)[0] == 403
+
+
 def test_no_file_of_this_machine(page, folded, tmp_path):
     secret = page.temporary / "secret.png"
     secret.write_bytes(b"secret")

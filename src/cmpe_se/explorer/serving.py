@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
@@ -16,25 +18,33 @@ if TYPE_CHECKING:
     import gradio as gr
 
 ADDRESS = "127.0.0.1"
+_NAMES = (ADDRESS, "localhost")
 _PORTS = range(7860, 7960)  # where Gradio looks for a free one
-_PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt")
+_PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt")
 _FOLDERS = ("/assets/", "/static/", "/svelte/", "/gradio_api/queue/", "/gradio_api/heartbeat/", "/gradio_api/upload")
-_CALLS = ("/gradio_api/startup-events", "/gradio_api/cancel", "/gradio_api/app_id", "/gradio_api/info")
+_CALLS = ("/gradio_api/startup-events", "/gradio_api/cancel")
 _FILE = "/gradio_api/file="
 
 
 class OnlyThePage:
-    """Lets through what a browser needs for the page, and none of Gradio's proxies, recorders and editors."""
+    """Lets through what a browser needs for the page, and none of Gradio's proxies, recorders and editors.
+
+    Nor what another site's page, open in the same browser, asks of this one.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and _is_known(scope["path"])):
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        else:
+        elif scope["type"] != "http" or not _is_known(scope["path"]):
             await PlainTextResponse("not found", status_code=404)(scope, receive, send)
+        elif urlsplit(Headers(scope=scope).get("origin", f"http://{ADDRESS}")).hostname not in _NAMES:
+            await PlainTextResponse("not for other sites", status_code=403)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 def _is_known(path: str) -> bool:
@@ -75,7 +85,7 @@ def serve(page: "gr.Blocks", *, port: int | None, largest_file: int) -> Iterator
             css=(files("cmpe_se.explorer") / "page.css").read_text(encoding="utf-8"),
             app_kwargs={
                 "middleware": [
-                    Middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"]),
+                    Middleware(TrustedHostMiddleware, allowed_hosts=_NAMES),
                     Middleware(OnlyThePage),
                 ]
             },
