@@ -1,14 +1,15 @@
-"""Would another gate be better? Changes of it, each against the paper's own in a finished comparison, seed by seed.
+"""Would another gate be better? Changes of it against the paper's own in a finished comparison, seed by seed.
 
     python benchmarks/gate_variants.py runs/compare-folder --variants near_one,std_squeeze --seeds 2 --output results/
 
-The comparison (made by `cmpe-se compare`) gives recipe, data and the runs to compare with: its folded and 1x1 networks.
+The comparison (made by `cmpe-se compare`) gives recipe, data and the runs to compare with: the plain network, SE, and
+the competitive ones.
 Each variant's runs go to its folder ``variants/``, and finished ones are left alone. They are no networks to use: the
 saved model does not know of the change.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 import cmpe_se.training
 from cmpe_se import CompetitiveSE
-from cmpe_se.comparing.statistics import compare_paired, summarise
+from cmpe_se.comparing.statistics import compare_paired, holm, summarise
 from cmpe_se.config import TrainingConfig
 from cmpe_se.networks.blocks import PreActBlock
 from cmpe_se.provenance import write_results
@@ -74,6 +75,7 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
+    "near_one_se": Variant("se", near_one),
     "near_one": Variant("folded_3x3", near_one),
     "slow_statistics": Variant("folded_3x3", slow_statistics),
     "max_squeeze": Variant("folded_3x3", max_squeeze),
@@ -96,7 +98,7 @@ def main() -> None:
         for name in names:
             variant_run(options.comparison, options.model, name, seed)
     if options.output:
-        rows = [row(options.comparison, options.model, name, options.seeds) for name in names]
+        rows = compared(options.comparison, options.model, names, options.seeds)
         print(write_results(options.output, "gate-variants", rows, comparison=options.comparison.name))
 
 
@@ -115,32 +117,51 @@ def variant_run(comparison: Path, model: str, name: str, seed: int) -> dict:
         return network, arguments
 
     cmpe_se.training.create_network = changed_network
+    network = {"model": _se(model)} if variant.view == "se" else {"model": model, "view": variant.view}
     try:
-        settings = {"model": model, "view": variant.view, "seed": seed}
-        return cmpe_se.training.train(recipe=comparison / "recipe.yaml", output=run.path, **settings)
+        return cmpe_se.training.train(recipe=comparison / "recipe.yaml", output=run.path, seed=seed, **network)
     finally:
         cmpe_se.training.create_network = original
 
 
-def row(comparison: Path, model: str, name: str, seeds: int) -> dict:
-    """A variant against the unchanged network."""
-    view = VARIANTS[name].view
-    own = [variant_run(comparison, model, name, seed)["test_top1"] for seed in range(seeds)]
-    cells = [RunFolder(comparison / "cells" / f"{model}-{view}-seed{seed}") for seed in range(seeds)]
-    others = [cell.read_result()["test_top1"] for cell in cells]
-    difference = compare_paired(own, others)
-    return {
-        "variant": name,
-        "of": view,
-        "seeds": seeds,
-        "top1_mean": round(summarise(own).mean, 2),
-        "unchanged_mean": round(summarise(others).mean, 2),
-        "difference": round(difference.mean, 2),
-        "low": round(difference.low, 2),
-        "high": round(difference.high, 2),
-        "p": round(difference.p, 3),
-        "top1": " ".join(f"{value:.2f}" for value in own),
+def _se(model: str) -> str:
+    return model.removeprefix("cmpe_")
+
+
+def compared(comparison: Path, model: str, names: Sequence[str], seeds: int) -> list[dict]:
+    """Each variant against its unchanged network, the plain one, SE, and the variants named before it."""
+    plain = model.removeprefix("cmpe_se_")
+    accuracies = {
+        name: [variant_run(comparison, model, name, seed)["test_top1"] for seed in range(seeds)] for name in names
     }
+    rows, p_values = [], []
+    for place, name in enumerate(names):
+        view = VARIANTS[name].view
+        unchanged = _se(model) if view == "se" else f"{model}-{view}"
+        for other in dict.fromkeys([unchanged, plain, _se(model), *names[:place]]):
+            if other not in accuracies:
+                cells = [RunFolder(comparison / "cells" / f"{other}-seed{seed}") for seed in range(seeds)]
+                accuracies[other] = [cell.read_result()["test_top1"] for cell in cells]
+            difference = compare_paired(accuracies[name], accuracies[other])
+            p_values.append(difference.p)
+            rows.append(
+                {
+                    "variant": name,
+                    "against": other,
+                    "seeds": seeds,
+                    "top1_mean": round(summarise(accuracies[name]).mean, 2),
+                    "against_mean": round(summarise(accuracies[other]).mean, 2),
+                    "difference": round(difference.mean, 2),
+                    "low": round(difference.low, 2),
+                    "high": round(difference.high, 2),
+                    "p": round(difference.p, 4),
+                    "top1": " ".join(f"{value:.2f}" for value in accuracies[name]),
+                    "against_top1": " ".join(f"{value:.2f}" for value in accuracies[other]),
+                }
+            )
+    for row, adjusted in zip(rows, holm(p_values), strict=True):
+        row["p_holm"] = round(adjusted, 4)
+    return rows
 
 
 if __name__ == "__main__":
