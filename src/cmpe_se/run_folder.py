@@ -5,12 +5,16 @@
 """
 
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
@@ -18,6 +22,8 @@ from cmpe_se.checkpoint import Checkpoints
 from cmpe_se.config import TrainingConfig
 from cmpe_se.data import ImageData, SmallImages
 from cmpe_se.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -28,6 +34,7 @@ class RunFolder:
         self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.jsonl"
         self.result, self.curves = self.path / "result.json", self.path / "curves.png"
         self.model, self.logs = self.path / "model", self.path / "tensorboard"
+        self.lock = self.path / ".lock"
         self.checkpoints = Checkpoints(self.path / "state")
 
     @classmethod
@@ -45,6 +52,25 @@ class RunFolder:
         if not run.config.is_file():
             raise UserError(f"{path} is no run folder: it has no config.yaml; `cmpe-se train` makes one under runs/")
         return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While this lasts, no other process trains the run; a killed one's lock goes with it.
+
+        Raises:
+            UserError: another process trains it.
+        """
+        lock = FileLock(self.lock, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"{self.path} is being trained by another process; wait for it, or end that one") from None
+        except (OSError, NotImplementedError) as error:  # as on some network file systems
+            _log.warning(f"{self.path} cannot be locked ({error}); take care that only one process trains it")
+        try:
+            yield
+        finally:
+            lock.release()
 
     def read_config(self) -> TrainingConfig:
         """The settings that the run was started with, or last resumed with."""

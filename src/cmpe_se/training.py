@@ -1,6 +1,7 @@
 """The ``train`` command: from settings to a run folder."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def train(
         test_loss, train_seconds, images_per_second, versions, commit, and where the run is.
 
     Raises:
-        UserError: settings, data or folders that cannot be used; a loss that is not finite.
+        UserError: settings, data or folders that cannot be used, a run that another process trains; a loss that is not
+            finite.
         TrainingInterrupted: Ctrl-C, or the system's wish to end; a checkpoint has been written.
     """
     if resume is not None:
@@ -87,7 +89,8 @@ def train(
     if run is None:
         run = _new_run(output, config, accelerator)
     try:
-        with Interruption() as interruption:
+        only_one = run.locked() if accelerator.is_main_process else nullcontext()
+        with only_one, Interruption() as interruption:
             return Trainer(config, data, model, model_args, run, accelerator, interruption).fit()
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None

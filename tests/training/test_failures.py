@@ -1,6 +1,8 @@
 """Full disks and losses that are not finite: one line, and nothing already saved is lost."""
 
+import fcntl
 import math
+import os
 import re
 import resource
 import shutil
@@ -141,3 +143,30 @@ def test_loss_that_is_not_finite_loses_nothing(short_run, tmp_path):
     succeed("train", "--resume", folder, "--schedule=cosine", "--lr=0.1")
     assert metrics(folder)[:2] == metrics(short_run)
     assert result(folder)["epochs"] == 3
+
+
+def test_two_processes_do_not_train_one_run(tmp_path, short_run):
+    folder = tmp_path / "run"
+    first = start_until(folder, 0, 10, "--epochs=2")
+    os.kill(first.process.pid, signal.SIGSTOP)  # as if it took its time
+    before = everything_in(folder)
+    complaint = run("train", "--resume", folder).complaint
+    assert complaint == (f"cmpe-se: error: {folder} is being trained by another process; wait for it, or end that one")
+    assert everything_in(folder) == before
+    first.send(signal.SIGKILL)
+    succeed("train", "--resume", folder)
+    assert_same_run(short_run, folder)
+
+
+def _without_locks() -> None:
+    def cannot(*_):
+        raise NotImplementedError("no flock here")
+
+    fcntl.flock = cannot
+
+
+def test_a_file_system_without_locks(tmp_path, short_run):
+    done = run("train", "--epochs=2", "--output", tmp_path / "run", before=_without_locks)
+    assert done.status == 0, done.err
+    assert "cannot be locked" in done.err
+    assert_same_run(short_run, tmp_path / "run")
