@@ -10,7 +10,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cmpe_se.data import load_data
-from cmpe_se.explorer.images import MOST_PIXELS
+from cmpe_se.explorer.images import MOST_PIXELS, Picture
 from cmpe_se.explorer.network import Force, Network
 from cmpe_se.prediction import predict
 from cmpe_se.run_folder import RunFolder
@@ -84,6 +84,10 @@ def percent(network: Network, example: int, force: Force | None = None) -> str:
     return f"{network.classes[int(answer.argmax())]} ({100 * answer.max().item():.1f} %)"
 
 
+def truth(picture: Picture) -> str:
+    return picture.classes[picture.truth]
+
+
 def give(page: Page, name: str, content: bytes, side: str = "left") -> None:
     """Upload a file, in place of an earlier one."""
     field = page.locator(f"#{side}-file input[type=file]")
@@ -114,7 +118,7 @@ def test_it_is_never_empty_and_needs_no_internet(browser, site, network):
     page.on("request", lambda request: asked.append(request.url))
     page.goto(site.address)
     first = network.examples[0]
-    expect(said(page)).to_have_text(f"{first.name} ({first.truth}): it says {percent(network, 0)}, which is right.")
+    expect(said(page)).to_have_text(f"{first.name} ({truth(first)}): it says {percent(network, 0)}, which is right.")
     expect(titles(page)).to_have_count(3)
     expect(page.locator("#left-examples button.thumbnail-item")).to_have_count(len(network.examples))
     elsewhere = [url for url in asked if not url.startswith((site.address, "data:", "blob:"))]
@@ -130,7 +134,7 @@ def test_pick_an_example(page, network):
     page.locator("#left-examples button.thumbnail-item").nth(wrong).click()
     picture = network.examples[wrong]
     expect(said(page)).to_have_text(
-        f"{picture.name} ({picture.truth}): it says {percent(network, wrong)}, which is wrong."
+        f"{picture.name} ({truth(picture)}): it says {percent(network, wrong)}, which is wrong."
     )
 
 
@@ -211,12 +215,12 @@ def test_garbage_is_answered_with_a_sentence(page):
     expect(said(page)).to_contain_text("Your image")
     before, alert = said(page).inner_text(), page.locator("#message [role=alert]")
     give(page, "garbage.png", b"this is no image")
-    expect(alert).to_contain_text("The uploaded file is not an image (PNG, JPEG, WEBP, BMP, GIF, TIFF)")
+    expect(alert).to_contain_text("The uploaded file is not an image (PNG, JPEG, WEBP, BMP, GIF)")
     give(page, "cut.png", png(Image.effect_noise((64, 64), 90))[:900])
     expect(alert).to_contain_text("truncated or corrupt")
     side = int(MOST_PIXELS**0.5) + 1
     give(page, "bomb.png", png(Image.new("1", (side, side))))
-    expect(alert).to_contain_text("pixels are more than the 50,000,000 that are read")
+    expect(alert).to_contain_text("pixels are more than the 25,000,000 that are read")
     give(page, "long.png", b"0" * (10 * 2**20 + 1))
     expect(page.get_by_text("exceed the maximum allowed size")).to_be_visible()
     assert said(page).inner_text() == before  # nothing that was there is lost
@@ -276,11 +280,29 @@ def test_many_at_once_wait_their_turn(browser, site, network):
         page.goto(site.address, wait_until="commit")
     for number, page in enumerate(pages):
         page.locator("#left-examples button.thumbnail-item").nth(number).click()
-        page.locator("#to").get_by_label("closed").check()
+        if number % 2:
+            page.locator("#to").get_by_label("closed").check()
+    block = network.blocks[(len(network.blocks) + 1) // 2 - 1]
     for number, page in enumerate(pages):
         picture = network.examples[number]
-        expect(said(page)).to_contain_text(
-            re.compile(rf"{picture.name} \({picture.truth}\): with the gates of .* closed")
-        )
+        answer = f"it says {percent(network, number)}, "
+        if number % 2:
+            held = percent(network, number, Force(block, "closed"))
+            answer = f"with the gates of {block} held closed it says {held}, "
+        expect(said(page)).to_contain_text(f"{picture.name} ({truth(picture)}): {answer}")
         expect(page.locator("#message [role=alert]")).to_have_count(0)
+        page.context.close()
+
+
+def test_what_is_missing_is_said(browser, runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    text = (run / "config.yaml").read_text().replace("data: digits", "data: folder")
+    (run / "config.yaml").write_text(text.replace("data_dir: null", "data_dir: gone"))
+    with served(run) as site:
+        page = visit(browser, site)
+        expect(page.locator("#left-answer")).to_contain_text(re.compile("No test images: .*gone"))
+        expect(said(page)).to_contain_text("Photograph of a temple: it says")
+        page.locator("#to").get_by_label("mean").check()
+        expect(page.locator("#message [role=alert]")).to_contain_text("not known without test images")
         page.context.close()

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -74,13 +75,13 @@ def test_no_file_of_this_machine(page, folded, tmp_path):
     (folded / "secret.png").write_bytes(b"secret")
     outside = [secret, folded / "secret.png", folded / "model" / "config.json", folded / "config.yaml", "/etc/passwd"]
     home = [f"{page.temporary}/../secret.png", "config.yaml", "../../etc/passwd", "/proc/self/environ"]
-    (folded / "secret.png").unlink()
     for path in [*outside, *home]:
         for route in (f"/gradio_api/file={path}", f"/gradio_api/file/{path}", f"/file={path}", f"/{path}"):
             status, content = ask(page, route.replace(" ", "%20"))
             assert status in (403, 404), route
             assert b"secret" not in content.replace(str(path).encode(), b"")
             assert b"root:" not in content
+    (folded / "secret.png").unlink()
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,7 @@ def test_no_file_of_this_machine(page, folded, tmp_path):
         "/gradio_api/file=http://127.0.0.1:1/x",
         "/gradio_api/file=http:/127.0.0.1:1/x",
         "/gradio_api/proxy=http://127.0.0.1:1/x",
+        "/gradio_api/cancel",
         "/gradio_api/process_recording",
         "/gradio_api/vibe-edit",
         "/gradio_api/run/predict",
@@ -176,9 +178,18 @@ def test_all_finished_runs_of_the_folder(folded, se):
     (place / "runs" / "unfinished" / "config.yaml").write_text((folded / "config.yaml").read_text())
     for name, target in (("first", se), ("second", folded)):
         os.symlink(target, place / "runs" / name)
-    with served(cwd=place) as page:
+    (place / "runs" / "without settings").mkdir()
+    (place / "runs" / "without settings" / "result.json").write_text("{}")
+    shutil.copytree(folded, place / "runs" / "newest")
+    (place / "runs" / "newest" / "model" / "model.safetensors").unlink()
+    os.utime(place / "runs" / "newest" / "result.json")
+    proxy = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}  # where nobody is
+    with served(cwd=place, env=proxy) as page:
         names = re.search(r"(.*): http", (page.running.folder / "out").read_text()).group(1)
+        said = page.running.err
     assert sorted(names.split(", ")) == ["first", "second"]
+    assert "left out: runs/without settings is no run folder" in said
+    assert "left out: runs/newest holds no trained model" in said
 
 
 def test_mistakes(folded):
@@ -187,7 +198,7 @@ def test_mistakes(folded):
         taken.bind(("127.0.0.1", port))
         taken.listen()
         assert run("explore", folded, "--port", port).complaint == (
-            f"cmpe-se: error: port {port} is taken; name another with --port"
+            f"cmpe-se: error: port {port} is taken or not allowed; name another with --port"
         )
     assert "port is 70000, should be from 1 to 65535" in run("explore", folded, "--port", 70000).complaint
     assert "no finished run in runs/; `cmpe-se train` makes one" in run("explore").complaint

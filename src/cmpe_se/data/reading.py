@@ -65,8 +65,10 @@ def convert_image(image: Image.Image, *, in_chans: int = 3) -> Image.Image:
         raise UserError(f"in_chans is {in_chans}: images are read with 1 channel (grey) or 3 (RGB)")
     image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BITS:
-        pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))  # 65535 = 257 * 255, rounded to nearest
+        pixels = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        pixels += 128
+        pixels //= 257  # 65535 = 257 * 255, rounded to nearest
+        image = Image.fromarray(pixels.astype(np.uint8))
     elif image.mode == "F":
         raise UserError("floating-point pixels have no fixed range; save the image with 8 or 16 bits a channel")
     if image.has_transparency_data:

@@ -58,6 +58,7 @@ def render(heading: str, network: Network, photo: Photo, *, block: str | None, f
     figures.append(_speaks(network, photo, held, None if speaks == SPEAKS[1] else block, force))
     return _template().render(
         heading=heading,
+        missing=network.missing,
         said=_said(network, photo, trained, held, force),
         rows=_rows(network, trained, held),
         figures=figures,

@@ -1,8 +1,10 @@
 """The ``explore`` command."""
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -11,6 +13,9 @@ from cmpe_se.explorer.settings import only_our_settings
 from cmpe_se.exporting.packages import require
 from cmpe_se.interruption import Interruption
 from cmpe_se.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from cmpe_se.explorer.network import Networks
 
 _RUNS = Path("runs")  # where `cmpe-se train` puts them
 
@@ -39,6 +44,10 @@ def explore(runs: str | Sequence[str] = (), *, port: int | None = None) -> None:
         from cmpe_se.explorer.serving import serve
 
         networks = Networks(folders)
+        while not runs and len(folders) > 1 and (reason := _broken(networks)):
+            print(f"cmpe-se: left out: {reason}", file=sys.stderr)
+            folders = folders[1:]
+            networks = Networks(folders)
         with serve(build(networks), port=port, largest_file=LARGEST_FILE) as address:
             console = Console()
             console.print(f"{', '.join(networks.names)}: {address} (Ctrl-C ends it)", soft_wrap=True, highlight=False)
@@ -54,7 +63,21 @@ def _folders(runs: str | Sequence[str]) -> list[RunFolder]:
         for folder in folders:
             folder.read_result()  # raises for one that has not finished
         return folders
-    results = sorted(_RUNS.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    if not results:
+    found = []
+    for result in sorted(_RUNS.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            found.append(RunFolder.open(result.parent))
+        except UserError as error:
+            print(f"cmpe-se: left out: {error}", file=sys.stderr)
+    if not found:
         raise UserError(f"no finished run in {_RUNS}/; `cmpe-se train` makes one, or name run folders")
-    return [RunFolder.open(path.parent) for path in results]
+    return found
+
+
+def _broken(networks: "Networks") -> str | None:
+    """Why the network that would be shown first cannot be loaded, if so."""
+    try:
+        networks[networks.names[0]]
+    except UserError as error:
+        return str(error)
+    return None

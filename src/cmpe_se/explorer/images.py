@@ -1,6 +1,7 @@
 """The images that a page is asked about: examples, and files of strangers."""
 
 import io
+from collections.abc import Callable
 from typing import NamedTuple
 
 from PIL import Image
@@ -9,33 +10,47 @@ from sklearn.datasets import load_sample_image
 from cmpe_se.data import read_image
 from cmpe_se.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's names; every decoder more is one more to attack
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+"""Pillow's names. Every decoder more is one more to attack; TIFF's tiles may be larger than the image that they say."""
 LARGEST_FILE = 10 * 2**20  # bytes of an upload
-MOST_PIXELS = 50_000_000  # of an upload: what today's cameras make, 150 MB decoded
+MOST_PIXELS = 25_000_000  # of an upload: what cameras make; up to 0.4 GB while it is read (16 bits, transparency)
 UPLOADS_KEPT = 900  # seconds that an uploaded file is on the disk; the visitor's session has its content by then
+_THUMBNAIL = 160  # longest side
 
 
 class Picture(NamedTuple):
     """An image with what is known of it.
 
     Args:
-        image: as it was read.
+        read: gives the image as it is; those of a data set are not kept, and may be large.
         name: for people: a test image's number, or what it is.
-        truth: name of its true class, None where nobody knows.
+        truth: index of its true class among ``classes``, None where nobody knows.
         taken_for: name of the class that the network mistakes it for, if it does.
+        classes: names that ``truth`` is of.
+        thumbnail: a small copy.
     """
 
-    image: Image.Image
+    read: Callable[[], Image.Image]
     name: str
-    truth: str | None
+    truth: int | None = None
     taken_for: str | None = None
+    classes: tuple[str, ...] = ()
+    thumbnail: Image.Image | None = None
 
     @property
     def caption(self) -> str:
         """A few words below a small copy of it."""
         if self.truth is None:
             return self.name
-        return f"{self.truth} → {self.taken_for}" if self.taken_for else self.truth
+        truth = self.classes[self.truth]
+        return f"{truth} → {self.taken_for}" if self.taken_for else truth
+
+
+def thumbnail(image: Image.Image) -> Image.Image:
+    """A copy that is small, or the image itself if it is."""
+    small = image.copy()
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return small
 
 
 def read_upload(content: bytes) -> Picture:
@@ -48,12 +63,14 @@ def read_upload(content: bytes) -> Picture:
         raise UserError(f"the uploaded file is larger than {LARGEST_FILE // 2**20} MB; scale the image down")
     file = io.BytesIO(content)
     file.name = "the uploaded file"  # as messages call it
-    return Picture(read_image(file, formats=FORMATS, most_pixels=MOST_PIXELS), "Your image", None)
+    image = read_image(file, formats=FORMATS, most_pixels=MOST_PIXELS)
+    return Picture(lambda: image, "Your image")
 
 
 def photographs() -> list[Picture]:
     """Two photographs that scikit-learn brings along, for networks whose own test images are not at hand."""
-    return [
-        Picture(Image.fromarray(load_sample_image(f"{name}.jpg")), f"Photograph of a {what}", None)
-        for name, what in (("china", "temple"), ("flower", "flower"))
-    ]
+    pictures = []
+    for name, what in (("china", "temple"), ("flower", "flower")):
+        image = Image.fromarray(load_sample_image(f"{name}.jpg"))
+        pictures.append(Picture(lambda image=image: image, f"Photograph of a {what}", thumbnail=thumbnail(image)))
+    return pictures

@@ -1,13 +1,15 @@
 """A finished run's network, ready to be asked about single images, also with gates that are held."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from cmpe_se.data import ImageData, StreamedImages, load_data
 from cmpe_se.data.reading import convert_image
 from cmpe_se.errors import UserError
-from cmpe_se.explorer.images import Picture, photographs
+from cmpe_se.explorer.images import Picture, photographs, thumbnail
 from cmpe_se.exporting.images import load_run_data
 from cmpe_se.inspecting import BlockView, find_gates, forced_gates, look
 from cmpe_se.reporting.attribution import grad_cam, integrated_gradients
@@ -67,7 +69,7 @@ class Network:
         self.result, self.trained = folder.read_result(), folder.model_config()
         self.classes = tuple(self.trained["label_names"])
         self.model = folder.load_model().requires_grad_(False)
-        self._device = Accelerator(cpu=folder.read_config().device == "cpu").device
+        self._device = _device(folder.read_config().device)
         self.model.to(self._device)
         self._gates = _gates(self.model)
         self.blocks = list(self._gates)
@@ -86,31 +88,33 @@ class Network:
         count = min(_SAMPLE, data.test_size)
         streamed = isinstance(data, StreamedImages)  # of which the first ones are to be had soon
         indices = list(range(count)) if streamed else [place * data.test_size // count for place in range(count)]
+        tested = self._gather(self._batches(data, indices))
+        self.sample = count
+        self.usual = {block.name: block.mean.float() for block in tested.blocks}
+        chosen = choose_images(tested, min(_RIGHT, count), min(_WRONG, count))
+        places = sorted(chosen)
+        images = dict(zip(places, data.test_examples([indices[place] for place in places]), strict=True))
+        pictures = []
+        for place in chosen:
+            index, (image, truth), said = indices[place], images[place], int(tested.predicted[place])
+            taken_for = self.classes[said] if said != truth else None
+            read = functools.partial(data.test_image, index)
+            pictures.append(Picture(read, f"Test image {index}", truth, taken_for, self.classes, thumbnail(image)))
+        return pictures
+
+    def _batches(self, data: ImageData, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         console = Console(stderr=True)
         examples = track(
             data.test_examples(indices),
-            f"looking at {count} test images",
-            count,
+            f"looking at {len(indices)} test images",
+            len(indices),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        images, tensors, labels = [], [], []
-        for image, label in examples:
-            images.append(image)
-            tensors.append(photo("", image, label, self.trained).tensor)
-            labels.append(label)
-        batches = zip(torch.stack(tensors).split(_BATCH), torch.tensor(labels).split(_BATCH), strict=True)
-        tested = self._gather(batches)
-        self.sample = count
-        self.usual = {block.name: block.mean.float() for block in tested.blocks}
-        chosen = choose_images(tested, min(_RIGHT, count), min(_WRONG, count))
-        pictures = []
-        for place in chosen:
-            truth, said = self.classes[labels[place]], self.classes[int(tested.predicted[place])]
-            taken_for = said if said != truth else None
-            pictures.append(Picture(images[place], f"Test image {indices[place]}", truth, taken_for))
-        return pictures
+        while some := list(islice(examples, _BATCH)):
+            tensors = [photo("", image, label, self.trained).tensor for image, label in some]
+            yield torch.stack(tensors), torch.tensor([label for _, label in some])
 
     @torch.no_grad()
     def _gather(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Gathered:
@@ -120,17 +124,19 @@ class Network:
         return Gathered(*(torch.cat(part) for part in zip(*pairs, strict=True)), [])
 
     def photo(self, picture: Picture) -> Photo:
-        """An image as this network gets it; its truth counts if it is one of this network's classes."""
-        image = convert_image(picture.image, in_chans=self.trained["input_size"][0])
-        label = self.classes.index(picture.truth) if picture.truth in self.classes else None
-        return photo(picture.name, image, label, self.trained)
+        """An image as this network gets it; its truth counts if the network has the same classes."""
+        image = convert_image(picture.read(), in_chans=self.trained["input_size"][0])
+        return photo(picture.name, image, picture.truth if picture.classes == self.classes else None, self.trained)
 
     def ask(self, shown: Photo, force: Force | None = None) -> Answer:
-        """What it says of an image, and its gates for it."""
+        """What it says of an image, and its gates for it; raises UserError where it says nothing finite."""
         batch = shown.tensor[None].to(self._device)
         with self._held(force), torch.no_grad():
             output, views = look(self.model, batch) if self.blocks else (self.model(batch), [])
-        return Answer(output[0].float().softmax(0).cpu(), views)
+        probabilities = output[0].float().softmax(0).cpu()
+        if not probabilities.isfinite().all():
+            raise UserError("the network answers with NaN: its training has diverged, or its weights are damaged")
+        return Answer(probabilities, views)
 
     def attribute(self, shown: Photo, target: int, block: str | None, force: Force | None = None) -> Tensor:
         """What speaks for a class: Grad-CAM at a block or, without one, integrated gradients on the input, (h, w)."""
@@ -158,7 +164,7 @@ class Networks:
     """
 
     def __init__(self, runs: Sequence[RunFolder]):
-        names = [run.path.name for run in runs]
+        names = [Path(os.path.abspath(run.path)).name for run in runs]  # also of `.`; a link keeps its name
         self._folders = {
             name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs, strict=True)
         }
@@ -177,6 +183,13 @@ class Networks:
 
     def _loaded(self, name: str) -> Network:
         return Network(self._folders[name], self._data)
+
+
+def _device(wanted: str) -> torch.device:
+    """Accelerate would decide once for all networks of the process."""
+    if wanted == "cpu" or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator()
 
 
 def _gates(model: nn.Module) -> dict[str, nn.Module]:

@@ -29,7 +29,7 @@ def build(networks: Networks) -> gr.Blocks:
         networks: of which the first is loaded now, and the others when they are chosen.
     """
     answers, names = Answers(networks), networks.names
-    first = networks[names[0]]
+    first = answers.network(names[0])
     several = len(names) > 1
     with gr.Blocks(
         title="cmpe-se explore", analytics_enabled=False, delete_cache=(UPLOADS_KEPT // 3, UPLOADS_KEPT)
@@ -38,7 +38,7 @@ def build(networks: Networks) -> gr.Blocks:
             "# See the competition\nPick an image, walk through the depth of the network, and hold the gates of a "
             "block to see what hangs on them."
         )
-        message = gr.HTML(_told(f"No test images: {first.missing}" if first.missing else ""), elem_id="message")
+        message = gr.HTML(elem_id="message")
         with gr.Row():
             modes = [ONE, TWO_NETWORKS, TWO_IMAGES] if several else [ONE, TWO_IMAGES]
             mode = gr.Radio(modes, value=ONE, label="Side by side", elem_id="mode")
@@ -62,7 +62,7 @@ def build(networks: Networks) -> gr.Blocks:
 
         # One event at a time looks into a network, and the others wait in the queue.
         one_by_one = {"concurrency_id": "networks", "concurrency_limit": 1, "api_visibility": "private"}
-        quietly = {"show_progress": "hidden", "api_visibility": "private"}
+        loads = {**one_by_one, "show_progress": "hidden"}
         show = {
             "fn": _telling(lambda *values: answers.show(Choices(*values)), outputs=2),
             "inputs": [mode, left, right, left_picker.image, right_picker.image, depth, to, at, speaks],
@@ -90,18 +90,18 @@ def build(networks: Networks) -> gr.Blocks:
             _telling(layout, outputs=5),
             [mode, left, right, depth, at],
             [depth, at, right, right_picker.group, right_side, message],
-            **{**one_by_one, "show_progress": "hidden"},
+            **loads,
         ).success(**show)
         left.change(
-            _telling(lambda run: [_examples(networks[run])] * 2, outputs=2),
+            _telling(lambda run: [_examples(answers.network(run))] * 2, outputs=2),
             left,
             [left_picker.examples, right_picker.examples, message],
-            **{**one_by_one, "show_progress": "hidden"},
+            **loads,
         )
         for picker in (left_picker, right_picker):
             # The answer follows once the image has become another, so what was said of a bad file stays to be read.
-            picker.examples.select(_pick, left, [picker.image, picker.file, message], **quietly)
-            picker.file.upload(_telling(_receive, outputs=1), picker.file, [picker.image, message], **quietly)
+            picker.examples.select(_pick, left, [picker.image, picker.file, message], api_visibility="private")
+            picker.file.upload(_telling(_receive, outputs=1), picker.file, [picker.image, message], **loads)
     return page
 
 
@@ -121,7 +121,7 @@ def _picker(place: str, network: Network, chosen: Chosen, *, visible: bool) -> _
         )
         file = gr.File(
             label=f"Your own image, at most {LARGEST_FILE // 2**20} MB",
-            file_types=[f".{name.lower()}" for name in (*FORMATS, "jpg", "tif")],
+            file_types=[f".{name.lower()}" for name in (*FORMATS, "jpg")],
             type="binary",
             height=100,
             elem_id=f"{place}-file",
@@ -151,7 +151,7 @@ def _at(blocks: list[str], value: int = HERE, **settings) -> gr.Dropdown:
 
 
 def _gallery(network: Network) -> dict[str, Any]:
-    return {"value": [(picture.image, picture.caption) for picture in network.examples]}
+    return {"value": [(picture.thumbnail, picture.caption) for picture in network.examples]}
 
 
 def _examples(network: Network) -> gr.Gallery:

@@ -22,7 +22,7 @@ _NAMES = (ADDRESS, "localhost")
 _PORTS = range(7860, 7960)  # where Gradio looks for a free one
 _PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt")
 _FOLDERS = ("/assets/", "/static/", "/svelte/", "/gradio_api/queue/", "/gradio_api/heartbeat/", "/gradio_api/upload")
-_CALLS = ("/gradio_api/startup-events", "/gradio_api/cancel")
+_STARTED = "/gradio_api/startup-events"
 _FILE = "/gradio_api/file="
 
 
@@ -50,7 +50,7 @@ class OnlyThePage:
 def _is_known(path: str) -> bool:
     if path.startswith(_FILE):
         return "://" not in path and ":/" not in path  # files of this server, not addresses that it would fetch
-    return path in (*_PAGES, *_CALLS) or path.startswith(_FOLDERS)
+    return path in (*_PAGES, _STARTED) or path.startswith(_FOLDERS)
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def serve(page: "gr.Blocks", *, port: int | None, largest_file: int) -> Iterator
         largest_file: bytes of an upload.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is taken, or nothing can be served.
     """
     import gradio as gr
 
@@ -90,9 +90,11 @@ def serve(page: "gr.Blocks", *, port: int | None, largest_file: int) -> Iterator
                 ]
             },
         )
-    except OSError:
-        taken = f"port {port} is" if port else f"the ports {_PORTS[0]} to {_PORTS[-1]} are"
-        raise UserError(f"{taken} taken; name another with --port") from None
+    except OSError as error:
+        if error.strerror is not None:
+            raise UserError(f"cannot serve at {ADDRESS}: {error.strerror}") from None
+        taken = f"port {port} is" if port else f"the ports {_PORTS[0]} to {_PORTS[-1]} are"  # Gradio's own words
+        raise UserError(f"{taken} taken or not allowed; name another with --port") from None
     try:
         yield address
     finally:

@@ -1,12 +1,13 @@
 """What a visitor of the page has chosen, and what he is shown for it."""
 
-from functools import lru_cache
+import hashlib
+import threading
 from typing import NamedTuple
 
 from cmpe_se.errors import UserError
 from cmpe_se.explorer.answers import render
 from cmpe_se.explorer.images import Picture, read_upload
-from cmpe_se.explorer.network import Force, Networks
+from cmpe_se.explorer.network import Force, Network, Networks
 from cmpe_se.reporting.choosing import Photo
 
 ONE, TWO_NETWORKS, TWO_IMAGES = "One", "Two networks", "Two images"
@@ -14,6 +15,7 @@ ONE, TWO_NETWORKS, TWO_IMAGES = "One", "Two networks", "Two images"
 AS_TRAINED = "as trained"
 HERE = 0
 """In place of a depth: that of the block that is shown."""
+_KEPT = 16  # images
 
 
 class Chosen(NamedTuple):
@@ -49,20 +51,29 @@ class Choices(NamedTuple):
 
 
 class Answers:
-    """Answers to visitors.
+    """Answers to visitors, one at a time: looking into a network hangs hooks on it, which nobody else may meet.
 
-    It holds nothing of theirs but for some prepared images. Looking into a network hangs hooks on it, so calls have to
-    come one after the other.
+    It holds nothing of theirs but for the last few images, brought to what networks take.
     """
 
     def __init__(self, networks: Networks):
-        self.networks = networks
-        self._photo = lru_cache(maxsize=16)(self._prepared)
+        self._networks, self._alone = networks, threading.RLock()
+        self._photos: dict[tuple, Photo] = {}
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the runs that there are to choose from."""
+        return self._networks.names
+
+    def network(self, run: str) -> Network:
+        """A run's network, to be read; it is loaded if it is not there."""
+        with self._alone:
+            return self._networks[run]
 
     def blocks(self, mode: str, left: str, right: str) -> list[str]:
         """Names of the blocks of what is shown, of the deeper network if there are two."""
         shown = [left, right] if mode == TWO_NETWORKS else [left]
-        return max((self.networks[name].blocks for name in shown), key=len)
+        return max((self.network(name).blocks for name in shown), key=len)
 
     def show(self, choices: Choices) -> tuple[str, str | None]:
         """HTML for the left side, and for the right one if there is any.
@@ -70,15 +81,16 @@ class Answers:
         Raises:
             UserError: something that cannot be shown, such as an image that is none.
         """
-        left = self._side(choices, choices.left, choices.left_image)
-        if choices.mode == TWO_NETWORKS:
-            return left, self._side(choices, choices.right, choices.left_image)
-        if choices.mode == TWO_IMAGES:
-            return left, self._side(choices, choices.left, choices.right_image)
-        return left, None
+        with self._alone:
+            left = self._side(choices, choices.left, choices.left_image)
+            if choices.mode == TWO_NETWORKS:
+                return left, self._side(choices, choices.right, choices.left_image)
+            if choices.mode == TWO_IMAGES:
+                return left, self._side(choices, choices.left, choices.right_image)
+            return left, None
 
     def _side(self, choices: Choices, run: str, image: Chosen) -> str:
-        network, depths = self.networks[run], len(self.blocks(*choices[:3]))
+        network, depths = self.network(run), len(self.blocks(*choices[:3]))
 
         def block(depth: int) -> str:  # at the same part of the way, where the other network has more blocks
             way = (depth - 1) / max(1, depths - 1)
@@ -92,13 +104,19 @@ class Answers:
         heading = f"{run} ({network.result['test_top1']:.2f} % of the test images right)"
         return render(heading, network, self._photo(run, image), block=shown, force=force, speaks=choices.speaks)
 
-    def _prepared(self, run: str, image: Chosen) -> Photo:
-        return self.networks[run].photo(self._picture(image))
+    def _photo(self, run: str, image: Chosen) -> Photo:
+        content = None if image.content is None else hashlib.sha256(image.content).digest()
+        key = (run, image.run, image.example, content)
+        if key not in self._photos:
+            if len(self._photos) >= _KEPT:
+                del self._photos[next(iter(self._photos))]
+            self._photos[key] = self.network(run).photo(self._picture(image))
+        return self._photos[key]
 
     def _picture(self, image: Chosen) -> Picture:
         if image.content is not None:
             return read_upload(image.content)
-        examples = self.networks[image.run].examples
+        examples = self.network(image.run).examples
         if not 0 <= image.example < len(examples):
             raise UserError(f"{image.run} has no example {image.example}; pick one of those shown")
         return examples[image.example]
