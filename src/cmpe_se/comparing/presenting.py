@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cmpe_se.comparing.outcomes import Outcome
 from cmpe_se.comparing.statistics import Difference, compare_paired, holm, summarise
+from cmpe_se.wording import duration
 
 SIGNIFICANT = 0.05
 _METHOD = (
@@ -120,7 +121,7 @@ def _main_table(outcomes: Sequence[Outcome]) -> str:
         published = "" if row["published"] is None else f"{row['published']:.2f}"
         rows.append(
             [f"`{row['model']}`", f"{row['top1_mean']:.2f}{half}", str(row["seeds"]), f"{row['params']:,}",
-             f"{row['macs'] / 1e6:,.2f} M", _duration(row["train_seconds"]), latency, published]
+             f"{row['macs'] / 1e6:,.2f} M", duration(row["train_seconds"]), latency, published]
         )  # fmt: skip
     empty = {column for column in range(len(head)) if not any(row[column] for row in rows)}
     return _markdown_table(*([cell for i, cell in enumerate(row) if i not in empty] for row in (head, *rows)))
@@ -175,16 +176,6 @@ def _plus_minus(difference: Difference) -> str:
     if math.isnan(difference.low):
         return f"{difference.mean:+.2f}"
     return f"{difference.mean:+.2f} ± {difference.high - difference.mean:.2f}"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 300
-        else f"{seconds / 60:.0f} min"
-        if seconds < 18_000
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def _markdown_table(head: Sequence[str], *rows: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """What a report says of its run first."""
 
 from cmpe_se.run_folder import RunFolder
+from cmpe_se.wording import duration
 
 
 def facts_of(folder: RunFolder, test_top1: float) -> list[tuple[str, str]]:
@@ -23,7 +24,7 @@ def facts_of(folder: RunFolder, test_top1: float) -> list[tuple[str, str]]:
         ("Data", f"{config.data}, {result['train_images']:,} training and {result['test_images']:,} test images"),
         ("Parameters", f"{result['params']:,}"),
         ("Multiply-adds of an image", f"{result['macs']:,}"),
-        ("Training", f"{result['epochs']} epochs in {_duration(result['train_seconds'])}, seed {result['seed']}"),
+        ("Training", f"{result['epochs']} epochs in {duration(result['train_seconds'])}, seed {result['seed']}"),
         ("Hardware", hardware.get("gpu") or cpu),
         (
             "Versions",
@@ -32,10 +33,3 @@ def facts_of(folder: RunFolder, test_top1: float) -> list[tuple[str, str]]:
         ("Repeat it", f"cmpe-se train --recipe {folder.config}"),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
