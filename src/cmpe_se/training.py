@@ -89,9 +89,11 @@ def train(
     if run is None:
         run = _new_run(output, config, accelerator)
     try:
-        only_one = run.locked() if accelerator.is_main_process else nullcontext()
-        with only_one, Interruption() as interruption:
-            return Trainer(config, data, model, model_args, run, accelerator, interruption).fit()
+        with Interruption() as interruption:
+            trainer = Trainer(config, data, model, model_args, run, accelerator, interruption)
+            # Only now: locking makes the run's folder, which wrong settings shall not leave.
+            with run.locked() if accelerator.is_main_process else nullcontext():
+                return trainer.fit()
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None
 
