@@ -3,14 +3,13 @@
 import copy
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
-from cmpe_se import VIEWS, PreActResNet, convert, inspect, merge
+from cmpe_se import VIEWS, PreActResNet, inspect, merge
 from cmpe_se.errors import UserError
 from cmpe_se.inspecting import find_gates, forced_gates, gated_blocks
-from tests.inspecting.test_inspect import images, state_of
+from tests.inspecting.test_inspect import CONVERTED, converted, images, state_of
 from tests.networks.naive import SMALL_NETWORKS, randomise
 
 
@@ -49,13 +48,9 @@ def test_our_networks(kind, view, merged):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("name", ["resnet18", "test_resnet"])
+@pytest.mark.parametrize("name", CONVERTED)
 def test_converted_networks(name, view):
-    torch.manual_seed(0)
-    model = randomise(convert(timm.create_model(name, num_classes=5), view=view).double()).eval()
-    for module in model.modules():  # without weights of training, deep networks of random norms grow
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_var.fill_(1.5)
+    model = converted(name, view)
     x, block = images(side=40), gated_blocks(model)[1]
     for gate in values(2.0, find_gates(model)[block].channels):
         with forced_gates(model, block, gate), torch.no_grad():

@@ -31,6 +31,16 @@ class Naive(NamedTuple):
     attention: nn.Module
 
 
+def converted(name: str, view: str) -> nn.Module:
+    """A converted network in float64, nothing at its initial value."""
+    torch.manual_seed(0)
+    model = randomise(convert(timm.create_model(name, num_classes=5), view=view).double()).eval()
+    for module in model.modules():  # without weights of training, deep networks of random norms grow
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.fill_(1.5)
+    return model
+
+
 def images(side: int = 12, batch: int = 3) -> Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -107,11 +117,7 @@ def test_our_networks(kind, view, merged):
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", CONVERTED)
 def test_converted_networks(name, view, merged):
-    torch.manual_seed(0)
-    model = randomise(convert(timm.create_model(name, num_classes=5), view=view).double()).eval()
-    for module in model.modules():  # without weights of training, deep networks of random norms grow
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_var.fill_(1.5)
+    model = converted(name, view)
     x = images(side=40)
     expected = naive_converted(model, x)
     assert any(naive.attention.gain == 2 and naive.gate.std() > 0.01 for naive in expected)
