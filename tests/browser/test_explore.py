@@ -53,8 +53,13 @@ def visit(browser: Browser, site, width: int = 1200) -> Page:
     page.broken = []
     page.on("pageerror", lambda error: page.broken.append(str(error)))
     page.goto(site.address)
-    expect(said(page)).to_contain_text("it says")
+    arrived(page)
     return page
+
+
+def arrived(page: Page) -> None:
+    """Wait until the page that was asked for gives its first answer."""
+    expect(said(page)).to_contain_text("it says")
 
 
 @pytest.fixture
@@ -91,8 +96,10 @@ def truth(picture: Picture) -> str:
 def give(page: Page, name: str, content: bytes, side: str = "left") -> None:
     """Upload a file, in place of an earlier one."""
     field = page.locator(f"#{side}-file input[type=file]")
+    earlier = page.locator(f"#{side}-file").get_by_label("Clear")
+    field.or_(earlier).first.wait_for(state="attached")  # a page that has just been loaded has neither yet
     if not field.count():
-        page.locator(f"#{side}-file").get_by_label("Clear").click()
+        earlier.click()
     field.set_input_files({"name": name, "mimeType": "image/png", "buffer": content})
 
 
@@ -227,6 +234,7 @@ def test_garbage_is_answered_with_a_sentence(page):
     give(page, "text.txt", b"text")
     expect(page.get_by_text("Invalid file type")).to_be_visible()
     page.reload()
+    arrived(page)
     give(page, "digit.png", png(digit(3)))
     expect(said(page)).to_contain_text("Your image")
     expect(alert).to_have_count(0)
