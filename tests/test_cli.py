@@ -1,5 +1,6 @@
 """The command line: help, versions, the list of networks, and a progress bar on a terminal."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -11,16 +12,35 @@ import pytest
 import timm
 
 import cmpe_se
+from cmpe_se.cli import COMMANDS
 from cmpe_se.config import TrainingConfig
 from tests.training.processes import CONSOLE_SCRIPT, empty_folder, run, shown_on_terminal, succeed
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["train"], ["evaluate"], ["predict"], ["report"], ["compare"], ["export"], ["push"], ["models"]]
-)
+@pytest.mark.parametrize("command", ["train", *COMMANDS])
 def test_help(command):
-    done = succeed(*command, "--help")
-    assert "usage: cmpe-se" in done.out
+    assert re.match(rf"usage: cmpe-se .*\b{command} \[", succeed(command, "--help").out)
+
+
+def test_help_names_every_command():
+    text = " ".join(succeed("--help").out.split())
+    for name, (module, summary) in COMMANDS.items():
+        assert f"{name} {summary}" in text
+        assert getattr(importlib.import_module(f"cmpe_se.{module}"), name).__doc__.strip().splitlines()[0] == summary
+
+
+def test_a_command_imports_no_other():
+    """What takes seconds to import is for those who need it."""
+    code = (
+        "import sys; from cmpe_se.cli import main; sys.argv = ['cmpe-se', 'train', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    imported = set(done.stderr.split())
+    assert "cmpe_se.config" in imported
+    others = {f"cmpe_se.{module}" for module, _ in COMMANDS.values()}
+    assert not imported & (others | {"sklearn", "torchmetrics", "matplotlib", "captum", "gradio"})
 
 
 def test_help_explains_every_setting():

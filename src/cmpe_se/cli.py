@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from importlib import import_module
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -19,6 +20,38 @@ _BEFORE_WORDS = {"as_json", "private", "merged", "channels_last", "int8", "merge
 _SWITCHES = (
     _BEFORE_WORDS | {"dry_run"} | {field.name for field in fields(TrainingConfig) if field.type in (bool, "bool")}
 )
+
+COMMANDS = {
+    "compare": ("comparing", "Train networks under one recipe with several seeds, and compare them seed by seed."),
+    "evaluate": ("evaluation", "Test a finished run: accuracy, each class, confusion matrix and calibration."),
+    "predict": ("prediction", "Say what a finished run's network sees in images."),
+    "report": (
+        "reporting",
+        "Show a finished run and the competition inside its network: one HTML page, each figure as PNG and CSV too.",
+    ),
+    "explore": (
+        "explorer",
+        "Open a page on this machine to play with finished runs: predictions, pictures, gates and what hangs on them.",
+    ),
+    "export": (
+        "exporting",
+        "Write a finished run's network for ONNX, torch.export or OpenVINO, compared with PyTorch before it is kept.",
+    ),
+    "push": (
+        "sharing",
+        "Share a finished run's network: config.json, model.safetensors and a card with the run's figures.",
+    ),
+    "models": (
+        "listing",
+        "List our networks with parameters and multiply-adds: plain, SE, and a competitive view.",
+    ),
+    "benchmark": (
+        "benchmarking",
+        "Measure what attention costs on this machine, against the plain network in the same run.",
+    ),
+}
+"""Name of each command but ``train`` to the module of the function of that name, and to what it does. Only the one that
+is asked for is imported: all of them together take as long as PyTorch."""
 
 _DESCRIPTION = """Competitive inner-imaging squeeze-and-excitation (arXiv 1807.08920): train, test and use residual
 networks in which residual and identity compete. `cmpe-se train` alone trains on real handwritten digits."""
@@ -57,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(command, parsed[command], arguments)
         return 0
     except ArgumentError as error:
-        known = [word for word in arguments[:1] if word in ("train", *_commands())]
+        known = [word for word in arguments[:1] if word in ("train", *COMMANDS)]
         return _complain(f"{error.message or error} ({' '.join(['cmpe-se', *known, '--help'])})", _USAGE)
     except Interrupted as interruption:
         return _complain(str(interruption), _INTERRUPTED) if is_main_process() else _INTERRUPTED
@@ -77,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, parsed: Namespace, arguments: Sequence[str]) -> None:
-    """Call the command's function. Imports wait until here, so that --help need not load PyTorch's half."""
+    """Call the command's function."""
     values = {name: value for name, value in vars(parsed).items() if name not in ("config", "__default_config__")}
     if command == "train":
         import json
@@ -90,55 +123,43 @@ def _run(command: str, parsed: Namespace, arguments: Sequence[str]) -> None:
             print(json.dumps({name: result[name] for name in shown}, indent=2))
     elif command == "compare":  # a preset's recipe differs from grid to grid, so only what was typed may win over it
         typed = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
-        _commands()[command](**{name: value for name, value in values.items() if name in typed})
+        _function(command)(**{name: value for name, value in values.items() if name in typed})
     else:
-        _commands()[command](**values)
+        _function(command)(**values)
 
 
-def _commands() -> dict[str, Callable]:
-    from cmpe_se.benchmarking import benchmark
-    from cmpe_se.comparing import compare
-    from cmpe_se.evaluation import evaluate
-    from cmpe_se.explorer import explore
-    from cmpe_se.exporting import export
-    from cmpe_se.listing import models
-    from cmpe_se.prediction import predict
-    from cmpe_se.reporting import report
-    from cmpe_se.sharing import push
-
-    return {
-        "compare": compare,
-        "evaluate": evaluate,
-        "predict": predict,
-        "report": report,
-        "explore": explore,
-        "export": export,
-        "push": push,
-        "models": models,
-        "benchmark": benchmark,
-    }
+def _function(command: str) -> Callable:
+    module, _ = COMMANDS[command]
+    return getattr(import_module(f"cmpe_se.{module}"), command)
 
 
 def _parser(arguments: Sequence[str]) -> ArgumentParser:
     parser = _new_parser(description=_DESCRIPTION, prog="cmpe-se", version=__version__)
     subcommands = parser.add_subcommands(required=True)
-    subcommands.add_subcommand("train", _train_parser(arguments), help="train a network, and leave a run folder")
-    for name, function in _commands().items():
-        summary = function.__doc__.strip().splitlines()[0]
-        command = _new_parser(description=summary)
-        command.add_function_arguments(function, as_positional=True, skip={"images", "runs"})
-        if name == "compare":
-            _add_settings(command, arguments)
-        if name == "predict":  # a list of them, which no type says
-            command.add_argument("images", type=str, nargs="+", help="image files and folders of them")
-        elif name == "explore":
-            command.add_argument(
-                "runs", type=str, nargs="*", default=[], help="run folders; all finished ones in runs/ if left out"
-            )
-        elif name == "report":
-            command.add_argument("--images", type=str, nargs="+", help="image files and folders to show the inside for")
+    asked = arguments[0] if arguments else None
+    train = _train_parser(arguments) if asked == "train" else _new_parser()
+    subcommands.add_subcommand("train", train, help="train a network, and leave a run folder")
+    for name, (_, summary) in COMMANDS.items():
+        command = _command_parser(name, arguments) if asked == name else _new_parser()
         subcommands.add_subcommand(name, command, help=summary)
     return parser
+
+
+def _command_parser(name: str, arguments: Sequence[str]) -> ArgumentParser:
+    """The flags of a command: its function's parameters."""
+    command = _new_parser(description=COMMANDS[name][1])
+    command.add_function_arguments(_function(name), as_positional=True, skip={"images", "runs"})
+    if name == "compare":
+        _add_settings(command, arguments)
+    elif name == "predict":  # a list of them, which no type says
+        command.add_argument("images", type=str, nargs="+", help="image files and folders of them")
+    elif name == "explore":
+        command.add_argument(
+            "runs", type=str, nargs="*", default=[], help="run folders; all finished ones in runs/ if left out"
+        )
+    elif name == "report":
+        command.add_argument("--images", type=str, nargs="+", help="image files and folders to show the inside for")
+    return command
 
 
 def _train_parser(arguments: Sequence[str]) -> ArgumentParser:
@@ -151,8 +172,7 @@ def _train_parser(arguments: Sequence[str]) -> ArgumentParser:
     parser.add_argument("--resume", type=str | None, help="run folder to go on with, under its own settings")
     parser.add_argument("--output", type=str | None, help="run folder to make (default: runs/MODEL-DATA-seedN)")
     parser.add_class_arguments(TrainingConfig, as_group=False)
-    if arguments[:1] == ["train"]:
-        parser.set_defaults(_recipe_values(arguments[1:]))
+    parser.set_defaults(_recipe_values(arguments[1:]))
     return parser
 
 
@@ -162,9 +182,8 @@ def _add_settings(command: ArgumentParser, arguments: Sequence[str]) -> None:
 
     command.description = _COMPARE_HELP
     command.add_class_arguments(TrainingConfig, as_group=False, skip=set(VARIED))
-    if arguments[:1] == ["compare"]:
-        values = _recipe_values(arguments[1:])
-        command.set_defaults({name: value for name, value in values.items() if name not in VARIED})
+    values = _recipe_values(arguments[1:])
+    command.set_defaults({name: value for name, value in values.items() if name not in VARIED})
 
 
 def _recipe_values(arguments: Sequence[str]) -> dict:

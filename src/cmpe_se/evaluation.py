@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
 from cmpe_se.data import ImageData, is_fixed_size, load_data
 from cmpe_se.errors import UserError
@@ -145,6 +144,9 @@ def _as_trained(
 
 
 def _all_figures(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+    # Only here: torchmetrics takes a second to import, and training needs the rest of this module.
+    from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
     confusion = multiclass_confusion_matrix(logits, labels, num_classes=len(classes))  # (true, predicted)
     error = multiclass_calibration_error(logits.softmax(1), labels, num_classes=len(classes), n_bins=15, norm="l1")
     counts = confusion.sum(1).clamp(min=1)

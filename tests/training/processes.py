@@ -18,9 +18,15 @@ from typing import NamedTuple
 
 import pytest
 
+from cmpe_se.cli import COMMANDS
+
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["pytest", "cmpe_se.training", "cmpe_se.evaluation", "cmpe_se.prediction", "cmpe_se.listing", "cmpe_se.cli"]
+    [
+        "pytest",
+        *(f"cmpe_se.{module}" for module in ("cli", "training", *(module for module, _ in COMMANDS.values()))),
+        *("sklearn.datasets", "sklearn.model_selection", "torchmetrics.functional.classification"),  # imported late
+    ]
 )
 CONSOLE_SCRIPT = Path(sys.executable).with_name("cmpe-se")
 

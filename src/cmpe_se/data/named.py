@@ -4,9 +4,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-import sklearn.datasets
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision import datasets
 
@@ -28,7 +26,11 @@ TORCHVISION = {
 
 def load_digits() -> SmallImages:
     """scikit-learn's 1,797 digits, uint8 (N, 1, 8, 8), split 1,437 to 360 with each digit in proportion."""
-    digits = sklearn.datasets.load_digits()
+    # Only here: scikit-learn takes two seconds to import, and no other data set needs it.
+    from sklearn.datasets import load_digits as read_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = read_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # (N, 1, 8, 8), from 0..16
     labels = digits.target.astype(np.int64)
     parts = train_test_split(pixels, labels, test_size=360, stratify=labels, random_state=0)

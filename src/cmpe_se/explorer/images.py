@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 from cmpe_se.data import read_image
 from cmpe_se.errors import UserError
@@ -69,6 +68,8 @@ def read_upload(content: bytes) -> Picture:
 
 def photographs() -> list[Picture]:
     """Two photographs that scikit-learn brings along, for networks whose own test images are not at hand."""
+    from sklearn.datasets import load_sample_image  # slow to import, and seldom needed
+
     pictures = []
     for name, what in (("china", "temple"), ("flower", "flower")):
         image = Image.fromarray(load_sample_image(f"{name}.jpg"))
