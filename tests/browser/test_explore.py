@@ -283,7 +283,7 @@ def test_pictures_have_words_and_fields_have_labels(page):
 
 
 def test_many_at_once_wait_their_turn(browser, site, network):
-    pages = [browser.new_context().new_page() for _ in range(6)]
+    pages = [browser.new_context().new_page() for _ in range(4)]
     for page in pages:
         page.goto(site.address, wait_until="commit")
     for number, page in enumerate(pages):
