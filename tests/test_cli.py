@@ -71,6 +71,10 @@ def test_unknown_command():
     assert complaint.endswith("(cmpe-se --help)")
 
 
+def test_unknown_flag_before_the_command():
+    assert run("--foo", "train", "--epochs=1").complaint == "cmpe-se: unrecognized arguments: --foo (cmpe-se --help)"
+
+
 def test_module_is_the_command():
     command = [sys.executable, "-m", "cmpe_se", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=empty_folder())

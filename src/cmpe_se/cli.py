@@ -136,7 +136,7 @@ def _function(command: str) -> Callable:
 def _parser(arguments: Sequence[str]) -> ArgumentParser:
     parser = _new_parser(description=_DESCRIPTION, prog="cmpe-se", version=__version__)
     subcommands = parser.add_subcommands(required=True)
-    asked = arguments[0] if arguments else None
+    asked = next((word for word in arguments if not word.startswith("-")), None)
     train = _train_parser(arguments) if asked == "train" else _new_parser()
     subcommands.add_subcommand("train", train, help="train a network, and leave a run folder")
     for name, (_, summary) in COMMANDS.items():

@@ -15,7 +15,6 @@ from cmpe_se.explorer.network import Force, Network
 from cmpe_se.prediction import predict
 from cmpe_se.run_folder import RunFolder
 from tests.explorer.served import served
-from tests.training.processes import trained_run
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")
@@ -24,10 +23,9 @@ expect.set_options(timeout=30_000)  # milliseconds, on a machine that does other
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[Path]:
+def runs(folded, se, plain) -> list[Path]:
     """The network that is shown first, SE, and a plain one."""
-    models = ("--model=se_preact_resnet20", "--model=preact_resnet20")
-    return [trained_run("--epochs=3"), *(trained_run("--epochs=1", model) for model in models)]
+    return [folded, se, plain]
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,6 @@ def trained() -> Path:
     return trained_run("--epochs=5")
 
 
-@pytest.fixture(scope="session")
-def converted() -> Path:
-    """A converted network of timm's with bottlenecks, after two epochs of digits."""
-    return trained_run("--epochs=2", "--model=test_resnet", "--convert=pair_view_1x1")
-
-
 class Export(NamedTuple):
     """An exported file, and what export returned."""
 

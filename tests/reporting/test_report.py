@@ -48,13 +48,13 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(trained):
+def made(folded):
     """The report of the command, as a process, in its default folder."""
-    before = everything_in(trained)
-    done = succeed("report", trained)
-    after = everything_in(trained)
+    before = everything_in(folded)
+    done = succeed("report", folded)
+    after = everything_in(folded)
     assert {path: after[path] for path in before} == before  # what the run held stays as it was
-    return trained / "report", done
+    return folded / "report", done
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def page(made):
 
 
 @pytest.fixture(scope="module")
-def seen(trained):
+def seen(folded):
     """The network's views and logits on all test images, and the labels."""
-    model = RunFolder(trained).load_model()
+    model = RunFolder(folded).load_model()
     images, labels = next(load_data("digits").test_batches(batch_size=360))
     logits, views = cmpe_se.inspecting.look(model, images)
     return {view.name: view for view in views}, logits, labels
@@ -102,9 +102,9 @@ def test_the_page_needs_nothing_else(made, page):
         assert exists if target.startswith("#") else (made[0] / target).is_file(), target
 
 
-def test_facts_come_first(page, trained):
+def test_facts_come_first(page, folded):
     facts = page.text[: page.text.index("At a glance")]
-    for fact in ("cmpe_se_preact_resnet20", "folded_3x3", f"{result(trained)['test_top1']:.2f} %", "3 epochs", "274,4"):
+    for fact in ("cmpe_se_preact_resnet20", "folded_3x3", f"{result(folded)['test_top1']:.2f} %", "3 epochs", "274,4"):
         assert fact in facts, fact
     for word in ("closed below 0.05", "saturated above 0.95", "below 0.005"):
         assert word in page.text
@@ -183,16 +183,16 @@ def test_numbers_of_mistakes(made, seen):
         assert (labels[index], predicted[index]) == (int(first["true"]), int(first["predicted"]))
 
 
-def test_own_images_and_blocks(trained, digit_files, tmp_path):
+def test_own_images_and_blocks(folded, digit_files, tmp_path):
     arguments = ("--images", digit_files, "--blocks", "stages.2.blocks.1,stages.0.blocks.2", "--output", tmp_path)
-    succeed("report", trained, *arguments)
+    succeed("report", folded, *arguments)
     assert sorted(path.name for path in tmp_path.glob("inside-*.csv")) == [f"inside-{n}.csv" for n in (1, 2, 3)]
     table = rows(tmp_path, "inside-1")
     assert list(dict.fromkeys(row["block"] for row in table)) == ["stages.0.blocks.2", "stages.2.blocks.1"]
     assert "000.png: " in Page(tmp_path / "report.html").text
 
 
-@pytest.mark.parametrize("kind", ["converted", "without_picture"])
+@pytest.mark.parametrize("kind", ["converted", "se"])
 def test_other_networks(kind, request, tmp_path):
     made = report(str(request.getfixturevalue(kind)), output=str(tmp_path), batch_size=100)
     assert made["page"] == str(tmp_path / "report.html")
@@ -203,8 +203,8 @@ def test_other_networks(kind, request, tmp_path):
     assert ("pair_view_1x1" if kind == "converted" else "without a picture") in view
 
 
-def test_progress_on_a_terminal(trained, tmp_path):
-    shown = shown_on_terminal("report", trained, "--output", tmp_path, "--batch-size", 20, columns=100)
+def test_progress_on_a_terminal(folded, tmp_path):
+    shown = shown_on_terminal("report", folded, "--output", tmp_path, "--batch-size", 20, columns=100)
     for word in ("testing", "looking into the network", "saving", "report.html"):
         assert word in shown, word
 
@@ -220,22 +220,22 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes(arguments, message, trained, tmp_path):
-    assert re.search(message, run("report", *arguments(trained, tmp_path)).complaint)
+def test_mistakes(arguments, message, folded, tmp_path):
+    assert re.search(message, run("report", *arguments(folded, tmp_path)).complaint)
 
 
-def test_no_mistakes(trained):
+def test_no_mistakes(folded):
     data = load_data("digits")
     labels = torch.arange(10).repeat(3)
     perfect = Gathered(torch.eye(10)[labels], labels, [])
-    section = _mistakes(data, perfect, RunFolder(trained).model_config())
+    section = _mistakes(data, perfect, RunFolder(folded).model_config())
     assert section.text == "No test image is mistaken."
     assert [exhibit.name for exhibit in section.exhibits] == ["confusion"]
     assert choose_images(perfect, 2, 2) == [0, 1]
 
 
-def test_shown_is_what_the_network_gets(trained):
-    data, config = load_data("digits"), RunFolder(trained).model_config()
+def test_shown_is_what_the_network_gets(folded):
+    data, config = load_data("digits"), RunFolder(folded).model_config()
     images, _ = next(data.test_batches(batch_size=5))
     shown = photo("test image 4", data.test_image(4), 7, config)
     torch.testing.assert_close(shown.tensor, images[4], rtol=0, atol=1e-5)
@@ -246,13 +246,13 @@ def test_plain_network(plain):
     assert "no competition to look at" in run("report", plain).complaint
 
 
-def test_too_many_images(trained, digit_files):
+def test_too_many_images(folded, digit_files):
     image = str(next(digit_files.rglob("*.png")))
     with pytest.raises(UserError, match="1 to 12 images, not 13"):
-        report(str(trained), images=[image] * 13)
+        report(str(folded), images=[image] * 13)
 
 
-def test_missing_package(trained, monkeypatch):
+def test_missing_package(folded, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(UserError, match=r"captum and jinja2; pip install 'cmpe-se\[report\]'"):
-        report(str(trained))
+        report(str(folded))

@@ -141,6 +141,7 @@ def _readable(descriptor: int) -> bool:
 
 def _child(arguments, out, err, cwd, env, before) -> None:
     os.setsid()
+    os.nice(5)  # so that a test that waits for the right moment does not miss it on a busy machine
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOCTTY, 0o600), number)
     os.chdir(cwd)

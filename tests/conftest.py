@@ -1,4 +1,4 @@
-"""Trained runs to explore, those that the reports are tested with."""
+"""Trained runs that several folders of tests look into; nobody changes them."""
 
 from pathlib import Path
 
@@ -15,17 +15,17 @@ def folded() -> Path:
 
 @pytest.fixture(scope="session")
 def se() -> Path:
-    """Plain SE after an epoch."""
+    """SE, which has no picture, after an epoch."""
     return trained_run("--epochs=1", "--model=se_preact_resnet20")
 
 
 @pytest.fixture(scope="session")
 def plain() -> Path:
-    """No attention at all."""
+    """No attention at all, after an epoch."""
     return trained_run("--epochs=1", "--model=preact_resnet20")
 
 
 @pytest.fixture(scope="session")
 def converted() -> Path:
-    """A converted network of timm's with bottlenecks, whose gates go up to 2."""
+    """A converted network of timm's with bottlenecks, whose gates go up to 2, after an epoch."""
     return trained_run("--epochs=1", "--model=test_resnet", "--convert=pair_view_1x1")
