@@ -116,8 +116,8 @@ def test_rows(measured):
         else:
             assert row["low"] <= row["high"]
             assert (row["ratio"] is None) == (row["low"] <= 1 <= row["high"])
-    training = next(row for row in rows if row["mode"] == "training" and row["contender"] == "timm_se")
-    assert training["ratio"] > 1  # nine blocks of attention are not free
+    training = next(row for row in rows if row["mode"] == "training" and row["contender"] == "folded_3x3")
+    assert training["ratio"] > 1  # nine blocks with a picture each are not free, and clearer than noise
 
 
 def test_files(measured):
