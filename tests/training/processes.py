@@ -140,6 +140,7 @@ def _readable(descriptor: int) -> bool:
 
 
 def _child(arguments, out, err, cwd, env, before) -> None:
+    multiprocessing.set_start_method(None, force=True)  # the system's own, as in a process that was not forked
     os.setsid()
     os.nice(5)  # so that a test that waits for the right moment does not miss it on a busy machine
     for path, number in ((out, 1), (err, 2)):

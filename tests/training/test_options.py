@@ -113,7 +113,7 @@ def test_tensorboard(digit_folder, tmp_path):
 def test_large_images_and_a_network_of_timm(tmp_path):
     data = write_digits(tmp_path / "data", {"train": 12, "val": 4}, side=128)
     flags = ["--data", "folder", "--data-dir", data, "--image-size", "128", "--batch-size", "16", "--epochs", "1"]
-    flags += ["--model", "resnet18", "--crop-padding", "0", "--workers", "1", "--scale", "[0.5, 1.0]", "--flip", "true"]
+    flags += ["--model=test_resnet", "--crop-padding", "0", "--workers", "1", "--scale", "[0.5, 1.0]", "--flip"]
     succeed("train", *flags, "--output", tmp_path / "run")
     assert result(tmp_path / "run")["test_images"] == 16
     assert result(tmp_path / "run")["view"] is None
