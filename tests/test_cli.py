@@ -24,6 +24,7 @@ def test_help(command):
 
 def test_help_names_every_command():
     text = " ".join(succeed("--help").out.split())
+    assert "usage: cmpe-se" in text
     for name, (module, summary) in COMMANDS.items():
         assert f"{name} {summary}" in text
         assert getattr(importlib.import_module(f"cmpe_se.{module}"), name).__doc__.strip().splitlines()[0] == summary

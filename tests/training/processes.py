@@ -21,13 +21,9 @@ import pytest
 from cmpe_se.cli import COMMANDS
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    [
-        "pytest",
-        *(f"cmpe_se.{module}" for module in ("cli", "training", *(module for module, _ in COMMANDS.values()))),
-        *("sklearn.datasets", "sklearn.model_selection", "torchmetrics.functional.classification"),  # imported late
-    ]
-)
+_IMPORTED_LATE = ["sklearn.datasets", "sklearn.model_selection", "torchmetrics.functional.classification"]
+_MODULES = ["cli", "training", *(module for module, _ in COMMANDS.values())]
+_FORKS.set_forkserver_preload(["pytest", *(f"cmpe_se.{module}" for module in _MODULES), *_IMPORTED_LATE])
 CONSOLE_SCRIPT = Path(sys.executable).with_name("cmpe-se")
 
 
