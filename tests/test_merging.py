@@ -10,12 +10,12 @@ import torch
 import torchvision
 from torch import nn
 
-from cmpe_se import VIEWS, CompetitiveSE, convert, merge
+from cmpe_se import CompetitiveSE, convert, merge
 from cmpe_se.errors import UserError
 from cmpe_se.merging import MergedGate
 from tests.conversion.networks import NAMES, build
 from tests.conversion.networks import randomise as randomise_norms
-from tests.networks.naive import SMALL_NETWORKS, naive_gate, randomise
+from tests.networks.naive import SMALL_NETWORKS, SQUEEZE_VIEWS, naive_gate, randomise
 
 
 def images(batch=3, side=64, dtype=torch.float64):
@@ -55,10 +55,12 @@ def assert_merged(model: nn.Module, merged: nn.Module, x=None):
 
 
 @pytest.mark.parametrize("gain", [1.0, 2.0])
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", SQUEEZE_VIEWS)
 def test_every_view_is_one_affine_map(view, gain):
     torch.manual_seed(0)
-    attention = randomise(CompetitiveSE(24, view=view, reduction=4, maps=3, gain=gain, dtype=torch.float64)).eval()
+    attention = randomise(
+        CompetitiveSE(24, view=view, reduction=4, maps=3, start="one" if gain == 2 else "half", dtype=torch.float64)
+    ).eval()
     merged = merge(attention)
     residual, identity = torch.randn(2, 5, 24, 4, 3, dtype=torch.float64)
     torch.testing.assert_close(merged(residual, identity), attention(residual, identity), rtol=0, atol=1e-13)
@@ -67,7 +69,7 @@ def test_every_view_is_one_affine_map(view, gain):
     assert merged.competitive == (view != "se")
 
 
-@pytest.mark.parametrize("view", [None, *VIEWS])
+@pytest.mark.parametrize("view", [None, *SQUEEZE_VIEWS])
 @pytest.mark.parametrize("kind", SMALL_NETWORKS)
 def test_our_networks(kind, view):
     torch.manual_seed(0)

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from cmpe_se.attention import VIEWS
 from cmpe_se.data import Augmentation
 from cmpe_se.errors import UserError
+from cmpe_se.views import STARTS, VIEWS
 
 DEFAULT_RECIPE = "digits"
 
@@ -21,9 +21,15 @@ class TrainingConfig:
 
     Args:
         model: any network that timm knows, ours among them (`cmpe-se models` lists those).
-        view: view of our attention: se, double_fc, pair_view_2x1, pair_view_1x1 or folded_3x3; null is the model
-            name's own.
-        convert: put competition with this view into the model, any residual network of timm; null leaves it as it is.
+        view: view of our attention, such as se, folded_3x3, static or timm_eca (docs/gates.md lists them); null is the
+            model name's own.
+        convert: put gates with this view into the model, any residual network of timm; null leaves it as it is.
+        start: value that gates begin at, half (as in the paper) or one; null is half for our networks and one for
+            converted ones.
+        reduction: channels divided by the width of a gate's hidden layer.
+        min_hidden: least units of a gate's hidden layer.
+        bias: biases in the gates' linear maps.
+        mask: probability with which a squeeze is hidden from the gate in training.
         pretrained: weights to start from: a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
             model's own. A classifier for another number of classes starts anew.
         data: digits, cifar10, cifar100, svhn, fashion_mnist, folder (class folders), imagenet, hfds/NAME or wds/NAME.
@@ -75,6 +81,11 @@ class TrainingConfig:
     model: str = "cmpe_se_preact_resnet20"
     view: str | None = None
     convert: str | None = None
+    start: str | None = None
+    reduction: int = 16
+    min_hidden: int = 1
+    bias: bool = False
+    mask: float = 0.0
     pretrained: str | None = None
     data: str = "digits"
     data_dir: str | None = None
@@ -125,7 +136,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UserError(f"{name} is {value}, should be at least {least}")
-        for name in ("momentum", "label_smoothing", "drop_rate", "drop_path_rate", "ema"):
+        for name in ("momentum", "mask", "label_smoothing", "drop_rate", "drop_path_rate", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, should be at least 0 and below 1")
         for name, choices in _CHOICES.items():
@@ -133,12 +144,18 @@ class TrainingConfig:
                 raise UserError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay is {self.layer_decay}, should be above 0 and at most 1")
-        if self.convert is not None and self.convert not in VIEWS:
-            raise UserError(f"unknown convert '{self.convert}'; choose one of {', '.join(VIEWS)}")
+        for name, known in (("view", VIEWS), ("convert", VIEWS), ("start", STARTS)):
+            if (value := getattr(self, name)) is not None and value not in known:
+                raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(known)}")
         if self.convert is not None and self.view is not None:
             raise UserError("view is for networks of ours and convert for all others; give one of the two")
         if self.batch_size % self.accumulate:
             raise UserError(f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} equal parts")
+
+    @property
+    def gate_settings(self) -> dict[str, Any]:
+        """The fields that describe gates, where they are not the network's own; the view is none of them."""
+        return {name: value for name in GATE_FIELDS if (value := getattr(self, name)) != _DEFAULTS[name]}
 
     @property
     def augmentation(self) -> Augmentation:
@@ -170,8 +187,13 @@ class TrainingConfig:
         return "# repeat: cmpe-se train --recipe THIS_FILE\n" + yaml.safe_dump(values, sort_keys=False)
 
 
+GATE_FIELDS = ("start", "reduction", "min_hidden", "bias", "mask")
+"""Fields that describe gates, whatever their view."""
+_DEFAULTS = {field.name: field.default for field in fields(TrainingConfig)}
 _LEAST = {
     "epochs": 1,
+    "reduction": 1,
+    "min_hidden": 1,
     "batch_size": 1,
     "accumulate": 1,
     "seed": 0,

@@ -8,10 +8,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cmpe_se.attention import VIEWS
 from cmpe_se.cost import count_multiply_adds, count_parameters
 from cmpe_se.errors import UserError
 from cmpe_se.networks.registry import PLAIN_NETWORKS, PREFIXES
+from cmpe_se.views import VIEWS
 
 
 def models(

@@ -13,11 +13,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-import cmpe_se.networks  # noqa: F401 (timm learns our names)
 from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig
 from cmpe_se.data import Augmentation, ImageData, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.interruption import Interruption
+from cmpe_se.networks.registry import PLAIN_NETWORKS
 from cmpe_se.pretrained import weights_source
 from cmpe_se.run_folder import RunFolder
 from cmpe_se.seeding import seed_everything
@@ -63,7 +63,7 @@ def train(
             return run.read_result()
     else:
         run, config = None, TrainingConfig.from_recipe(recipe, **settings)
-        config = with_whole_paths(config)
+        config = without_foreign_gates(with_whole_paths(config), TrainingConfig.from_recipe(recipe))
 
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
@@ -123,9 +123,30 @@ def without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig,
     return config.changed(**foreign)
 
 
+def has_gates(config: TrainingConfig) -> bool:
+    """Whether the network of a configuration has gates that its gate settings describe."""
+    ours = config.model.startswith("cmpe_se_") or config.model in {f"se_{base}" for base in PLAIN_NETWORKS}
+    return ours or config.view is not None or config.convert is not None
+
+
+def without_foreign_gates(config: TrainingConfig, recipe: TrainingConfig) -> TrainingConfig:
+    """Leave out what only the recipe says of gates, for a network without any; what the user says stays, and fails."""
+    if has_gates(config):
+        return config
+    own, default = recipe.gate_settings, TrainingConfig()
+    return config.changed(
+        **{name: getattr(default, name) for name, value in config.gate_settings.items() if own.get(name) == value}
+    )
+
+
 def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a configuration, and the keywords that timm made it with."""
-    model_args: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans}
+    model_args: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans, **config.gate_settings}
+    if config.gate_settings and not has_gates(config):
+        name = next(iter(config.gate_settings))
+        raise UserError(
+            f"{name} is for gates, and {config.model} has none; add --view or --convert, or leave --{name} out"
+        )
     name = config.model
     if config.view is not None:
         model_args["view"] = config.view

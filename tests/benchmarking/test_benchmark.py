@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from cmpe_se import VIEWS, CompetitiveSE, merge
+from cmpe_se import CompetitiveSE
 from cmpe_se.benchmarking import benchmark
 from cmpe_se.benchmarking.contenders import CONTENDERS, NAIVE, PLAIN, build, check_contenders
 from cmpe_se.benchmarking.timing import paired_ratio, peak_memory, take_turns
 from cmpe_se.cli import main
 from cmpe_se.errors import UserError
+from cmpe_se.views import PAPER_VIEWS
 from tests.networks.naive import randomise
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ def images(side=32):
     return torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", PAPER_VIEWS)
 @pytest.mark.parametrize("model", ["wrn16_4", "preact_resnet20", "resnet18"])
 def test_the_naive_form_computes_the_same(model, view):
     ours, naive = (randomise(build(model, name).double()) for name in (view, view + NAIVE))
@@ -38,24 +39,15 @@ def test_the_naive_form_computes_the_same(model, view):
             torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("attention", ["timm_se", "timm_eca", "timm_cbam"])
-def test_attention_of_timm_sits_on_the_residual(attention):
-    plain, network = (build("preact_resnet20", name).double().eval() for name in (PLAIN, attention))
-    found = [module for name, module in network.named_modules() if name.endswith("competition.attention")]
-    assert len(found) == 9
-    assert all(type(module).__module__.startswith("timm.layers") for module in found)
-    assert not any(isinstance(module, CompetitiveSE) for module in network.modules())
-    block, other = plain.stages[0].blocks[1], network.stages[0].blocks[1]
-    x = torch.randn(2, 16, 8, 8, dtype=torch.float64)
-    with torch.no_grad():
-        residual = block(x)[0] - x
-        torch.testing.assert_close(other(x)[0], x + found[1](residual))
-        torch.testing.assert_close(merge(network)(images()), network(images()))
+def test_gates_are_as_asked_for():
+    networks = [build(model, "se", start="one", reduction=4, bias=True) for model in ("preact_resnet20", "resnet18")]
+    for gate in (module for network in networks for module in network.modules() if isinstance(module, CompetitiveSE)):
+        assert (gate.start, gate.hidden, gate.fc1.bias is None) == ("one", gate.channels // 4, False)
 
 
 def test_contenders_are_checked():
     check_contenders(list(CONTENDERS))
-    with pytest.raises(UserError, match="unknown contender 'se2'; choose of plain, timm_se"):
+    with pytest.raises(UserError, match="unknown contender 'se2'; choose of plain, se, double_fc"):
         check_contenders(["se2"])
     with pytest.raises(UserError, match="no network 'resnet19'"):
         build("resnet19", PLAIN)

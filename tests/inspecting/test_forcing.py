@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmpe_se import VIEWS, PreActResNet, inspect, merge
+from cmpe_se import PreActResNet, inspect, merge
 from cmpe_se.errors import UserError
 from cmpe_se.inspecting import find_gates, forced_gates, gated_blocks
 from tests.inspecting.test_inspect import CONVERTED, converted, images, state_of
-from tests.networks.naive import SMALL_NETWORKS, randomise
+from tests.networks.naive import SMALL_NETWORKS, SQUEEZE_VIEWS, randomise
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def values(gain: float, channels: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", SQUEEZE_VIEWS)
 @pytest.mark.parametrize("kind", SMALL_NETWORKS)
 def test_our_networks(kind, view, merged):
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def test_our_networks(kind, view, merged):
         assert torch.equal(held(x), before)
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", SQUEEZE_VIEWS)
 @pytest.mark.parametrize("name", CONVERTED)
 def test_converted_networks(name, view):
     model = converted(name, view)

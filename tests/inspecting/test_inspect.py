@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import cmpe_se
-from cmpe_se import VIEWS, CompetitiveSE, PreActResNet, convert, merge
+from cmpe_se import CompetitiveSE, PreActResNet, convert, merge
 from cmpe_se.errors import UserError
-from tests.networks.naive import KERNELS, SMALL_NETWORKS, naive_flows, naive_gate, naive_picture, randomise
+from tests.networks.naive import (
+    KERNELS,
+    SMALL_NETWORKS,
+    SQUEEZE_VIEWS,
+    naive_flows,
+    naive_gate,
+    naive_picture,
+    randomise,
+)
 
 CONVERTED = (
     "resnet18",
@@ -104,7 +112,7 @@ def assert_seen(views: list[cmpe_se.inspecting.BlockView], expected: list[Naive]
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", SQUEEZE_VIEWS)
 @pytest.mark.parametrize("kind", SMALL_NETWORKS)
 def test_our_networks(kind, view, merged):
     torch.manual_seed(0)
@@ -114,7 +122,7 @@ def test_our_networks(kind, view, merged):
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", SQUEEZE_VIEWS)
 @pytest.mark.parametrize("name", CONVERTED)
 def test_converted_networks(name, view, merged):
     model = converted(name, view)

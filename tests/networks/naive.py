@@ -7,6 +7,8 @@ from cmpe_se import CompetitiveSE, PreActResNet, WideResNet
 from cmpe_se.networks.blocks import PreActBottleneck
 
 KERNELS = {"pair_view_2x1": (1, 2), "pair_view_1x1": (1, 1), "folded_3x3": (3, 3)}
+SQUEEZE_VIEWS = ("se", "se_identity", "se_sum", "double_fc", *KERNELS)
+"""Views that are functions of the two squeezes; the first reads the residual only, the last one folds."""
 SMALL_NETWORKS = {
     "bottleneck": lambda **settings: PreActResNet(11, **settings),
     "basic": lambda **settings: PreActResNet(8, block="basic", **settings),
@@ -29,6 +31,8 @@ def randomise(module: nn.Module, seed: int = 0):
             for linear in child.children():
                 if isinstance(linear, nn.Linear):
                     linear.weight.normal_(0, 2 / linear.in_features**0.5, generator=generator)
+                if child.view == "static" or (isinstance(linear, nn.Linear) and linear.bias is not None):
+                    linear.bias.normal_(0, 1, generator=generator)
     return module
 
 
@@ -45,13 +49,14 @@ def naive_picture(r: Tensor, i: Tensor, view: str, columns: int | None) -> Tenso
 
 
 def naive_gate(attention: CompetitiveSE, r: Tensor, i: Tensor) -> Tensor:
-    """The gate a from the squeezes, (N, C) each; in training it moves the running statistics too."""
-    if attention.view == "se":
-        hidden = (r @ attention.fc1.weight.T).relu()
+    """The gate a from the squeezes, (N, C) each, before its gain; in training it moves the running statistics too."""
+    if attention.view == "static":
+        return 1 / (1 + torch.exp(-attention.fc2.bias)) * torch.ones_like(r)
+    reads = {"se": r, "se_identity": i, "se_sum": r + i}
+    if attention.view in reads:
+        hidden = _affine(attention.fc1, reads[attention.view]).relu()
     elif attention.view == "double_fc":
-        hidden = torch.cat(
-            ((r @ attention.fc_residual.weight.T).relu(), (i @ attention.fc_identity.weight.T).relu()), dim=1
-        )
+        hidden = torch.cat((_affine(attention.fc_residual, r).relu(), _affine(attention.fc_identity, i).relu()), dim=1)
     else:
         columns = attention.picture_size[1]
         picture = naive_picture(r, i, attention.view, columns)
@@ -65,9 +70,12 @@ def naive_gate(attention: CompetitiveSE, r: Tensor, i: Tensor) -> Tensor:
                 for x in range(width)
             )
             normalised.append(_naive_norm(attention.map_norm, m, convolved))
-        hidden = (sum(normalised) / len(normalised)).flatten(1)
-        hidden = (hidden @ attention.fc1.weight.T).relu()
-    return 1 / (1 + torch.exp(-(hidden @ attention.fc2.weight.T)))
+        hidden = _affine(attention.fc1, (sum(normalised) / len(normalised)).flatten(1)).relu()
+    return 1 / (1 + torch.exp(-_affine(attention.fc2, hidden)))
+
+
+def _affine(layer: nn.Linear, x: Tensor) -> Tensor:
+    return x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
 
 
 def _naive_norm(norm: nn.BatchNorm2d, index: int, values: Tensor) -> Tensor:
@@ -97,7 +105,7 @@ def naive_block(block: nn.Module, x: Tensor) -> Tensor:
     residual, shortcut = naive_flows(block, x)
     if block.attention is None:
         return shortcut + residual
-    gate = naive_gate(block.attention, residual.mean((2, 3)), shortcut.mean((2, 3)))
+    gate = block.attention.gain * naive_gate(block.attention, residual.mean((2, 3)), shortcut.mean((2, 3)))
     return shortcut + gate[:, :, None, None] * residual
 
 

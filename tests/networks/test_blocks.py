@@ -8,10 +8,10 @@ import torch
 import torch.nn.utils.prune
 from torch import nn
 
-from cmpe_se import VIEWS, CompetitiveSE
+from cmpe_se import CompetitiveSE
 from cmpe_se.addition import squeeze
 from cmpe_se.networks.blocks import PreActBasic, PreActBottleneck
-from tests.networks.naive import SMALL_NETWORKS, naive_block, naive_flows, naive_gate, randomise
+from tests.networks.naive import SMALL_NETWORKS, SQUEEZE_VIEWS, naive_block, naive_flows, naive_gate, randomise
 
 MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 BLOCKS = {"bottleneck": (PreActBottleneck, 6), "basic": (PreActBasic, 24)}  # with the planes that make 24 channels
@@ -55,7 +55,7 @@ def assert_rounded(actual, expected, dtype):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", ROUNDING)
 @MODES
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", SQUEEZE_VIEWS)
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_the_squeezes_that_flow_are_those_of_the_maps(
@@ -85,7 +85,7 @@ def test_the_squeezes_that_flow_are_those_of_the_maps(
 
 
 @MODES
-@pytest.mark.parametrize("view", [None, *VIEWS])
+@pytest.mark.parametrize("view", [None, *SQUEEZE_VIEWS])
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_output_with_and_without_a_squeeze_from_before(kind, shortcut, view, training):
@@ -99,7 +99,7 @@ def test_output_with_and_without_a_squeeze_from_before(kind, shortcut, view, tra
     assert changed == (shortcut == "identity" and view not in (None, "se"))
 
 
-@pytest.mark.parametrize("view", [None, *VIEWS])
+@pytest.mark.parametrize("view", [None, *SQUEEZE_VIEWS])
 @pytest.mark.parametrize("shortcut", ["identity", "wider and strided"])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_a_dropped_path_leaves_the_shortcut(kind, shortcut, view):

@@ -12,9 +12,9 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 
-from cmpe_se import VIEWS, CompetitiveSE, PreActResNet, WideResNet
+from cmpe_se import CompetitiveSE, PreActResNet, WideResNet
 from cmpe_se.networks.blocks import PreActBlock
-from tests.networks.naive import SMALL_NETWORKS, naive_network, randomise
+from tests.networks.naive import SMALL_NETWORKS, SQUEEZE_VIEWS, naive_network, randomise
 
 MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 FAMILIES = pytest.mark.parametrize("family", SMALL_NETWORKS)
@@ -37,7 +37,7 @@ def near(actual, expected, tolerance=1e-10):
 
 
 @MODES
-@pytest.mark.parametrize("view", [None, *VIEWS])
+@pytest.mark.parametrize("view", [None, *SQUEEZE_VIEWS])
 @FAMILIES
 def test_equals_the_naive_network(family, view, training):
     model = make(family, view=view, training=training)
@@ -84,7 +84,7 @@ def note_dtypes(dtypes, excite, r, i):
     return gate
 
 
-@pytest.mark.parametrize("view", [None, *VIEWS])
+@pytest.mark.parametrize("view", [None, *SQUEEZE_VIEWS])
 @FAMILIES
 def test_autocast_is_near_float32(family, view):
     results = []

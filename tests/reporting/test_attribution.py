@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from cmpe_se import VIEWS
 from cmpe_se.reporting.attribution import attribute
-from tests.networks.naive import SMALL_NETWORKS, naive_block, randomise
+from tests.networks.naive import SMALL_NETWORKS, SQUEEZE_VIEWS, naive_block, randomise
 
 
 def grad_cam(model, x, target, place):
@@ -23,7 +22,7 @@ def grad_cam(model, x, target, place):
     return (gradient.mean((2, 3), keepdim=True) * y).sum(1)[0].detach()
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", SQUEEZE_VIEWS)
 @pytest.mark.parametrize("kind", SMALL_NETWORKS)
 def test_grad_cam_by_hand(kind, view):
     torch.manual_seed(0)

@@ -36,6 +36,11 @@ def benchmark(
     model: str = "preact_resnet164",
     *,
     contenders: str = "timm_se,folded_3x3,folded_3x3_naive",
+    start: str | None = None,
+    reduction: int = 16,
+    min_hidden: int = 1,
+    bias: bool = False,
+    mask: float = 0.0,
     modes: str = "forward,training",
     dtypes: str = "float32",
     engines: str = "eager",
@@ -56,9 +61,13 @@ def benchmark(
 
     Args:
         model: name of the plain network: one of ours, or any in timm with residual blocks, which is converted.
-        contenders: names with commas between: timm_se, timm_eca and timm_cbam (timm's modules on the residual); se,
-            double_fc, pair_view_2x1, pair_view_1x1 and folded_3x3 (ours); each of ours with _naive (the paper's plain
-            form). The plain network always takes part.
+        contenders: views with commas between (docs/gates.md lists them), such as timm_se, folded_3x3 or static; each
+            of the paper's with _naive too (its plain form). The plain network always takes part.
+        start: value that gates begin at, half or one; the network's own if left out.
+        reduction: channels divided by the width of a gate's hidden layer.
+        min_hidden: least units of a gate's hidden layer.
+        bias: biases in the gates' linear maps.
+        mask: probability with which a squeeze is hidden from the gate in training.
         modes: forward, training (forward and backward pass, without the optimiser), or both.
         dtypes: float32, bfloat16 (the whole network in forward, autocast in training), or both.
         engines: eager, compiled (torch.compile), cudagraphs (compiled, CUDA only), onnxruntime; several with commas.
@@ -94,7 +103,9 @@ def benchmark(
     groups = _groups(chosen, merged, place, console)
     heap = keep_heap() if place.type == "cpu" else False
 
-    networks = {name: build(model, name) for name in names}
+    gates = {"reduction": reduction, "min_hidden": min_hidden, "bias": bias, "mask": mask}
+    gates |= {} if start is None else {"start": start}
+    networks = {name: build(model, name, **gates) for name in names}
     side = image_size or networks[PLAIN].default_cfg["input_size"][-1]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(batch_size, 3, side, side).to(place, memory_format=layout)

@@ -1,27 +1,23 @@
 """The networks that a benchmark compares: one plain network, and that network with each kind of attention."""
 
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
-from timm.layers import create_attn
 from torch import Tensor, nn
 
-from cmpe_se.attention import VIEWS, CompetitiveSE
+from cmpe_se.attention import CompetitiveSE
 from cmpe_se.conversion import convert
 from cmpe_se.errors import UserError
 from cmpe_se.networks.blocks import PreActBlock
 from cmpe_se.networks.registry import PLAIN_NETWORKS
+from cmpe_se.views import PAPER_VIEWS, VIEWS
 
 PLAIN = "plain"
 NAIVE = "_naive"
-_TIMM_ATTENTION = {
-    "timm_se": lambda channels: create_attn("se", channels, rd_ratio=1 / 16, rd_divisor=1),
-    "timm_eca": lambda channels: create_attn("eca", channels),
-    "timm_cbam": lambda channels: create_attn("cbam", channels, rd_ratio=1 / 16, rd_divisor=1),
-}
-CONTENDERS = (PLAIN, *_TIMM_ATTENTION, *VIEWS, *(view + NAIVE for view in VIEWS))
-"""``timm_...`` are timm's own modules on the residual; the views are ours, and ``_naive`` is the paper's plain form."""
+CONTENDERS = (PLAIN, *VIEWS, *(view + NAIVE for view in PAPER_VIEWS))
+"""Every view of :data:`cmpe_se.VIEWS`; ``_naive`` is the paper's plain form of its own."""
 
 
 def check_contenders(names: list[str]) -> None:
@@ -30,12 +26,13 @@ def check_contenders(names: list[str]) -> None:
         raise UserError(f"unknown contender '{unknown[0]}'; choose of {', '.join(CONTENDERS)}")
 
 
-def build(model: str, contender: str) -> nn.Module:
+def build(model: str, contender: str, **gates: Any) -> nn.Module:
     """A contender with random weights, the same seed for all.
 
     Args:
         model: name of the plain network in timm, ours or another.
         contender: one of :data:`CONTENDERS`.
+        gates: start, reduction, min_hidden, bias and mask of its gates.
 
     Raises:
         UserError: unknown network, one without residual additions, or one whose channels the view cannot fold.
@@ -43,14 +40,11 @@ def build(model: str, contender: str) -> nn.Module:
     torch.manual_seed(0)
     if contender == PLAIN:
         return _create(model)
-    if contender in _TIMM_ATTENTION:
-        attention = _TIMM_ATTENTION[contender]
-        return _replace_gates(convert(_create(model), view="se"), lambda gate: _OnResidual(attention(gate.channels)))
     view = contender.removesuffix(NAIVE)
     if model not in PLAIN_NETWORKS:
-        network = convert(_create(model), view=view)
+        network = convert(_create(model), view=view, **gates)
         return _replace_gates(network, _NaiveGate) if contender.endswith(NAIVE) else network
-    network = _create(model, view=view)
+    network = _create(model, view=view, **gates)
     if contender.endswith(NAIVE):
         for block in network.modules():
             if isinstance(block, PreActBlock):
@@ -64,17 +58,6 @@ def _create(model: str, **settings) -> nn.Module:
         return timm.create_model(model, **settings)
     except RuntimeError as error:  # timm's for a name that it does not know
         raise UserError(f"no network '{model}': {error}; `cmpe-se models` lists ours") from None
-
-
-class _OnResidual(nn.Module):
-    """Attention that looks at the residual alone, in the place of a gate."""
-
-    def __init__(self, attention: nn.Module):
-        super().__init__()
-        self.attention = attention
-
-    def forward(self, residual: Tensor, identity: Tensor) -> Tensor:
-        return identity + self.attention(residual)
 
 
 class _NaiveGate(nn.Module):

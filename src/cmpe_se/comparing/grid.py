@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from cmpe_se.attention import VIEWS
 from cmpe_se.config import TrainingConfig
 from cmpe_se.errors import UserError
 from cmpe_se.networks.registry import PLAIN_NETWORKS, PREFIXES
 from cmpe_se.run_folder import RunFolder
+from cmpe_se.views import VIEWS
 
 _COMPETITIVE = "cmpe_se_"
 _OURS = {prefix + base for base in PLAIN_NETWORKS for prefix in PREFIXES}

@@ -4,22 +4,23 @@ A block's forward is traced by torch.fx with its children as leaves, its residua
 the block takes the new forward. It keeps its class, its children and their names, so checkpoints, hooks, feature
 extraction and parameter groups go on as before.
 
-At the start every gate is exactly 1: the last layer is zero, so the logistic gives 1/2, and a fixed gain of 2 undoes it
-(fact 4 of ``docs/method.md``). The converted network computes what the original did, bit for bit.
+At the start every gate is exactly 1: the last layer is zero, so the logistic gives 1/2, and a fixed factor of 2 undoes
+it (fact 4 of ``docs/method.md``). The converted network computes what the original did, bit for bit.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
-import torch
 from torch import fx, nn
 
-from cmpe_se.attention import VIEWS, CompetitiveSE
+from cmpe_se.attention import CompetitiveSE
 from cmpe_se.conversion.additions import Addition, Unconvertible, count_convolutions, find_additions, trace
 from cmpe_se.conversion.blocks import replace_forward
 from cmpe_se.conversion.report import remember_skipped
 from cmpe_se.errors import UserError
+from cmpe_se.views import STARTS, VIEWS
 
 CHILD = "competition"
 """Name of the gate among the children of a converted block."""
@@ -31,7 +32,11 @@ def convert(
     model: nn.Module,
     *,
     view: str = "folded_3x3",
+    start: str = "one",
     reduction: int = 16,
+    min_hidden: int = 1,
+    bias: bool = False,
+    mask: float = 0.0,
     where: Where | None = None,
     inplace: bool = False,
 ) -> nn.Module:
@@ -43,7 +48,11 @@ def convert(
     Args:
         model: any network with residual additions of convolutional branches, alone or as the backbone of another.
         view: how the gates read the squeezes, one of :data:`cmpe_se.VIEWS`.
+        start: ``one`` keeps the output as it is; ``half`` halves every residual at first.
         reduction: channels divided by the width of a gate's hidden layer.
+        min_hidden: least units of that layer; it has two in any case, one of which is awake.
+        bias: biases in the gates' linear maps.
+        mask: probability with which a squeeze is hidden from the gate in training.
         where: the blocks to convert; all if left out. A name stands for everything inside it too.
         inplace: change ``model`` itself instead of a copy.
 
@@ -54,8 +63,11 @@ def convert(
         UserError: no residual addition, nothing at ``where``, a network that has gates already, a view that cannot fold
             the channels of some block. The model is left as it was.
     """
-    if view not in VIEWS:
-        raise UserError(f"unknown view '{view}'; choose one of {', '.join(VIEWS)}")
+    for name, value, known in (("view", view, VIEWS), ("start", start, STARTS)):
+        if value not in known:
+            raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(known)}")
+    settings = {"view": view, "start": start, "reduction": reduction, "bias": bias, "mask": mask}
+    settings["min_hidden"] = max(2, min_hidden) if isinstance(min_hidden, int) else min_hidden
     if gated := [name for name, module in model.named_modules() if isinstance(module, CompetitiveSE)]:
         raise UserError(f"{type(model).__name__} has competition already, at {gated[0]}; convert the original network")
     if not inplace:
@@ -84,7 +96,7 @@ def convert(
 
     # All gates are made before anything changes, so that a refusal leaves the model as it was.
     gates = {
-        name: [_new_gate(name, addition, plans[name][0], view, reduction) for addition in plans[name][2]]
+        name: [_new_gate(name, addition, plans[name][0], settings) for addition in plans[name][2]]
         for name in plans
         if name in chosen
     }
@@ -112,28 +124,14 @@ def _matches(where: Where, name: str, block: nn.Module) -> bool:
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in patterns)
 
 
-def _new_gate(name: str, addition: Addition, block: nn.Module, view: str, reduction: int) -> CompetitiveSE:
-    """A gate that is 1 for every input, and learns from its first step."""
+def _new_gate(name: str, addition: Addition, block: nn.Module, settings: dict[str, Any]) -> CompetitiveSE:
+    """A gate that is the same for every input, and learns from its first step."""
     like = next(block.parameters())
     try:
-        gate = CompetitiveSE(
-            addition.channels,
-            view=view,
-            reduction=min(reduction, max(1, addition.channels // 2)),  # at least two hidden units, see below
-            gain=2.0,
-            device=like.device,
-            dtype=like.dtype,
-        )
+        gate = CompetitiveSE(addition.channels, **settings, device=like.device, dtype=like.dtype)
     except ValueError as error:
         raise UserError(f"block {name}: {error}; or leave the block out with where=") from None
-    with torch.no_grad():
-        gate.fc2.weight.zero_()
-        # The last layer learns only from hidden units that are awake, and the layers before it not at all while it is
-        # zero. With few units all of them may sleep for every image; of a unit and its mirror image one is awake.
-        for child, layer in gate.named_children():
-            if child in ("fc1", "fc_residual", "fc_identity"):
-                half = gate.hidden // 2
-                layer.weight[half : 2 * half] = -layer.weight[:half]
+    gate.zero_last_layer()
     return gate.train(block.training)
 
 

@@ -11,14 +11,18 @@ import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from cmpe_se.conversion.convert import CHILD, Where, convert
+from cmpe_se.conversion.convert import CHILD, convert
 
 BASES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
 """Networks of timm that have a name with the prefix ``cmpe_se_``."""
 
 
-def _converted(base: str, view: str, reduction: int, where: Where | None, **settings: Any) -> nn.Module:
-    return convert(timm.create_model(base, **settings), view=view, reduction=reduction, where=where, inplace=True)
+_CONVERSION = ("view", "start", "reduction", "min_hidden", "bias", "mask", "where")
+"""Keywords of :func:`cmpe_se.convert`; all others are for the base network."""
+
+
+def _converted(base: str, conversion: dict[str, Any], **settings: Any) -> nn.Module:
+    return convert(timm.create_model(base, **settings), **conversion, inplace=True)
 
 
 def _with_new_gates(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -28,17 +32,8 @@ def _with_new_gates(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
     return state | {key: value for key, value in model.state_dict().items() if f".{CHILD}." in key}
 
 
-def _build(
-    name: str,
-    base: str,
-    pretrained: bool = False,
-    *,
-    view: str = "folded_3x3",
-    reduction: int = 16,
-    where: Where | None = None,
-    **settings: Any,
-) -> nn.Module:
-    network = partial(_converted, base, view, reduction, where)
+def _build(name: str, base: str, pretrained: bool = False, **settings: Any) -> nn.Module:
+    network = partial(_converted, base, {key: settings.pop(key) for key in _CONVERSION if key in settings})
     return build_model_with_cfg(network, name, pretrained, pretrained_filter_fn=_with_new_gates, **settings)
 
 
@@ -59,7 +54,7 @@ def _register(base: str) -> None:
         return _build(name, base, pretrained, **settings)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"timm's {base}, converted; takes view=, reduction=, where= and what {base} takes."
+    entrypoint.__doc__ = f"timm's {base}, converted; takes what cmpe_se.convert and {base} take."
     globals()[name] = register_model(entrypoint)
 
 
@@ -69,7 +64,7 @@ for _base in BASES:
 
 @register_model
 def cmpe_se_converted(pretrained: bool = False, *, base: str, **settings: Any) -> nn.Module:
-    """Any network of timm, converted; takes view=, reduction=, where= and what the network takes.
+    """Any network of timm, converted; takes what cmpe_se.convert and the network take.
 
     Args:
         pretrained: start from the base network's pretrained weights, or load those of a saved converted network.

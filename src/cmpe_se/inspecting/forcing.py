@@ -29,8 +29,11 @@ def forced_gates(model: nn.Module, block: str, gates: float | Tensor) -> Iterato
     if block not in found:
         raise UserError(f"no competitive block is called '{block}'; there are {', '.join(found)}")
     gate = found[block]
+    if hasattr(gate, "map_gate"):
+        raise UserError(f"{block} has a gate of its own module (view {gate.view}), which cannot be held to values")
     last = gate.get_submodule("excite" if hasattr(gate, "excite") else "fc2")
-    values = torch.as_tensor(gates, dtype=last.weight.dtype, device=last.weight.device)
+    like = next(last.parameters())
+    values = torch.as_tensor(gates, dtype=like.dtype, device=like.device)
     if values.numel() not in (1, last.out_features) or values.ndim > 1:
         raise UserError(f"{block} has {last.out_features} channels; give one gate or one each, not {values.numel()}")
     if not bool(((values >= 0) & (values <= gate.gain)).all()):  # NaN is none of these either

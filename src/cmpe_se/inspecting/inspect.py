@@ -6,6 +6,7 @@ it gets residual and identity whole. Our own blocks hand it squeezes alone; ther
 added to its shortcut.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.folding import unfold
 from cmpe_se.merging import MergedGate
 from cmpe_se.networks.blocks import PreActBlock
+from cmpe_se.views import TABLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +31,17 @@ class BlockView:
     Args:
         name: of the block, as ``model.get_submodule`` takes it (of the gate itself where a block has several).
         view: how the gate reads the squeezes, one of :data:`cmpe_se.VIEWS`.
-        gain: the largest value of its gates: 1, or 2 in converted networks.
+        gain: the largest value of its gates: 1, or 2 where they start at one (4 of ``timm_cbam``).
         residual_squeeze: r, (N, C); None where only a merged gate of a foreign block knows it.
         identity_squeeze: i, (N, C), also where the gate does not look at it; None likewise.
         picture: what the map convolution read, (N, 1, height, width); None for views without one, and for merged gates.
         map: the mean over the maps, (N, height', width'), which the excitation read; None likewise.
-        gate: a, (N, C) in (0, gain).
+        gate: a, (N, C) in (0, gain); its mean over the positions where it differs between them (``timm_cbam``,
+            ``aff``).
         attentional_picture: the picture after gating, drawn from a * r and i; None where there is no picture.
         identity_energy: mean of s squared over height and width, (N, C); None where the gate was not seen adding.
-        residual_energy: the same of a * u, what the residual adds to it.
+        residual_energy: the same of a * u, what the residual adds to it. (``aff`` scales the identity too; both
+            energies are then those of the scaled flows.)
     """
 
     name: str
@@ -103,7 +107,7 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
         for name, gate in gates.items():
             handles += _listen(name, gate, seen)
         for name, block in model.named_modules():
-            if isinstance(block, PreActBlock) and name in gates:
+            if isinstance(block, PreActBlock) and name in gates and gates[name].takes_squeezes:
                 handles.append(block.register_forward_hook(partial(_after_block, seen, gates[name])))
         output = model(images.to(like))
     finally:
@@ -149,6 +153,8 @@ def _listen(name: str, gate: nn.Module, seen: list[dict[str, Any]]) -> list[Any]
         seen.append(record)
 
     handles = [gate.register_forward_pre_hook(keep_flows)]
+    if hasattr(gate, "map_gate"):
+        return handles + _listen_to_maps(name, gate, seen, parts)
     for child, layer in gate.named_children():
         if child in ("fc2", "excite"):
             handles.append(layer.register_forward_hook(decided))
@@ -157,13 +163,36 @@ def _listen(name: str, gate: nn.Module, seen: list[dict[str, Any]]) -> list[Any]
     return handles
 
 
+def _listen_to_maps(name: str, gate: nn.Module, seen: list[dict[str, Any]], parts: dict[str, Tensor]) -> list[Any]:
+    """Hooks on a gate that takes whole maps: every module called ``gate`` inside it puts out factors on them."""
+    factors: list[Tensor] = []  # (N, C, 1, 1), (N, 1, H, W) or (N, C, H, W); ECA's are (N, 1, C)
+
+    def keep_factor(_, __, output: Tensor) -> None:
+        factors.append(output.detach().transpose(1, 2)[..., None] if output.ndim == 3 else output.detach())
+
+    def added(_, inputs, output: Tensor) -> None:
+        kept = inputs[1]
+        if gate.view == "aff":
+            kept = gate.gain * (1 - factors[0]) * kept
+        total = math.prod(factor.mean((2, 3)) for factor in factors)
+        record = {"name": name, "module": gate, "gate": gate.gain * total, **parts}
+        seen.append(record | {"identity": _energy(kept), "residual": _energy(output - kept)})
+        parts.clear()
+        factors.clear()
+
+    inner = [module for path, module in gate.named_modules() if path.split(".")[-1] == "gate"]
+    return [module.register_forward_hook(keep_factor) for module in inner] + [gate.register_forward_hook(added)]
+
+
 def _after_block(seen: list[dict[str, Any]], gate: nn.Module, block: PreActBlock, inputs: tuple, output: tuple) -> None:
     """Split what one of our own blocks returned into the shortcut and what was added to it."""
     x, y = inputs[0], output[0]
     # The layers' own forwards: nobody else's hooks shall hear a second call.
     shortcut = x if block.shortcut is None else block.shortcut.forward(torch.relu(block.bn1.forward(x)))
     record = next(record for record in reversed(seen) if record["module"] is gate)
-    record.update(shortcut=squeeze(shortcut), identity=_energy(shortcut), residual=_energy(y - shortcut))
+    added = y - shortcut
+    record.update(shortcut=squeeze(shortcut), identity=_energy(shortcut), residual=_energy(added))
+    record["behind_gate"] = squeeze(added) / record["gate"]  # r, for gates that do not read it
 
 
 def _view(record: dict[str, Any]) -> BlockView:
@@ -196,9 +225,12 @@ def _squeezes(record: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
     if "fc_residual" in record:
         return record["fc_residual"], record["fc_identity"]
     read, shortcut = record.get("read", record.get("fc1")), record.get("shortcut")
-    if not gate.competitive:
+    reads = TABLE[gate.view].reads
+    if reads == ("residual",):
         return read, shortcut
-    return tuple(read.chunk(2, dim=1)) if read.shape[1] == 2 * channels else (None, shortcut)
+    if reads == ("identity",):
+        return record.get("behind_gate"), read
+    return tuple(read.chunk(2, dim=1)) if read.shape[1] == 2 * channels else (record.get("behind_gate"), shortcut)
 
 
 def _map_size(gate: CompetitiveSE) -> tuple[int, int]:

@@ -15,31 +15,42 @@ from cmpe_se.precision import without_autocast
 
 
 class MergedGate(nn.Module):
-    """``identity + gain * sigmoid(W2 relu(A r + B i + b)) * residual``: what a gate computes in eval mode, exactly.
+    """``identity + gain * sigmoid(W2 relu(A r + B i + b) + c) * residual``: what a gate computes in eval mode, exactly.
 
     Made by :func:`cmpe_se.merge`. Its weights stay float32 (or wider) whatever the network is converted to, as the
     squeezes do: they are few, and a rounded gate rounds everything behind it.
 
     Args:
-        residual: A, (hidden, C_r): reads the squeeze of the residual, or of what a pointwise convolution makes it from.
+        residual: A, (hidden, C_r): reads the squeeze of the residual, or of what a pointwise convolution makes it from;
+            None for a gate that does not look at it (``se_identity``).
         identity: B, (hidden, C_i), the same of the identity; None for a gate that does not look at it (``se``).
         bias: b, (hidden,).
         excite: W2, (C, hidden).
+        excite_bias: c, (C,), or None.
         gain: fixed factor on the gate.
         view: the view that was merged, for people.
     """
 
+    takes_squeezes = True
     overwrites = False
     """Whether ``forward`` may write the sum over the residual, which nobody else reads: timm's blocks do the same."""
 
     def __init__(
-        self, residual: Tensor, identity: Tensor | None, bias: Tensor, excite: Tensor, *, gain: float, view: str
+        self,
+        residual: Tensor | None,
+        identity: Tensor | None,
+        bias: Tensor,
+        excite: Tensor,
+        excite_bias: Tensor | None = None,
+        *,
+        gain: float,
+        view: str,
     ):
         super().__init__()
-        matrices = [residual] if identity is None else [residual, identity]
-        self.view, self.gain, self.competitive = view, gain, identity is not None
-        self.read = _linear(torch.cat(matrices, dim=1), bias)
-        self.excite = _linear(excite, None)
+        self.view, self.gain = view, gain
+        self.reads_residual, self.competitive = residual is not None, identity is not None
+        self.read = _linear(torch.cat([matrix for matrix in (residual, identity) if matrix is not None], dim=1), bias)
+        self.excite = _linear(excite, excite_bias)
 
     def forward(
         self,
@@ -56,7 +67,7 @@ class MergedGate(nn.Module):
             residual_squeeze: what A reads, (N, C_r), where it is known already; the squeeze of u if left out.
             identity_squeeze: what B reads, (N, C_i), where it is known already; the squeeze of s if left out.
         """
-        r = squeeze(residual) if residual_squeeze is None else residual_squeeze
+        r = squeeze(residual) if residual_squeeze is None and self.reads_residual else residual_squeeze
         i = squeeze(identity) if identity_squeeze is None and self.competitive else identity_squeeze
         gate = self.gate(r, i).to(residual.dtype)[:, :, None, None]
         kept = torch.is_grad_enabled() or is_recorded() or identity.dtype != residual.dtype
@@ -64,9 +75,12 @@ class MergedGate(nn.Module):
             return torch.addcmul(identity, gate, residual, out=residual)
         return torch.addcmul(identity, gate, residual)
 
-    def gate(self, residual: Tensor, identity: Tensor | None) -> Tensor:
-        """Gate a of each channel, (N, C), from the squeezes (N, C_r) and (N, C_i)."""
-        read = torch.cat((residual, identity), dim=1) if self.competitive else residual
+    def gate(self, residual: Tensor | None, identity: Tensor | None) -> Tensor:
+        """Gate a of each channel, (N, C), from the squeezes (N, C_r) and (N, C_i); one it does not read may be None."""
+        if self.competitive:
+            read = torch.cat((residual, identity), dim=1) if self.reads_residual else identity
+        else:
+            read = residual
         with without_autocast(read.device.type):
             gate = self.excite(self.read(read.to(self.read.weight.dtype)).relu_()).sigmoid_()
         return gate if self.gain == 1 else gate * self.gain
@@ -84,24 +98,29 @@ class MergedGate(nn.Module):
         return f"view='{self.view}', gain={self.gain:g}"
 
 
-def affine_form(attention: CompetitiveSE) -> tuple[Tensor, Tensor | None, Tensor]:
-    """A (hidden, C), B (hidden, C) or None, and b (hidden,), float64, such that W1's output is A r + B i + b.
+def affine_form(attention: CompetitiveSE) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """A (hidden, C) or None, B likewise, and b (hidden,), float64, such that W1's output is A r + B i + b.
 
     The picture, its convolution, its norm with running statistics, the mean over the maps and W1 are affine one after
     the other. Their A and B are W1 pulled back through the convolution, which is what a transposed convolution does.
     """
-    layers = dict(attention.named_children())
-    norm = layers.pop("map_norm", None)
-    children = {name: layer.weight.detach().double() for name, layer in layers.items()}
-    if attention.view == "se":
-        weight = children["fc1"]
-        return weight, None, weight.new_zeros(len(weight))
     if attention.view == "double_fc":
-        residual, identity = children["fc_residual"], children["fc_identity"]
-        nothing = torch.zeros_like(residual)
-        return torch.cat((residual, nothing)), torch.cat((nothing, identity)), residual.new_zeros(2 * len(residual))
+        residual, identity = (_double(layer) for layer in (attention.fc_residual, attention.fc_identity))
+        nothing = torch.zeros_like(residual[0])
+        return (
+            torch.cat((residual[0], nothing)),
+            torch.cat((nothing, identity[0])),
+            torch.cat((residual[1], identity[1])),
+        )
+    reads, bias = _double(attention.fc1)  # (hidden, what W1 reads) and (hidden,)
+    if attention.view == "se":
+        return reads, None, bias
+    if attention.view == "se_identity":
+        return None, reads, bias
+    if attention.view == "se_sum":
+        return reads, reads, bias
 
-    kernels = children["map_conv"]  # (m, 1, height, width)
+    kernels, norm = attention.map_conv.weight.detach().double(), attention.map_norm  # (m, 1, height, width)
     if norm.running_var is None:
         raise UserError("a gate whose norm keeps no running statistics reads each batch anew, and cannot be merged")
     scale = (norm.running_var.double() + norm.eps).rsqrt()  # (m,)
@@ -112,13 +131,18 @@ def affine_form(attention: CompetitiveSE) -> tuple[Tensor, Tensor | None, Tensor
     height, width = (
         size - side + 1 for size, side in zip(attention.picture_size, attention.map_conv.kernel_size, strict=True)
     )
-    reads = children["fc1"]  # (hidden, pixels)
     pictures = conv_transpose2d(reads.view(-1, 1, height, width), kernel)  # (hidden, 1, picture height, width)
     if attention.view == "folded_3x3":
         residual, identity = unfold(pictures)
     else:
         residual, identity = pictures[:, 0].unbind(-1)  # of (hidden, C, 2)
-    return residual, identity, shift.mean() * reads.sum(1)
+    return residual, identity, bias + shift.mean() * reads.sum(1)
+
+
+def _double(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """A linear map's weight (out, in) and bias (out,), zero where it has none, in float64."""
+    weight = layer.weight.detach().double()
+    return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
 
 
 @torch.no_grad()
@@ -130,19 +154,26 @@ def merge_gate(
     """The deploy form of a gate, in the dtype of its weights.
 
     Args:
-        attention: any view; its norm's running statistics are used.
+        attention: any view that is made of squeezes; its norm's running statistics are used.
         residual_conv: pointwise convolution that makes the residual; the gate then reads the squeeze of its input
             (fact 2), and is as wide as that.
         identity_conv: the same of the identity.
     """
     residual, identity, bias = affine_form(attention)
-    if residual_conv is not None:
+    if residual_conv is not None and residual is not None:
         residual, bias = _pulled_back(residual, bias, residual_conv)
     if identity_conv is not None and identity is not None:
         identity, bias = _pulled_back(identity, bias, identity_conv)
     tensors = [None if tensor is None else tensor.to(attention.fc2.weight.dtype) for tensor in (residual, identity)]
     excite = attention.fc2.weight.detach()
-    return MergedGate(*tensors, bias.to(excite.dtype), excite, gain=attention.gain, view=attention.view).eval()
+    return MergedGate(
+        *tensors,
+        bias.to(excite.dtype),
+        excite,
+        None if attention.fc2.bias is None else attention.fc2.bias.detach(),
+        gain=attention.gain,
+        view=attention.view,
+    ).eval()
 
 
 def _pulled_back(reads: Tensor, bias: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,15 @@
 """The deploy form of a network: the same function in eval mode, with nothing left that only training needs.
 
-Every gate becomes two linear maps (fact 1 of ``docs/method.md``), every batch norm that follows a convolution is folded
-into it, and in converted networks a gate reads its squeeze off a pointwise convolution's input where that is smaller
-than the output (fact 2; a folded norm is part of that convolution). In our own networks facts 2 and 3 hold already.
+Every gate made of squeezes becomes two linear maps (fact 1 of ``docs/method.md``), every static gate goes into the
+layer that makes its residual, and every batch norm that follows a convolution is folded into it. In converted networks
+a gate reads its squeeze off a pointwise convolution's input where that is smaller than the output (fact 2; a folded
+norm is part of that convolution). In our own networks facts 2 and 3 hold already.
 """
 
 import copy
 import operator
 from functools import partial
 
-from timm.layers import DropPath
 from torch import fx, nn
 
 from cmpe_se.addition import squeeze
@@ -19,8 +19,8 @@ from cmpe_se.errors import UserError
 from cmpe_se.hooks import is_watched
 from cmpe_se.merging.gate import MergedGate, merge_gate
 from cmpe_se.merging.norms import fold_norms, trace_eval
-
-_NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
+from cmpe_se.merging.static import NOTHING_IN_EVAL, merge_static_gates
+from cmpe_se.views import TABLE
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -36,9 +36,10 @@ def merge(model: nn.Module) -> nn.Module:
         The merged copy. Merging that again returns an equal copy.
     """
     if isinstance(model, CompetitiveSE):
-        return merge_gate(model)
+        return merge_gate(model) if model.takes_squeezes else copy.deepcopy(model).eval().requires_grad_(False)
     merged = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(merged)
+    merge_static_gates(merged)
     for block in _gated(merged):
         _merge_gates(block)
     merged.train = partial(_refuse_training, merged)
@@ -47,32 +48,34 @@ def merge(model: nn.Module) -> nn.Module:
 
 def _gated(model: nn.Module) -> list[nn.Module]:
     """Modules that have gates among their children."""
-    return [
-        module for module in model.modules() if any(isinstance(child, CompetitiveSE) for child in module.children())
-    ]
+    return [module for module in model.modules() if any(_made_of_squeezes(child) for child in module.children())]
+
+
+def _made_of_squeezes(module: nn.Module) -> bool:
+    return isinstance(module, CompetitiveSE) and module.takes_squeezes
 
 
 def _merge_gates(block: nn.Module) -> None:
     graph = trace_eval(block)
     calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
     for child, gate in list(block.named_children()):
-        if not isinstance(gate, CompetitiveSE):
+        if not _made_of_squeezes(gate):
             continue
         own = [call for call in calls if call.target == child]
         if len(own) == 1 and len(own[0].args) == 2:
             setattr(block, child, _merged_where_called(block, graph, own[0], gate))
         else:  # called in another way, as our own blocks do
             setattr(block, child, merge_gate(gate))
-    if any(isinstance(call.kwargs.get("residual_squeeze"), fx.Node) for call in calls):
+    if any(isinstance(value, fx.Node) for call in calls for value in call.kwargs.values()):
         replace_forward(block, graph)
 
 
 def _merged_where_called(block: nn.Module, graph: fx.Graph, call: fx.Node, gate: CompetitiveSE) -> MergedGate:
     """The deploy form of a gate whose only call is known, which from now on gets its squeezes from outside."""
     convs = [_pointwise_behind(block, call, operand) for operand in call.args]
-    for key, operand, conv in zip(("residual_squeeze", "identity_squeeze"), call.args, convs, strict=True):
-        if gate.competitive or key == "residual_squeeze":
-            call.update_kwarg(key, _early_squeeze(block, graph, call, operand, conv))
+    for flow, operand, conv in zip(("residual", "identity"), call.args, convs, strict=True):
+        if flow in TABLE[gate.view].reads:
+            call.update_kwarg(f"{flow}_squeeze", _early_squeeze(block, graph, call, operand, conv))
     merged = merge_gate(gate, *(conv and conv[1] for conv in convs))
     merged.overwrites = _is_fresh(block, call.args[0])
     return merged
@@ -80,7 +83,7 @@ def _merged_where_called(block: nn.Module, graph: fx.Graph, call: fx.Node, gate:
 
 def _pointwise_behind(block: nn.Module, call: fx.Node, operand: fx.Node) -> tuple[fx.Node, nn.Conv2d] | None:
     """The convolution that makes an operand, and its input, where that stays as it is and is less to read."""
-    while operand.op == "call_module" and isinstance(block.get_submodule(operand.target), _NOTHING_IN_EVAL):
+    while operand.op == "call_module" and isinstance(block.get_submodule(operand.target), NOTHING_IN_EVAL):
         operand = operand.args[0]
     if operand.op != "call_module":
         return None
@@ -115,7 +118,7 @@ def _stays(block: nn.Module, call: fx.Node, source: fx.Node) -> bool:
 
     def renames(node: fx.Node) -> bool:
         module = block.get_submodule(node.target) if node.op == "call_module" else None
-        return node.target is operator.getitem or isinstance(module, _NOTHING_IN_EVAL)
+        return node.target is operator.getitem or isinstance(module, NOTHING_IN_EVAL)
 
     while renames(source):
         source = source.args[0]
@@ -137,7 +140,7 @@ def _is_fresh(block: nn.Module, operand: fx.Node) -> bool:
         module = block.get_submodule(operand.target)
         if isinstance(module, nn.Conv2d):
             return not is_watched(module)
-        if not isinstance(module, _NOTHING_IN_EVAL) or is_watched(module):
+        if not isinstance(module, NOTHING_IN_EVAL) or is_watched(module):
             return False
         operand = operand.args[0]
     return False

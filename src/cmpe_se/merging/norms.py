@@ -87,8 +87,18 @@ def _pairs(module: nn.Module) -> list[tuple[str, str | None]]:
     return pairs
 
 
+def is_plain_convolution(module: nn.Module) -> bool:
+    """Whether a layer is a 2-D convolution that uses its weight as it is."""
+    return isinstance(module, nn.Conv2d) and type(module).forward in _CONVOLUTIONS
+
+
+def is_plain_norm(module: nn.Module) -> bool:
+    """Whether a layer is a batch norm and nothing else, not even with an activation behind it."""
+    return type(module).forward in _NORMS and type(module).forward not in _WITH_ACTIVATION
+
+
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
-    if not isinstance(conv, nn.Conv2d) or type(conv).forward not in _CONVOLUTIONS or type(norm).forward not in _NORMS:
+    if not is_plain_convolution(conv) or type(norm).forward not in _NORMS:
         return False
     return norm.running_mean is not None and not is_watched(conv) and not is_watched(norm)
 

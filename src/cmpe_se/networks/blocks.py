@@ -68,6 +68,10 @@ class PreActBlock(nn.Module):
         last = self.branch(h)
         if self.attention is None:
             return shortcut + self.drop_path(self.last_conv(last)), None
+        if not self.attention.takes_squeezes:  # nothing flows, and nothing is read ahead
+            y = self.attention(self.last_conv(last), shortcut)
+            drops = self.training and isinstance(self.drop_path, DropPath) and self.drop_path.drop_prob
+            return shortcut + self.drop_path(y - shortcut) if drops else y, None
 
         residual = None
         if self.reads_ahead and is_pointwise(self.last_conv) and not is_watched(self.last_conv):

@@ -90,8 +90,10 @@ class ResidualNetwork(nn.Module):
 
     def init_weights(self) -> None:
         """Draw every convolution from a normal distribution of variance 2 / (kernel area x output channels)."""
+        foreign = [module.map_gate for module in self.modules() if hasattr(module, "map_gate")]  # as their authors draw
+        own = {id(part) for gate in foreign for part in gate.modules()}
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and id(module) not in own:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -203,10 +205,10 @@ class PreActResNet(ResidualNetwork):
     Args:
         depth: 9n + 2 for bottleneck blocks (164 in the paper), 6n + 2 for basic ones (110).
         block: "bottleneck" or "basic".
-        view: one of :data:`cmpe_se.attention.VIEWS`, or None for the plain network.
+        view: one of :data:`cmpe_se.VIEWS`, or None for the plain network.
         num_classes: outputs; 0 leaves the pooled features.
         in_chans: channels of the images.
-        reduction: ratio t of the gate's hidden layer.
+        start, reduction, min_hidden, bias, mask: of the gates, see :class:`cmpe_se.CompetitiveSE`.
         global_pool: pooling before the classifier, timm's names.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth, growing linearly from 0 in the first block to this in the last.
@@ -224,7 +226,11 @@ class PreActResNet(ResidualNetwork):
         view: str | None = None,
         num_classes: int = 10,
         in_chans: int = 3,
+        start: str = "half",
         reduction: int = 16,
+        min_hidden: int = 1,
+        bias: bool = False,
+        mask: float = 0.0,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -236,12 +242,20 @@ class PreActResNet(ResidualNetwork):
             raise ValueError(f"unknown block '{block}'; choose one of {', '.join(blocks)}")
         block_type, layers = blocks[block]
         self.depth, self.block, self.view = depth, block, view
+        gate = {
+            "view": view,
+            "start": start,
+            "reduction": reduction,
+            "min_hidden": min_hidden,
+            "bias": bias,
+            "mask": mask,
+        }
 
         def attention(planes: int, channels: int, **factory) -> CompetitiveSE:
             # Only the bottleneck family's fold is the paper's own; basic blocks take the general rule.
             columns = 16 if block == "bottleneck" else None
             maps = max(1, planes // 16)
-            return CompetitiveSE(channels, view=view, reduction=reduction, columns=columns, maps=maps, **factory)
+            return CompetitiveSE(channels, **gate, columns=columns, maps=maps, **factory)
 
         super().__init__(
             block_type,
@@ -266,10 +280,10 @@ class WideResNet(ResidualNetwork):
     Args:
         depth: 6n + 4 (28 in the paper).
         width: factor k on the planes 16, 32, 64 (10 in the paper). ``folded_3x3`` folds to 2k rows.
-        view: one of :data:`cmpe_se.attention.VIEWS`, or None for the plain network.
+        view: one of :data:`cmpe_se.VIEWS`, or None for the plain network.
         num_classes: outputs; 0 leaves the pooled features.
         in_chans: channels of the images.
-        reduction: ratio t of the gate's hidden layer.
+        start, reduction, min_hidden, bias, mask: of the gates, see :class:`cmpe_se.CompetitiveSE`.
         global_pool: pooling before the classifier, timm's names.
         drop_rate: dropout between the two convolutions of each block.
         drop_path_rate: stochastic depth, growing linearly from 0 in the first block to this in the last.
@@ -287,7 +301,11 @@ class WideResNet(ResidualNetwork):
         view: str | None = None,
         num_classes: int = 10,
         in_chans: int = 3,
+        start: str = "half",
         reduction: int = 16,
+        min_hidden: int = 1,
+        bias: bool = False,
+        mask: float = 0.0,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -297,12 +315,20 @@ class WideResNet(ResidualNetwork):
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"WideResNet: width must be a whole number of at least 1, got {width!r}")
         self.depth, self.width, self.view = depth, width, view
+        gate = {
+            "view": view,
+            "start": start,
+            "reduction": reduction,
+            "min_hidden": min_hidden,
+            "bias": bias,
+            "mask": mask,
+        }
 
         def attention(planes: int, channels: int, **factory) -> CompetitiveSE:
             # The paper's 2k rows; at width 1 they are too few for a 3x3 convolution, and the general rule holds.
             columns = planes if width > 1 else None
             maps = max(1, channels // 16)
-            return CompetitiveSE(channels, view=view, reduction=reduction, columns=columns, maps=maps, **factory)
+            return CompetitiveSE(channels, **gate, columns=columns, maps=maps, **factory)
 
         super().__init__(
             PreActBasic,

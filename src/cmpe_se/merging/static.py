@@ -1,0 +1,100 @@
+"""Static gates scale their residual by the same numbers for every image: the layer that makes it can do that itself."""
+
+import operator
+from collections import Counter
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, fx, nn
+
+from cmpe_se.attention import CompetitiveSE
+from cmpe_se.conversion.blocks import replace_forward
+from cmpe_se.hooks import is_watched
+from cmpe_se.merging.norms import is_plain_convolution, is_plain_norm, trace_eval
+from cmpe_se.networks.blocks import PreActBlock
+
+NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
+
+
+@torch.no_grad()
+def merge_static_gates(model: nn.Module) -> None:
+    """Put every static gate into the convolution or norm that makes its residual, where nobody else reads that.
+
+    Args:
+        model: network in eval mode, changed in place. Gates for which there is no such layer stay as they are.
+    """
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for block in list(model.modules()):
+        static = {name: child for name, child in block.named_children() if _is_static(child)}
+        if not static or names[id(block)] > 1:
+            continue
+        if isinstance(block, PreActBlock):
+            if _scales(block.last_conv, names):
+                _scale(block.last_conv, _constant(block.attention))
+                block.attention = None
+        else:
+            _merge_where_called(block, static, names)
+
+
+def _is_static(module: nn.Module) -> bool:
+    return isinstance(module, CompetitiveSE) and module.view == "static" and not is_watched(module)
+
+
+def _merge_where_called(block: nn.Module, static: dict[str, CompetitiveSE], names: Counter) -> None:
+    graph = trace_eval(block)
+    calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
+    targets, merged = Counter(call.target for call in calls), []
+    for call in calls:
+        if call.target not in static or targets[call.target] > 1 or len(call.args) != 2:
+            continue
+        residual, identity = call.args
+        layer = _maker(block, residual, targets)
+        if layer is None or not _scales(layer, names):
+            continue
+        _scale(layer, _constant(static[call.target]))
+        with graph.inserting_after(call):
+            # The residual is fresh, so the sum may be written over it, as timm's own blocks do.
+            total = graph.call_function(operator.add, (residual, identity))
+        call.replace_all_uses_with(total)
+        graph.erase_node(call)
+        merged.append(call.target)
+    for child in merged:
+        delattr(block, child)
+    if merged:
+        replace_forward(block, graph)
+
+
+def _maker(block: nn.Module, operand: fx.Node, targets: Counter) -> nn.Module | None:
+    """The layer whose output an operand is, if it is called once and nothing else reads what it puts out."""
+    while operand.op == "call_module" and len(operand.users) == 1 and targets[operand.target] == 1:
+        module = block.get_submodule(operand.target)
+        if not isinstance(module, NOTHING_IN_EVAL) or is_watched(module):
+            return module
+        operand = operand.args[0]
+    return None
+
+
+def _scales(layer: nn.Module, names: Counter) -> bool:
+    """Whether a factor on each output channel can go into a layer's own weights."""
+    if names[id(layer)] > 1 or is_watched(layer):
+        return False
+    return is_plain_convolution(layer) or (is_plain_norm(layer) and layer.weight is not None)
+
+
+def _scale(layer: nn.Module, factors: Tensor) -> None:
+    for name in ("weight", "bias"):
+        values = getattr(layer, name)
+        if values is not None:
+            scaled = values.double() * factors.view(-1, *[1] * (values.ndim - 1))
+            # A new one, in the place of one that another layer might share.
+            setattr(layer, name, _like(values, scaled))
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    new = new.to(old.dtype)
+    return nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
+
+
+def _constant(gate: CompetitiveSE) -> Tensor:
+    """Factor on each channel, (C,), float64."""
+    return gate.gain * gate.fc2.bias.double().sigmoid()
