@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -24,6 +24,12 @@ class TrainingConfig:
         view: view of our attention: se, double_fc, pair_view_2x1, pair_view_1x1 or folded_3x3; null is the model
             name's own.
         convert: put competition with this view into the model, any residual network of timm; null leaves it as it is.
+        start: gates before training: half, or one, which leaves the network's function as it was; null is the
+            network's own, half for ours and one for converted ones.
+        reduction: channels of a gate divided by its hidden units.
+        min_hidden: fewest hidden units of a gate.
+        bias: biases in the gates' linear layers.
+        mask: share of a gate's inputs that training leaves out, 0 is off.
         pretrained: weights to start from: a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
             model's own. A classifier for another number of classes starts anew.
         data: digits, cifar10, cifar100, svhn, fashion_mnist, folder (class folders), imagenet, hfds/NAME or wds/NAME.
@@ -75,6 +81,11 @@ class TrainingConfig:
     model: str = "cmpe_se_preact_resnet20"
     view: str | None = None
     convert: str | None = None
+    start: Literal["half", "one"] | None = None
+    reduction: int = 16
+    min_hidden: int = 1
+    bias: bool = False
+    mask: float = 0.0
     pretrained: str | None = None
     data: str = "digits"
     data_dir: str | None = None
