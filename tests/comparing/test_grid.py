@@ -1,5 +1,7 @@
 """Which runs a comparison has, and what makes them comparable."""
 
+import sys
+from dataclasses import fields
 from itertools import combinations
 from pathlib import Path
 
@@ -7,18 +9,24 @@ import pytest
 import timm
 import torch
 
+from cmpe_se.cli import _as_parsed, _parser
 from cmpe_se.comparing.compare import compare
-from cmpe_se.comparing.grid import Entry, Grid, parse_entries
+from cmpe_se.comparing.grid import GATE_SETTINGS, Entry, Grid, parse_entries
 from cmpe_se.comparing.presets import COLUMNS, PRESETS, preset_grids
+from cmpe_se.comparing.running import _job
 from cmpe_se.config import TrainingConfig
 from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
 from cmpe_se.training import create_network
 
+FIELDS = [field.name for field in fields(TrainingConfig)]
+DEFAULTS = {"start": None, "reduction": 16, "min_hidden": 1, "bias": False, "mask": 0.0}
+GIVEN = {"start": "one", "reduction": 4, "min_hidden": 4, "bias": True, "mask": 0.5}
 
-def grid(folder, entries=("preact_resnet20", "cmpe_se_preact_resnet20"), seeds=2, **settings) -> Grid:
-    config = TrainingConfig.from_recipe("digits", **settings)
-    return Grid(folder, parse_entries(entries, []), seeds, config, {})
+
+def grid(folder, entries=("preact_resnet20", "cmpe_se_preact_resnet20"), *, recipe="digits", **settings) -> Grid:
+    config = TrainingConfig.from_recipe(recipe, **settings)
+    return Grid(folder, parse_entries(entries, []), range(2), config, {})
 
 
 def test_views_multiply_competitive_names_only():
@@ -40,7 +48,49 @@ def test_views_multiply_competitive_names_only():
 )
 def test_a_view_is_the_networks_own_or_a_conversion(name, view, convert):
     entry = parse_entries([name, "preact_resnet20"], [])[0]
-    assert entry.settings == {"model": name.partition(":")[0], "view": view, "convert": convert}
+    made = {name: entry.settings[name] for name in ("model", "view", "convert")}
+    assert made == {"model": name.partition(":")[0], "view": view, "convert": convert}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("preact_resnet20", DEFAULTS),
+        ("resnet18", DEFAULTS),
+        ("se_preact_resnet20", GIVEN),
+        ("cmpe_se_wrn16_4", GIVEN),
+        ("preact_resnet20:se", GIVEN),
+        ("resnet18:folded_3x3", GIVEN),
+        ("cmpe_se_resnet18", GIVEN),
+        ("preact_resnet20:se:reduction=2:start=half", GIVEN | {"reduction": 2, "start": "half"}),
+        ("cmpe_se_wrn16_4:bias=false:mask=0.25", GIVEN | {"bias": False, "mask": 0.25}),
+        ("resnet18:se:start=null:min_hidden=8", GIVEN | {"start": None, "min_hidden": 8}),
+    ],
+)
+def test_gate_settings_are_for_networks_with_gates(name, own, tmp_path):
+    compared = grid(tmp_path, (name, "wrn16_8"), **GIVEN)
+    config = compared.config_of(compared.cells[0])
+    assert {key: getattr(config, key) for key in GATE_SETTINGS} == own
+    assert compared.entries[0].label == name
+
+
+def test_views_keep_an_entrys_settings():
+    entries = parse_entries(["preact_resnet20", "cmpe_se_wrn16_4:reduction=2"], ["se", "folded_3x3"])
+    labels = [entry.label for entry in entries[1:]]
+    assert labels == ["cmpe_se_wrn16_4:se:reduction=2", "cmpe_se_wrn16_4:folded_3x3:reduction=2"]
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (["wrn16_4:se", "wrn16_4:se:reduction=16"], "wrn16_4:se and wrn16_4:se:reduction=16 are the same network"),
+        (["wrn16_4", "wrn16_4:se:reduction=two"], 'wrn16_4:se:reduction=two: setting "reduction"'),
+        (["wrn16_4", "wrn16_4:se:reduction=["], r'wrn16_4:se:reduction=\[: setting "reduction"'),
+    ],
+)
+def test_entries_that_cannot_be_told_apart_or_made(names, complaint, tmp_path):
+    with pytest.raises(UserError, match=complaint):
+        grid(tmp_path, names).check_entries()
 
 
 @pytest.mark.parametrize(
@@ -50,6 +100,15 @@ def test_a_view_is_the_networks_own_or_a_conversion(name, view, convert):
         (["preact_resnet20", "preact_resnet20"], [], "preact_resnet20 is there twice"),
         (["preact_resnet20", "cmpe_se_preact_resnet20:folded"], [], "unknown view 'folded'; choose of se, double_fc"),
         (["preact_resnet20", "se_preact_resnet20"], ["folded_3x3"], "--models has none; write NAME:VIEW"),
+        (["preact_resnet20", "se_wrn16_4:lr=1"], [], "se_wrn16_4:lr=1: 'lr=1' is no setting of a gate; .* min_hidden"),
+        (["preact_resnet20", "se_wrn16_4:reduction="], [], "'reduction=' is no setting of a gate"),
+        (["preact_resnet20", "se_wrn16_4:bias=true:se"], [], "'se' is no setting of a gate; write NAME:VIEW:key=value"),
+        (["preact_resnet20", "se_wrn16_4:bias=true:bias=false"], [], "bias is there twice"),
+        (
+            ["preact_resnet20", "wrn16_4:bias=true"],
+            [],
+            "wrn16_4 has no gates to set; name a view, such as wrn16_4:se:b",
+        ),
     ],
 )
 def test_grids_that_cannot_be(models, views, complaint):
@@ -63,6 +122,35 @@ def test_cells_come_seed_by_seed(tmp_path):
         ("preact_resnet20", 0), ("cmpe_se_preact_resnet20", 0), ("preact_resnet20", 1), ("cmpe_se_preact_resnet20", 1),
     ]  # fmt: skip
     assert len({cell.run.path for cell in cells}) == 4
+
+
+def test_a_cells_folder_has_a_safe_name(tmp_path):
+    compared = grid(tmp_path, ("timm/resnet18.a1_in1k", "resnet18:se:mask=0.1:start=half"))
+    names = [cell.run.path.name for cell in compared.cells[:2]]
+    assert names == ["timm_resnet18.a1_in1k-seed0", "resnet18-se-mask=0.1-start=half-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("names", "recipe", "settings"),
+    [
+        (("resnet18", "resnet18:folded_3x3"), "finetune", {}),  # whose recipe converts
+        (("preact_resnet20", "cmpe_se_preact_resnet20:se"), "digits", {"view": "double_fc"}),
+        (("wrn16_4", "wrn16_4:se:start=half:bias=true", "wrn16_4:se"), "digits", {"start": "one", "mask": 0.5}),
+    ],
+)
+def test_each_run_is_told_all_that_it_varies(names, recipe, settings, tmp_path):
+    """The command line that a run is started with, read as the command reads it."""
+    compared = grid(tmp_path, names, recipe=recipe, **settings)
+    compared.recipe.write_text(compared.config.to_yaml())
+    told = [_job(compared, cell) for cell in compared.cells]
+    assert all(isinstance(value, str | int | float | None) for job in told for _, value in job.settings)
+    for cell, job in zip(compared.cells, told, strict=True):
+        arguments = _as_parsed(job.command[3:])  # behind python -m cmpe_se
+        parsed = _parser(arguments).parse_args(arguments)["train"]
+        config = TrainingConfig.from_recipe(
+            parsed["recipe"], **{name: value for name, value in vars(parsed).items() if name in FIELDS}
+        )
+        assert config == compared.config_of(cell)
 
 
 def test_only_what_is_compared_differs_between_cells(tmp_path):
@@ -90,13 +178,14 @@ def test_runs_made_with_other_settings_are_refused(tmp_path):
     before = grid(tmp_path, epochs=3)
     before.cells[2].run.write_config(before.config_of(before.cells[2]))
     before.check_runs()
+    assert before.mismatch(before.cells[0]) is None  # not begun
     with pytest.raises(UserError, match="was made with epochs 3, and this comparison has 4"):
         grid(tmp_path, epochs=4).check_runs()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_the_papers_tables(preset, tmp_path):
-    grids = preset_grids(preset, tmp_path, 1, {})
+    grids = preset_grids(preset, tmp_path, range(1), {})
     assert len(grids) == len({grid.folder for grid in grids}) == {"paper-resnet": 8, "paper-wrn": 12}[preset]
     for own in grids:
         assert (own.config.epochs, own.config.lr, own.config.batch_size, own.config.flip) == (200, 0.1, 128, True)
@@ -113,7 +202,7 @@ def test_presets_are_the_papers_tables(preset, tmp_path):
 def test_published_figures():
     """A few of the paper's numbers, as accuracies."""
     figures = {
-        grid.folder.name: grid.published for preset in PRESETS for grid in preset_grids(preset, Path("x"), 1, {})
+        grid.folder.name: grid.published for preset in PRESETS for grid in preset_grids(preset, Path("x"), range(1), {})
     }  # fmt: skip
     assert figures["preact_resnet164-cifar10"]["preact_resnet164"] == 94.54
     assert figures["preact_resnet164-cifar100-mixup"]["cmpe_se_preact_resnet164:double_fc"] == 80.42
@@ -124,16 +213,29 @@ def test_published_figures():
 
 
 def test_a_presets_columns_are_chosen_by_data_and_mixup(tmp_path):
-    folders = [grid.folder.name for grid in preset_grids("paper-wrn", tmp_path, 1, {"data": "cifar100"})]
+    folders = [grid.folder.name for grid in preset_grids("paper-wrn", tmp_path, range(1), {"data": "cifar100"})]
     assert len(folders) == 6
     assert all("cifar100" in name for name in folders)
-    (both,) = {g.config.mixup for g in preset_grids("paper-wrn", tmp_path, 1, {"data": "cifar10", "mixup": 1.0})}
+    (both,) = {g.config.mixup for g in preset_grids("paper-wrn", tmp_path, range(1), {"data": "cifar10", "mixup": 1.0})}
     assert both == 1.0
     with pytest.raises(UserError, match="the paper has cifar10 and cifar100"):
-        preset_grids("paper-wrn", tmp_path, 1, {"data": "svhn"})
+        preset_grids("paper-wrn", tmp_path, range(1), {"data": "svhn"})
     with pytest.raises(UserError, match="no preset 'paper'; choose of paper-resnet, paper-wrn"):
-        preset_grids("paper", tmp_path, 1, {})
+        preset_grids("paper", tmp_path, range(1), {})
     assert len(COLUMNS) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds"),
+    [({}, [0, 1, 2]), ({"first_seed": 7, "seeds": 1}, [7]), ({"first_seed": 6, "seeds": 3}, [6, 7, 8])],
+)
+def test_seeds_begin_where_one_says(settings, seeds, tmp_path, monkeypatch):
+    asked = []
+    module = sys.modules[compare.__module__]  # the package has the function under the module's name
+    monkeypatch.setattr(module, "run_cells", lambda grid, cells, *_: asked.extend(cells) or {})
+    compare(models="preact_resnet20,se_preact_resnet20", output=tmp_path, device="cpu", **settings)
+    assert [cell.seed for cell in asked if cell.entry.model == "preact_resnet20"] == seeds
+    assert {cell.run.path.name.rpartition("-seed")[2] for cell in asked} == set(map(str, seeds))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +244,8 @@ def test_a_presets_columns_are_chosen_by_data_and_mixup(tmp_path):
         ({}, "name the networks"),
         ({"models": "preact_resnet20,se_preact_resnet20", "seed": 1}, "sets seed by itself"),
         ({"models": "preact_resnet20,se_preact_resnet20", "seeds": 0}, "should be at least 1"),
+        ({"models": "preact_resnet20,se_preact_resnet20", "first_seed": -1}, "first_seed is -1, should be at least 0"),
+        ({"models": "se_preact_resnet20,se_preact_resnet20:reduction=16"}, "are the same network; name it once"),
         ({"models": "preact_resnet20,se_preact_resnet20", "part": "3/2"}, "give I/N with I from 1 to N"),
         ({"models": "preact_resnet20,se_preact_resnet20", "preset": "paper-wrn"}, "a preset has its own networks"),
         ({"models": "preact_resnet20,se_preact_resnet21"}, "no network 'se_preact_resnet21'"),

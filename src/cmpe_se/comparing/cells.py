@@ -1,5 +1,6 @@
 """One run of a comparison in a process of its own, as `cmpe-se train` would do it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -20,14 +21,15 @@ STOPPED, ELSEWHERE = "stopped", "runs elsewhere"
 
 
 class Job(NamedTuple):
-    """All that a process, perhaps on another machine, needs to know of a run. Paths as text, from the root."""
+    """All that a process, perhaps on another machine, needs to know of a run. Paths as text, from the root.
+
+    ``settings`` are (name, value) of each field in which the run differs from the recipe; values are text, numbers,
+    truth values or None.
+    """
 
     run: str
     recipe: str
-    model: str
-    view: str | None
-    convert: str | None
-    seed: int
+    settings: tuple[tuple[str, str | float | bool | None], ...]
 
     @property
     def command(self) -> list[str]:
@@ -35,16 +37,13 @@ class Job(NamedTuple):
         train = [sys.executable, "-m", "cmpe_se", "train"]
         if (Path(self.run) / "config.yaml").is_file():
             return [*train, "--resume", self.run]
-        command = [
-            *train,
-            "--recipe",
-            self.recipe,
-            "--output",
-            self.run,
-            f"--seed={self.seed}",
-            f"--model={self.model}",
-        ]
-        return command + [f"--{name}={value}" for name in ("view", "convert") if (value := getattr(self, name))]
+        flags = [f"--{name}={_as_flag(value)}" for name, value in self.settings]
+        return [*train, "--recipe", self.recipe, "--output", self.run, *flags]
+
+
+def _as_flag(value: str | float | bool | None) -> str:
+    """As YAML writes it: null, true, 0.5."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def run_job(job: Job, environment: dict[str, str], wants_stop: Callable[[], bool]) -> str | None:

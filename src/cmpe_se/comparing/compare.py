@@ -28,6 +28,7 @@ def compare(
     models: str | None = None,
     views: str = "",
     seeds: int = 3,
+    first_seed: int = 0,
     preset: str | None = None,
     recipe: str | Path = DEFAULT_RECIPE,
     output: str | Path | None = None,
@@ -44,9 +45,11 @@ def compare(
 
     Args:
         models: networks with commas between, the first one being what the others are compared with: names that timm
-            knows, or NAME:VIEW for a view of our attention (which converts networks that are not ours).
+            knows, NAME:VIEW for a view of our attention (which converts networks that are not ours), and
+            NAME:VIEW:key=value for a gate setting of that network alone (start, reduction, min_hidden, bias, mask).
         views: views with commas between, each of which every name that begins with cmpe_se_ is trained with.
-        seeds: how many, from 0 on.
+        seeds: number of seeds.
+        first_seed: the first one; the others follow it.
         preset: paper-resnet or paper-wrn: the paper's networks, recipe and published figures instead of models, views
             and recipe; one comparison for each base network and column. --data and --mixup choose columns.
         recipe: name of a recipe, or path of a YAML file.
@@ -70,12 +73,15 @@ def compare(
         raise UserError(f"a comparison sets {given[0]} by itself; give --models, --views and --seeds")
     if seeds < 1 or (jobs is not None and jobs < 1):
         raise UserError(f"seeds {seeds} and jobs {jobs} should be at least 1")
+    if first_seed < 0:
+        raise UserError(f"first_seed is {first_seed}, should be at least 0")
     if preset is not None and (models or views):
         raise UserError("a preset has its own networks; leave --models and --views out")
+    numbers = range(first_seed, first_seed + seeds)
     if preset is not None:
-        grids = preset_grids(preset, Path(output or f"runs/compare-{preset}"), seeds, settings)
+        grids = preset_grids(preset, Path(output or f"runs/compare-{preset}"), numbers, settings)
     else:
-        grids = [_own_grid(models, views, seeds, recipe, output, settings)]
+        grids = [_own_grid(models, views, numbers, recipe, output, settings)]
     own, parts = _part(part)
     shares: dict[Path, list[Cell]] = {}
     number = 0
@@ -105,7 +111,7 @@ def compare(
 
 
 def _own_grid(
-    models: str | None, views: str, seeds: int, recipe: str | Path, output: str | Path | None, settings: dict
+    models: str | None, views: str, seeds: range, recipe: str | Path, output: str | Path | None, settings: dict
 ) -> Grid:
     if not models:
         raise UserError("name the networks: --models preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20")
@@ -113,10 +119,11 @@ def _own_grid(
     config = with_whole_paths(TrainingConfig.from_recipe(recipe, **settings))
     data = _load(config)
     config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
+    grid = Grid(Path(output or f"runs/compare-{config.data.replace('/', '_')}"), entries, seeds, config, {})
+    grid.check_entries()
     for entry in entries:  # what cannot be made should not be found out by the last run
         create_network(config.changed(**entry.settings, pretrained=None), data)
-    folder = Path(output or f"runs/compare-{config.data.replace('/', '_')}")
-    return Grid(folder, entries, seeds, config, {})
+    return grid
 
 
 def _load(config: TrainingConfig) -> ImageData:

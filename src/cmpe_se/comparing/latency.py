@@ -59,7 +59,7 @@ def measure_latencies(grid: Grid, console: Console) -> dict[str, Latency]:
 
 
 def _finished(grid: Grid, entry: Entry) -> RunFolder | None:
-    cells = (grid.cell(entry, seed) for seed in range(grid.seeds))
+    cells = (grid.cell(entry, seed) for seed in grid.seeds)
     return next((cell.run for cell in cells if cell.run.result.exists()), None)
 
 

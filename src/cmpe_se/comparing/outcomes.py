@@ -35,7 +35,7 @@ def collect(grid: Grid, latencies: dict[str, Latency]) -> list[Outcome]:
     """The outcomes of the networks that have at least one finished run, in the grid's order."""
     outcomes = []
     for entry in grid.entries:
-        runs = {seed: grid.cell(entry, seed).run for seed in range(grid.seeds)}
+        runs = {seed: grid.cell(entry, seed).run for seed in grid.seeds}
         results = {seed: run.read_result() for seed, run in runs.items() if run.result.exists()}
         if not results:
             continue

@@ -72,7 +72,7 @@ PRESETS = tuple(_TABLES)
 """Names of the presets."""
 
 
-def preset_grids(preset: str, folder: Path, seeds: int, settings: dict) -> list[Grid]:
+def preset_grids(preset: str, folder: Path, seeds: range, settings: dict) -> list[Grid]:
     """A comparison for each base network and column of the paper's table, each in a folder of its own.
 
     Args:

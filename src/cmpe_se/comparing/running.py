@@ -51,7 +51,8 @@ def run_cells(grid: Grid, cells: Sequence[Cell], place: Place, console: Console)
                 place.stop()
             for future in [future for future in futures if future.done()]:
                 cell = futures.pop(future)
-                if reason := _outcome(future):
+                # The recipe and the flags make the settings in another process: what they made is in the run's folder.
+                if reason := _outcome(future) or grid.mismatch(cell):
                     failures[cell] = reason
                 if not console.is_terminal:
                     console.print(board.line(cell), highlight=False, soft_wrap=True)
@@ -64,9 +65,8 @@ def run_cells(grid: Grid, cells: Sequence[Cell], place: Place, console: Console)
 
 
 def _job(grid: Grid, cell: Cell) -> Job:
-    settings = cell.entry.settings
     run, recipe = (str(path.absolute()) for path in (cell.run.path, grid.recipe))
-    return Job(run, recipe, cell.entry.model, settings["view"], settings["convert"], cell.seed)
+    return Job(run, recipe, tuple(grid.settings_of(cell).items()))
 
 
 def _outcome(future: Future) -> str | None:
@@ -86,11 +86,11 @@ class _Board:
         """A row for each network, a column for each seed."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("test top-1, %")
-        for seed in range(self.grid.seeds):
+        for seed in self.grid.seeds:
             table.add_column(f"seed {seed}", justify="right", no_wrap=True)
         table.add_column("mean", justify="right")
         for entry in self.grid.entries:
-            cells = [self.grid.cell(entry, seed) for seed in range(self.grid.seeds)]
+            cells = [self.grid.cell(entry, seed) for seed in self.grid.seeds]
             finished = [cell.run.read_result()["test_top1"] for cell in cells if cell.run.result.exists()]
             mean = f"{fmean(finished):.2f}" if finished else ""
             table.add_row(entry.label, *(self.state(cell) for cell in cells), mean)

@@ -22,7 +22,7 @@ class Summary(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean of paired differences with its 95 % t-interval, a paired test and an effect size.
+    """Mean and standard deviation of paired differences, 95 % t-interval of the mean, a paired test and an effect size.
 
     ``p`` is of the two-sided paired t-test. ``effect`` is Hedges' g_z: the mean over the standard deviation of the
     differences, times 1 - 3 / (4 (n - 1) - 1), which takes off most of what small samples exaggerate.
@@ -30,6 +30,7 @@ class Difference(NamedTuple):
 
     count: int
     mean: float
+    std: float
     low: float
     high: float
     p: float
@@ -57,19 +58,41 @@ def compare_paired(own: Sequence[float], others: Sequence[float]) -> Difference:
         ValueError: the two are not of one length.
     """
     differences = [a - b for a, b in zip(own, others, strict=True)]
-    summary = summarise(differences)
-    if summary.count < 2:
-        return Difference(summary.count, summary.mean, _NAN, _NAN, _NAN, _NAN)
-    if summary.std <= 1e-12 * max(1.0, abs(summary.mean)):  # nothing but rounding
-        p = 1.0 if abs(summary.mean) <= 1e-12 else _NAN
-        return Difference(summary.count, summary.mean, _NAN, _NAN, p, _NAN)
-    freedom = summary.count - 1
-    t = summary.mean / summary.std * math.sqrt(summary.count)
-    correction = 1 - 3 / (4 * freedom - 1)
-    p = 2 * float(stats.t.sf(abs(t), freedom))
-    return Difference(
-        summary.count, summary.mean, summary.low, summary.high, p, correction * summary.mean / summary.std
-    )
+    count, mean = len(differences), float(np.mean(differences))
+    if count < 2:
+        return Difference(count, mean, _NAN, _NAN, _NAN, _NAN, _NAN)
+    if _are_one_value(differences):
+        return Difference(count, mean, 0.0, _NAN, _NAN, 1.0 if abs(mean) <= 1e-12 else _NAN, _NAN)
+    test, std = stats.ttest_rel(own, others), float(np.std(differences, ddof=1))
+    low, high = test.confidence_interval(CONFIDENCE)
+    correction = 1 - 3 / (4 * (count - 1) - 1)
+    return Difference(count, mean, std, float(low), float(high), float(test.pvalue), correction * mean / std)
+
+
+def equivalence_p(own: Sequence[float], others: Sequence[float], margin: float) -> float:
+    """Two one-sided paired t-tests (TOST): small where the mean difference is shown to lie within +- margin.
+
+    The larger p of the two, against "at most -margin" and against "at least margin" (Schuirmann 1987). NaN where there
+    is no test, for the reasons of :func:`compare_paired`; also where all differences are 0.
+
+    Args:
+        own, others: values that belong together in pairs.
+        margin: largest difference that counts as none, above 0; in their unit.
+
+    Raises:
+        ValueError: the two are not of one length.
+    """
+    differences = [a - b for a, b in zip(own, others, strict=True)]
+    if len(differences) < 2 or _are_one_value(differences):
+        return _NAN
+    above = stats.ttest_1samp(differences, -margin, alternative="greater")
+    below = stats.ttest_1samp(differences, margin, alternative="less")
+    return float(max(above.pvalue, below.pvalue))
+
+
+def _are_one_value(differences: Sequence[float]) -> bool:
+    """Whether they differ by nothing but rounding."""
+    return float(np.std(differences, ddof=1)) <= 1e-12 * max(1.0, abs(float(np.mean(differences))))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
