@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> Queue:
         data,
         device,
         lanes=min(options.lanes, max(1, len(waiting))),
-        keeps=lambda cell: options.keep_weights == "all" or (options.keep_weights == "first" and cell.seed == 0),
+        keeps=lambda cell: (
+            options.keep_weights == "all" or (options.keep_weights == "first" and cell.seed == grid.seeds[0])
+        ),
         say=lambda line: console.print(f"{time.monotonic() - begun:5.0f} s  {line}"),
     )
     queue = lanes.run(waiting, begun + 60 * options.minutes - _SPARE)
@@ -62,9 +64,10 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
         epilog="All other flags, such as --epochs=24, are settings as `cmpe-se train` takes them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--models", required=True, help="networks with commas between, NAME or NAME:VIEW")
+    parser.add_argument("--models", required=True, help="networks with commas between, as `cmpe-se compare` takes them")
     parser.add_argument("--views", default="", help="views for each name that begins with cmpe_se_")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
     parser.add_argument("--recipe", default="cifar-fast", help="name or file of a recipe")
     parser.add_argument("--output", type=Path, required=True, help="folder of the comparison")
     parser.add_argument("--lanes", type=int, default=12, help="runs at a time, on a GPU")
@@ -96,8 +99,9 @@ def _prepare(options: argparse.Namespace, settings: dict) -> tuple[Grid, SmallIm
     config = without_foreign_augmentation(config, TrainingConfig.from_recipe(options.recipe), data)
     if options.recorded_data_dir:
         config = config.changed(data_dir=options.recorded_data_dir)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     entries = parse_entries(split_names(options.models), split_names(options.views))
-    grid = Grid(options.output, entries, options.seeds, config, {})
+    grid = Grid(options.output, entries, seeds, config, {})
     grid.check_runs()
     (grid.folder / "cells").mkdir(parents=True, exist_ok=True)
     write_text(grid.recipe, config.to_yaml())

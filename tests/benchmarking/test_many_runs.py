@@ -54,10 +54,22 @@ def many(recipe, tmp_path_factory) -> Path:
 
 def arguments(recipe: Path, output: Path, *more: str) -> list[str]:
     models = ",".join(MODELS)
-    return ["--models", models, "--seeds", "2", "--recipe", str(recipe), "--output", str(output), *more]
+    return [
+        "--models",
+        models,
+        "--seeds",
+        "2",
+        "--first-seed",
+        "3",
+        "--recipe",
+        str(recipe),
+        "--output",
+        str(output),
+        *more,
+    ]
 
 
-@pytest.mark.parametrize("cell", ["preact_resnet20-seed0", "cmpe_se_preact_resnet20-folded_3x3-seed1"])
+@pytest.mark.parametrize("cell", ["preact_resnet20-seed3", "cmpe_se_preact_resnet20-folded_3x3-seed4"])
 def test_a_run_is_that_of_train_bit_for_bit(cell, recipe, many, tmp_path):
     view = {"view": "folded_3x3"} if "folded" in cell else {}
     name = cell.split("-")[0]
@@ -83,7 +95,7 @@ def test_a_run_is_that_of_train_bit_for_bit(cell, recipe, many, tmp_path):
 
 def test_compare_takes_the_runs_as_finished(many, recipe, capsys):
     before = {path: path.stat().st_mtime_ns for path in many.glob("cells/*/result.json")}
-    rows = compare(models=",".join(MODELS), seeds=2, recipe=recipe, output=many)
+    rows = compare(models=",".join(MODELS), seeds=2, first_seed=3, recipe=recipe, output=many)
     assert [row["seeds"] for row in rows] == [2, 2]
     assert before == {path: path.stat().st_mtime_ns for path in many.glob("cells/*/result.json")}
 
@@ -120,7 +132,7 @@ def test_a_run_out_of_time_leaves_nothing(recipe, tmp_path, monkeypatch):
 
 
 def test_the_queue_begins_only_what_can_finish():
-    grid = Grid(Path("nowhere"), parse_entries(MODELS, []), 3, TrainingConfig(), {})
+    grid = Grid(Path("nowhere"), parse_entries(MODELS, []), range(3), TrainingConfig(), {})
     queue = Queue(list(grid.cells), time.monotonic() + 60, epochs=10)
     first, second = queue.take(), queue.take()
     assert [(cell.entry.label, cell.seed) for cell in (first, second)] == [(name, 0) for name in MODELS]
