@@ -31,9 +31,9 @@ from cmpe_se.provenance import provenance
 from cmpe_se.run_folder import RunFolder
 from cmpe_se.seeding import seed_everything
 from cmpe_se.step_sums import StepSums, part_sums
+from cmpe_se.summary import UNTESTED, summarise, test_record
 
 _STEPS_BETWEEN_LOOKS = 10  # at losses and, with several processes, at signals: a look waits for the device
-_TEST_FIGURES = ("test_images", "test_loss", "test_top1", "test_top5")  # None in the records of untested epochs
 
 
 class Trainer:
@@ -71,7 +71,7 @@ class Trainer:
 
         self.epoch = self.batch = 0  # finished epochs, and finished batches of the one under way
         self.sums = StepSums(accelerator)
-        self.epoch_seconds = self.train_seconds = 0.0
+        self.epoch_seconds = 0.0
         self.history: list[dict[str, Any]] = []
         self.last_checkpoint: Path | None = None
 
@@ -103,7 +103,7 @@ class Trainer:
             self.progress.start(self.step)
             while self.epoch < self.config.epochs:
                 record = self._train_epoch()
-                record |= self._test() if self._is_tested() else dict.fromkeys(_TEST_FIGURES)
+                record |= self._test() if self._is_tested() else UNTESTED
                 self.history.append(record)
                 self._save_checkpoint()
                 if main:
@@ -139,7 +139,6 @@ class Trainer:
                 self._save_checkpoint()
         self._look()
         self.epoch_seconds = self._seconds_before + time.perf_counter() - started
-        self.train_seconds += self.epoch_seconds
         record = {
             "epoch": self.epoch + 1,
             "step": self.step,
@@ -223,11 +222,10 @@ class Trainer:
         with self.accelerator.autocast():
             logits, labels = collect_logits(tested, batches, channels_last=self.config.channels_last)
         sums = count_correct(logits, labels) if len(labels) else torch.zeros(4, dtype=torch.float64)
-        images, loss, top1, top5 = self.accelerator.reduce(sums.to(self.accelerator.device)).tolist()
-        if not math.isfinite(loss):
-            self._refuse(f"the test loss is {loss}", self.step, self._rate)
-        figures = (int(images), loss / images, 100 * top1 / images, 100 * top5 / images)
-        return dict(zip(_TEST_FIGURES, figures, strict=True))
+        figures = test_record(self.accelerator.reduce(sums.to(self.accelerator.device)))
+        if not math.isfinite(figures["test_loss"]):
+            self._refuse(f"the test loss is {figures['test_loss']}", self.step, self._rate)
+        return figures
 
     def _save_checkpoint(self) -> None:
         """Write a checkpoint, a good one: every loss before it has been finite, and the weights are."""
@@ -247,7 +245,6 @@ class Trainer:
                 "batch_size": self.config.batch_size,
                 "sums": self.sums.total,
                 "epoch_seconds": self.epoch_seconds,
-                "train_seconds": self.train_seconds,
                 "history": self.history,
             }
         )
@@ -279,7 +276,7 @@ class Trainer:
         if self.accelerator.scaler and tree["scaler"]:
             self.accelerator.scaler.load_state_dict(tree["scaler"])
         self.sums.total = tree["sums"]
-        for name in ("epoch", "batch", "epoch_seconds", "train_seconds", "history"):
+        for name in ("epoch", "batch", "epoch_seconds", "history"):
             setattr(self, name, tree[name])
 
     def _finish(self) -> dict[str, Any]:
@@ -287,26 +284,9 @@ class Trainer:
         last = self.history[-1]
         if last["test_top1"] is None:  # a run that is resumed to end where it stands
             last |= self._test()
-        images = sum(record["images_per_second"] * record["seconds"] for record in self.history)
-        result = {
-            "model": self.config.model,
-            "view": self.config.view or self.config.convert or getattr(self.network, "view", None),
-            "data": self.config.data,
-            "seed": self.config.seed,
-            "epochs": self.config.epochs,
-            "params": self.params,
-            "macs": self.macs,
-            "test_top1": last["test_top1"],
-            "test_top5": last["test_top5"],
-            "test_loss": last["test_loss"],
-            "train_images": self.data.train_size,
-            "test_images": last["test_images"],
-            "train_seconds": self.train_seconds,
-            "images_per_second": images / max(self.train_seconds, 1e-9),
-            "processes": self.accelerator.num_processes,
-            "run": str(self.run.path),
-            **provenance(),
-        }
+        view = getattr(self.network, "view", None)
+        result = summarise(self.config, self.data, self.history, view=view, params=self.params, macs=self.macs)
+        result |= {"processes": self.accelerator.num_processes, "run": str(self.run.path), **provenance()}
         if self.accelerator.is_main_process:
             self.run.write_metrics(self.history)  # a kill may have come between the last checkpoint and this
             tested = self.ema.module if self.ema else self.accelerator.unwrap_model(self.parallel, False)

@@ -1,13 +1,14 @@
 """Data sets of small images, held whole in one tensor."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from cmpe_se.data.augmentation import SMALL_FIELDS, augment, draw_places
-from cmpe_se.data.interface import ImageData
+from cmpe_se.data.augmentation import SMALL_FIELDS, Augmentation, augment, draw_places
+from cmpe_se.data.interface import Batch, ImageData
 from cmpe_se.data.seeds import generator
 
 
@@ -62,22 +63,36 @@ class SmallImages(ImageData):
         self._on_device = {torch.device("cpu"): self._host}
 
     def _on(self, device: torch.device) -> "_Tensors":
+        device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are one place
         if device not in self._on_device:
             self._on_device[device] = _Tensors(*(tensor.to(device) for tensor in self._host))
         return self._on_device[device]
 
-    def _train_batches(self, epoch, batch_size, seed, augmentation, start, rank, world, device):
-        data = self._on(device)
+    def plans(
+        self, epoch: int, batch_size: int, seed: int, augmentation: Augmentation, start: int = 0
+    ) -> Iterator[Tensor]:
+        """The plan of each batch of an epoch, on the CPU.
+
+        Yields int64 (B, 6): which image, and where it is cropped, flipped and cut as ``draw_places`` says.
+        """
         for batch, indices in self.epoch_indices(epoch, batch_size, seed, start):
-            # Drawn for the whole batch, so that each rank's rows are what one process alone would have given them.
             random = generator("augmentation", seed, epoch, batch)
             places = draw_places(len(indices), self.image_size, augmentation, random)
-            plan = torch.cat([indices[:, None], places], dim=1)[rank::world].to(device, non_blocking=True)  # (B, 6)
-            chosen, removed = augment(data.train_images[plan[:, 0]], plan[:, 1:], augmentation)
-            normalised = data.normalise(chosen)
-            if removed is not None:
-                normalised.masked_fill_(removed, 0.0)
-            yield normalised, data.train_labels[plan[:, 0]]
+            yield torch.cat([indices[:, None], places], dim=1)
+
+    def planned_batch(self, plan: Tensor, augmentation: Augmentation) -> Batch:
+        """The images and labels of a batch's plan, or of some of its rows, on the plan's device."""
+        data = self._on(plan.device)
+        chosen, removed = augment(data.train_images[plan[:, 0]], plan[:, 1:], augmentation)
+        normalised = data.normalise(chosen)
+        if removed is not None:
+            normalised.masked_fill_(removed, 0.0)
+        return normalised, data.train_labels[plan[:, 0]]
+
+    def _train_batches(self, epoch, batch_size, seed, augmentation, start, rank, world, device):
+        # Drawn for the whole batch, so that each rank's rows are what one process alone would have given them.
+        for plan in self.plans(epoch, batch_size, seed, augmentation, start):
+            yield self.planned_batch(plan[rank::world].to(device, non_blocking=True), augmentation)
 
     def _test_batches(self, rank_batch_size, rank, world, device):
         data = self._on(device)

@@ -1,0 +1,118 @@
+"""The command line; ``benchmarks/many_runs/__init__.py`` says what it is for."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import benchmarks.many_runs as package
+import torch
+import yaml
+from benchmarks.many_runs.lanes import Lanes, Queue
+from benchmarks.many_runs.table import pack, print_table
+from rich.console import Console
+
+from cmpe_se.comparing.grid import Grid, parse_entries
+from cmpe_se.config import TrainingConfig, split_names
+from cmpe_se.data import SmallImages, load_data
+from cmpe_se.errors import UserError
+from cmpe_se.run_folder import write_text
+from cmpe_se.training import with_whole_paths, without_foreign_augmentation
+
+_SPARE = 15.0  # seconds of the time limit that are left for the table and the archive
+
+
+def main(arguments: Sequence[str] | None = None) -> Queue:
+    """Train what is not finished, and say what came of it."""
+    begun = time.monotonic()
+    options, settings = _parse(sys.argv[1:] if arguments is None else arguments)
+    console = Console(width=140, soft_wrap=True, highlight=False)
+    grid, data = _prepare(options, settings)
+    device = torch.device("cuda" if torch.cuda.is_available() and grid.config.device == "auto" else "cpu")
+    if device.type == "cuda":
+        torch.set_num_threads(1)  # what is left to the CPU is small, and several threads do it
+    waiting = [cell for cell in grid.cells if not cell.run.result.exists()]
+    console.print(
+        f"{len(grid.cells) - len(waiting)} of {len(grid.cells)} runs are finished; data and start took "
+        f"{time.monotonic() - begun:.0f} s"
+    )
+    lanes = Lanes(
+        grid,
+        data,
+        device,
+        lanes=min(options.lanes, max(1, len(waiting))),
+        keeps=lambda cell: (
+            options.keep_weights == "all" or (options.keep_weights == "first" and cell.seed == grid.seeds[0])
+        ),
+        say=lambda line: console.print(f"{time.monotonic() - begun:5.0f} s  {line}"),
+    )
+    queue = lanes.run(waiting, begun + 60 * options.minutes - _SPARE)
+    if queue.cells:
+        console.print(f"{len(queue.cells)} runs not begun: the same command goes on with them")
+    if any(cell.run.result.exists() for cell in grid.cells):
+        print_table(grid, console)
+        console.print(str(pack(grid)))
+    return queue
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.many_runs",
+        description=package.__doc__,
+        epilog="All other flags, such as --epochs=24, are settings as `cmpe-se train` takes them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--models", required=True, help="networks with commas between, as `cmpe-se compare` takes them")
+    parser.add_argument("--views", default="", help="views for each name that begins with cmpe_se_")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    parser.add_argument("--recipe", default="cifar-fast", help="name or file of a recipe")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the comparison")
+    parser.add_argument("--lanes", type=int, default=12, help="runs at a time, on a GPU")
+    parser.add_argument("--minutes", type=float, default=1e6, help="time limit of the whole call")
+    parser.add_argument("--keep-weights", choices=("none", "first", "all"), default="none", help="seeds to keep")
+    parser.add_argument("--recorded-data-dir", help="data_dir to write down, where another machine goes on")
+    options, rest = parser.parse_known_args(arguments)
+    return options, _settings(rest)
+
+
+def _settings(arguments: Sequence[str]) -> dict:
+    """``--name value`` and ``--name=value`` to fields of a configuration."""
+    settings, words = {}, list(arguments)
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise UserError(f"'{name}' is no setting; write --name=value")
+        value = value if equals else words.pop(0) if words else ""
+        settings[name.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
+    return settings
+
+
+def _prepare(options: argparse.Namespace, settings: dict) -> tuple[Grid, SmallImages]:
+    """The grid, with its folder and recipe written, and the images."""
+    config = with_whole_paths(TrainingConfig.from_recipe(options.recipe, **settings))
+    data = load_data(config.data, config.data_dir, image_size=config.image_size, workers=config.workers)
+    if not isinstance(data, SmallImages):
+        raise UserError(f"{data.name} is not held in memory; many runs at a time need small images")
+    config = without_foreign_augmentation(config, TrainingConfig.from_recipe(options.recipe), data)
+    if options.recorded_data_dir:
+        config = config.changed(data_dir=options.recorded_data_dir)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    entries = parse_entries(split_names(options.models), split_names(options.views))
+    grid = Grid(options.output, entries, seeds, config, {})
+    grid.check_runs()
+    (grid.folder / "cells").mkdir(parents=True, exist_ok=True)
+    write_text(grid.recipe, config.to_yaml())
+    return grid, data
+
+
+if __name__ == "__main__":
+    # Before CUDA starts: streams beyond the usual eight would wait for each other.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    try:
+        queue = main()
+    except UserError as error:
+        sys.exit(f"many_runs: {error}")
+    sys.exit(1 if any(reason != "out of time" for reason in queue.failures.values()) else 0)

@@ -1,0 +1,174 @@
+"""Who trains what and when: a thread and a stream for each lane, until all runs are done or the time is up."""
+
+import copy
+import math
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from benchmarks.many_runs.cells import After, OutOfTime, Start, start, train_cell
+from benchmarks.many_runs.plans import Plans
+from benchmarks.many_runs.program import Program, check_config
+
+from cmpe_se.comparing.grid import Cell, Entry, Grid
+from cmpe_se.data import SmallImages
+from cmpe_se.errors import UserError
+from cmpe_se.provenance import provenance
+
+
+@dataclass
+class Queue:
+    """Runs that are to be trained, and how long one takes; for several threads.
+
+    Args:
+        cells: in the order of their turn.
+        deadline: of ``time.monotonic``.
+        epochs: of a run.
+    """
+
+    cells: list[Cell]
+    deadline: float
+    epochs: int
+    finished: list[Cell] = field(default_factory=list)
+    failures: dict[Cell, str] = field(default_factory=dict)
+    _under_way: dict[Cell, tuple[float, float]] = field(default_factory=dict)  # beginning, and seconds of all of it
+    _seconds: list[float] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self) -> Cell | None:
+        """The next run; None if there is none, or it could not finish."""
+        with self._lock:
+            if not self.cells or time.monotonic() + self.estimate() > self.deadline:
+                return None
+            cell = self.cells.pop(0)
+            self._under_way[cell] = (time.monotonic(), 0.0)
+            return cell
+
+    def estimate(self) -> float:
+        """Seconds of a run: the longest of the last ones; before any has finished, by the epochs of those under way."""
+        return max(self._seconds[-8:] or [whole for _, whole in self._under_way.values()] or [0.0])
+
+    def note_epoch(self, cell: Cell, epoch: int) -> None:
+        """So many epochs of a run are done."""
+        with self._lock:
+            beginning, _ = self._under_way[cell]
+            self._under_way[cell] = (beginning, (time.monotonic() - beginning) / epoch * self.epochs)
+
+    def end(self, cell: Cell, failure: str | None = None) -> float:
+        """A run has ended; returns its seconds."""
+        with self._lock:
+            seconds = time.monotonic() - self._under_way.pop(cell)[0]
+            if failure is None:
+                self.finished.append(cell)
+                self._seconds.append(seconds)
+            else:
+                self.failures[cell] = failure
+            return seconds
+
+
+class Lanes:
+    """Trains the runs of a grid, several at a time.
+
+    Args:
+        grid: the comparison.
+        data: that its configuration names.
+        device: to train on; anything but a GPU has one lane, and no graphs.
+        lanes: runs at a time.
+        keeps: whether to keep the weights of a run.
+        after: see :data:`benchmarks.many_runs.cells.After`; called by several threads.
+        say: prints a line.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        data: SmallImages,
+        device: torch.device,
+        *,
+        lanes: int = 1,
+        keeps: Callable[[Cell], bool] = lambda cell: False,
+        after: After | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        check_config(grid.config)
+        self.grid, self.data, self.device, self.keeps, self.after, self.say = grid, data, device, keeps, after, say
+        self.on_gpu = device.type == "cuda"
+        self.lanes = lanes if self.on_gpu else 1
+        self.plans = Plans(data, grid.config, kept=4 * self.lanes + 4)
+        self.source = provenance()
+        # Seeding, compiling and capturing are of the whole process: one thread at a time.
+        self._making = threading.Lock()
+        self._idle: dict[Entry, list[Program]] = defaultdict(list)
+        self._costs: dict[Entry, tuple[int, int]] = {}
+
+    def run(self, cells: list[Cell], deadline: float) -> Queue:
+        """Train these runs, the earlier ones first, and start none that would not be done by the deadline."""
+        queue = Queue(list(cells), deadline, self.grid.config.epochs)
+        if self.on_gpu:
+            sys.setswitchinterval(1e-4)  # a thread that draws or captures shall not keep the others from enqueueing
+            next(iter(self.data.test_batches(batch_size=1, device=self.device)))  # brings the images there
+            torch.cuda.synchronize()
+        threads = [threading.Thread(target=self._lane, args=(queue,), name=f"lane {n}") for n in range(self.lanes)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            queue.deadline = -math.inf  # on Ctrl-C the lanes stop as at the deadline
+            for thread in threads:
+                thread.join()
+            self.plans.close()
+        return queue
+
+    def _lane(self, queue: Queue) -> None:
+        stream = torch.cuda.stream(torch.cuda.Stream(self.device)) if self.on_gpu else nullcontext()
+        with stream:
+            while cell := queue.take():
+                failure: str | None = None
+                try:
+                    result = self._train(cell, queue)
+                except OutOfTime:
+                    failure = "out of time"
+                except (UserError, RuntimeError) as error:
+                    failure = " ".join(str(error).split())[:300]
+                seconds = queue.end(cell, failure)
+                said = failure or f"{result['test_top1']:.2f} %"
+                self.say(f"{cell.entry.label} seed {cell.seed}: {said}, {seconds:.0f} s")
+
+    def _train(self, cell: Cell, queue: Queue) -> dict[str, Any]:
+        with self._making:
+            begun = start(self.grid.config_of(cell), self.data, self._costs.get(cell.entry))
+            self._costs[cell.entry] = begun.params, begun.macs
+            program = self._program(cell.entry, begun)
+        try:
+            return train_cell(
+                cell,
+                begun,
+                program,
+                self.plans,
+                self.source,
+                keep_weights=self.keeps(cell),
+                after=self.after,
+                on_epoch=lambda epoch: queue.note_epoch(cell, epoch),
+                out_of_time=lambda: time.monotonic() > queue.deadline,
+            )
+        finally:
+            if self.on_gpu:
+                torch.cuda.current_stream().synchronize()
+            self._idle[cell.entry].append(program)
+
+    def _program(self, entry: Entry, begun: Start) -> Program:
+        """One that has finished a run of such a network, or a new one."""
+        if self._idle[entry]:
+            return self._idle[entry].pop()
+        program = Program(begun.config, self.data, copy.deepcopy(begun.network), self.device)
+        if self.on_gpu:
+            program.capture(compile_blocks=begun.config.compile)
+        return program

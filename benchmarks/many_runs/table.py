@@ -1,0 +1,42 @@
+"""What a call leaves for people and for other machines: a table, and all small files in one."""
+
+import tarfile
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cmpe_se.comparing.grid import Grid
+from cmpe_se.comparing.outcomes import collect
+from cmpe_se.comparing.statistics import compare_paired, summarise
+
+_SMALL_FILES = ("config.yaml", "metrics.jsonl", "result.json")
+
+
+def print_table(grid: Grid, console: Console) -> None:
+    """Mean top-1 of each network, and its difference to the first one over the seeds that both have finished."""
+    outcomes = collect(grid, {})
+    table = Table(
+        "", "seeds", "top-1, %", "std", "difference", "95 % interval", "p", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for outcome in outcomes:
+        own = summarise(list(outcome.seeds.values()))
+        row = [outcome.label, str(own.count), f"{own.mean:.2f}", f"{own.std:.2f}"]
+        pairs = [seed for seed in outcome.seeds if seed in outcomes[0].seeds]
+        if outcome is not outcomes[0] and pairs:
+            found = compare_paired(*([o.seeds[seed] for seed in pairs] for o in (outcome, outcomes[0])))
+            row += [f"{found.mean:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}", f"{found.p:.4f}"]
+        table.add_row(*row)
+    console.print(table)
+
+
+def pack(grid: Grid) -> Path:
+    """``cells.tar.gz`` in the grid's folder: recipe, configurations, records and results of the finished runs."""
+    packed = grid.folder / "cells.tar.gz"
+    finished = sorted(path.parent for path in grid.folder.glob("cells/*/result.json"))
+    files = [grid.recipe, *(run / name for run in finished for name in _SMALL_FILES)]
+    with tarfile.open(packed, "w:gz") as archive:
+        for file in files:
+            archive.add(file, file.relative_to(grid.folder))
+    return packed

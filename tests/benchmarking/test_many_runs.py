@@ -1,0 +1,176 @@
+"""``benchmarks/many_runs``: its runs are those of ``train``, and its queue keeps to time and order."""
+
+import json
+import math
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.many_runs import __main__ as script
+from benchmarks.many_runs.lanes import Queue
+from benchmarks.many_runs.program import _strided_as
+
+from cmpe_se.comparing.compare import compare
+from cmpe_se.comparing.grid import Grid, parse_entries
+from cmpe_se.config import TrainingConfig
+from cmpe_se.errors import UserError
+from cmpe_se.training import train
+from tests.training.runs import metrics, weights
+
+MODELS = ("preact_resnet20", "cmpe_se_preact_resnet20:folded_3x3")
+RECIPE = """
+data: digits
+epochs: 2
+batch_size: 128
+lr: 0.1
+weight_decay: 0.0005
+warmup_epochs: 1
+label_smoothing: 0.1
+crop_padding: 1
+flip: true
+cutout: 2
+gate_lr: 0.5
+test_interval: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def many(recipe, tmp_path_factory) -> Path:
+    """Two networks and two seeds, the second one after the first one's program."""
+    output = tmp_path_factory.mktemp("many")
+    queue = script.main(arguments(recipe, output, "--keep-weights=all"))
+    assert not queue.failures
+    return output
+
+
+def arguments(recipe: Path, output: Path, *more: str) -> list[str]:
+    models = ",".join(MODELS)
+    return [
+        "--models",
+        models,
+        "--seeds",
+        "2",
+        "--first-seed",
+        "3",
+        "--recipe",
+        str(recipe),
+        "--output",
+        str(output),
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("cell", ["preact_resnet20-seed3", "cmpe_se_preact_resnet20-folded_3x3-seed4"])
+def test_a_run_is_that_of_train_bit_for_bit(cell, recipe, many, tmp_path):
+    view = {"view": "folded_3x3"} if "folded" in cell else {}
+    name = cell.split("-")[0]
+    expected = train(recipe=recipe, model=name, seed=int(cell[-1]), output=tmp_path / "run", **view)
+    own, other = many / "cells" / cell, tmp_path / "run"
+
+    found, trained = weights(own), weights(other)
+    assert found.keys() == trained.keys()
+    for key, value in trained.items():
+        assert torch.equal(found[key], value), key
+    assert (own / "model" / "config.json").read_text() == (other / "model" / "config.json").read_text()
+    assert (own / "config.yaml").read_text() == (other / "config.yaml").read_text()
+
+    assert metrics(own) == metrics(other)
+    keys = [[list(json.loads(line)) for line in (run / "metrics.jsonl").open()] for run in (own, other)]
+    assert keys[0] == keys[1]
+    result = json.loads((own / "result.json").read_text())
+    assert result.pop("tf32") is False
+    assert list(result) == list(expected)
+    own_values = {"train_seconds", "images_per_second", "run", "command"}
+    assert all(result[key] == expected[key] for key in expected if key not in own_values)
+
+
+def test_compare_takes_the_runs_as_finished(many, recipe, capsys):
+    before = {path: path.stat().st_mtime_ns for path in many.glob("cells/*/result.json")}
+    rows = compare(models=",".join(MODELS), seeds=2, first_seed=3, recipe=recipe, output=many)
+    assert [row["seeds"] for row in rows] == [2, 2]
+    assert before == {path: path.stat().st_mtime_ns for path in many.glob("cells/*/result.json")}
+
+
+def test_the_archive_holds_the_small_files(many):
+    with tarfile.open(many / "cells.tar.gz") as archive:
+        names = archive.getnames()
+    runs = sorted(path.name for path in (many / "cells").iterdir() if path.is_dir())
+    files = ("config.yaml", "metrics.jsonl", "result.json")
+    assert names == ["recipe.yaml", *(f"cells/{run}/{file}" for run in runs for file in files)]
+    assert len(runs) == 4
+
+
+def test_finished_runs_are_left_alone(many, recipe, capsys):
+    before = {path: path.stat().st_mtime_ns for path in many.glob("cells/*/*")}
+    queue = script.main(arguments(recipe, many))
+    assert (queue.finished, queue.cells) == ([], [])
+    assert before == {path: path.stat().st_mtime_ns for path in many.glob("cells/*/*")}
+    assert "4 of 4 runs are finished" in capsys.readouterr().out
+
+
+def test_without_time_nothing_is_begun(recipe, tmp_path):
+    queue = script.main(arguments(recipe, tmp_path, "--minutes=0.0"))
+    assert (len(queue.cells), queue.finished) == (4, [])
+    assert not list(tmp_path.glob("cells/*/*"))
+
+
+def test_a_run_out_of_time_leaves_nothing(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(Queue, "note_epoch", lambda self, cell, epoch: setattr(self, "deadline", -math.inf))
+    queue = script.main(arguments(recipe, tmp_path))
+    assert list(queue.failures.values()) == ["out of time"]
+    assert (len(queue.cells), queue.finished) == (3, [])
+    assert not list(tmp_path.glob("cells/*/*"))
+
+
+def test_the_queue_begins_only_what_can_finish():
+    grid = Grid(Path("nowhere"), parse_entries(MODELS, []), range(3), TrainingConfig(), {})
+    queue = Queue(list(grid.cells), time.monotonic() + 60, epochs=10)
+    first, second = queue.take(), queue.take()
+    assert [(cell.entry.label, cell.seed) for cell in (first, second)] == [(name, 0) for name in MODELS]
+    queue._under_way[first] = (time.monotonic() - 10, 0.0)
+    queue.note_epoch(first, 2)  # 10 s for 2 of 10 epochs: 50 s for all
+    assert queue.estimate() == pytest.approx(50, abs=0.5)
+    assert queue.take().seed == 1
+    queue._under_way[second] = (time.monotonic() - 61, 0.0)
+    assert queue.end(second) == pytest.approx(61, abs=0.5)
+    assert queue.take() is None  # a run takes a minute, and less is left
+    assert queue.finished == [second]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--mixup=0.2"], "train with mixup 0, not 0.2"),
+        (["--precision", "bfloat16"], "train with precision float32, not bfloat16"),
+        (["--optimizer=adamw"], "train with optimizer sgd, not adamw"),
+        (["--epoch=3"], "setting epoch does not exist"),
+        (["epochs=3"], "'epochs' is no setting"),
+    ],
+)
+def test_settings_that_it_does_not_know(flags, words, recipe, tmp_path):
+    with pytest.raises(UserError, match=words):
+        script.main(arguments(recipe, tmp_path, *flags))
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "shared"),
+    [((8, 4, 1, 1), (4, 1, 1, 1), True), ((6, 1, 3, 3), (9, 1, 3, 1), True), ((8, 4, 3, 3), (36, 9, 3, 1), False)],
+)
+def test_gradients_get_the_strides_of_their_parameter(shape, strides, shared):
+    values = torch.randn(math.prod(shape))
+    gradient = values.as_strided(shape, strides)
+    parameter = torch.empty(shape).to(memory_format=torch.channels_last)
+    parameter = parameter.as_strided(shape, (shape[1] * shape[2] * shape[3], 1, shape[3] * shape[1], shape[1]))
+    found = _strided_as(gradient, parameter)
+    assert found.stride() == parameter.stride()
+    assert torch.equal(found, gradient)
+    assert (found.data_ptr() == gradient.data_ptr()) is shared
