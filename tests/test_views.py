@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import cmpe_se
 from cmpe_se import VIEWS, CompetitiveSE, PreActResNet, merge
+from cmpe_se.cost import count_multiply_adds
 from cmpe_se.errors import UserError
 from cmpe_se.inspecting import forced_gates
 from cmpe_se.views import TABLE
@@ -232,6 +233,14 @@ def test_masked_squeezes(view, monkeypatch):
 def test_parameters_of_resnet20(settings, added):
     plain, gated = (sum(p.numel() for p in PreActResNet(20, block="basic", **s).parameters()) for s in ({}, settings))
     assert gated - plain == added
+
+
+@pytest.mark.parametrize(
+    ("view", "added"), [("static", 0), ("se", 2 * 16 * 4), ("timm_se", 2 * 16 * 4), ("timm_eca", 3 * 16)]
+)
+def test_multiply_adds(view, added):
+    gate = CompetitiveSE(16, view=view, reduction=4)
+    assert count_multiply_adds(gate, (16, 8, 8), (16, 8, 8)) == added
 
 
 # In networks.

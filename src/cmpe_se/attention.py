@@ -264,7 +264,7 @@ class _Constant(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(N, anything) to (N, C)."""
-        return self.bias.expand(len(rows), -1)
+        return self.bias.repeat(len(rows), 1)  # a view of a parameter is more than PyTorch's module tracker can follow
 
 
 def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:
