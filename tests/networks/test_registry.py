@@ -24,6 +24,7 @@ PARAMETERS = {  # METHOD.md's table
 }
 CHANNELS = {
     "preact_resnet20b": [16, 64, 128, 256],
+    "preact_resnet56b": [16, 64, 128, 256],
     "preact_resnet164": [16, 64, 128, 256],
     "wrn16_4": [16, 64, 128, 256],
     "wrn16_8": [16, 128, 256, 512],
@@ -45,7 +46,7 @@ def create(name, **kwargs):
 
 
 def test_all_names_are_registered():
-    assert len(NAMES) == len(set(NAMES)) == 27
+    assert len(NAMES) == len(set(NAMES)) == 30
     assert set(NAMES) <= set(timm.list_models())
     converted = {"cmpe_se_converted", *(f"cmpe_se_{base}" for base in BASES)}
     assert set(timm.list_models("cmpe_se_*")) == converted | {name for name in NAMES if name.startswith("cmpe_se_")}

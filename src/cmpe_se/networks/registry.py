@@ -12,6 +12,7 @@ PLAIN_NETWORKS: dict[str, tuple[type[ResidualNetwork], dict[str, Any]]] = {
     "preact_resnet56": (PreActResNet, {"depth": 56, "block": "basic"}),
     "preact_resnet110": (PreActResNet, {"depth": 110, "block": "basic"}),
     "preact_resnet20b": (PreActResNet, {"depth": 20, "block": "bottleneck"}),
+    "preact_resnet56b": (PreActResNet, {"depth": 56, "block": "bottleneck"}),
     "preact_resnet164": (PreActResNet, {"depth": 164, "block": "bottleneck"}),
     "wrn16_4": (WideResNet, {"depth": 16, "width": 4}),
     "wrn16_8": (WideResNet, {"depth": 16, "width": 8}),
