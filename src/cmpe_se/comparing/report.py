@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cmpe_se.comparing.differences import USUAL, Question
 from cmpe_se.comparing.figures import plot_differences, plot_learning_curves, plot_pareto
 from cmpe_se.comparing.grid import Cell, Grid
 from cmpe_se.comparing.outcomes import Outcome
@@ -14,16 +15,19 @@ from cmpe_se.provenance import provenance, write_table
 from cmpe_se.run_folder import write_text
 
 
-def write_report(grid: Grid, outcomes: list[Outcome], *, missing: int) -> list[dict[str, Any]]:
+def write_report(
+    grid: Grid, outcomes: list[Outcome], *, missing: int, question: Question = USUAL
+) -> list[dict[str, Any]]:
     """Write all of it into the grid's folder and print the table; returns the rows of ``compare.csv``.
 
     Args:
         grid: that the outcomes are of.
         outcomes: networks with at least one finished run.
         missing: runs that have not finished.
+        question: margin and primary comparison.
     """
     folder, config = grid.folder, grid.config
-    rows = summary_rows(outcomes)
+    rows = summary_rows(outcomes, question)
     data = Path(config.data_dir).name if config.data == "folder" and config.data_dir else config.data
     title = f"{len(outcomes)} networks on {data}, {config.epochs} epochs"
     results = [(cell, cell.run.read_result()) for cell in grid.cells if cell.run.result.exists()]
@@ -31,16 +35,16 @@ def write_report(grid: Grid, outcomes: list[Outcome], *, missing: int) -> list[d
     try:
         write_table(folder / "compare.csv", rows)
         write_table(folder / "cells.csv", _cell_rows(results))
-        write_text(folder / "compare.md", to_markdown(outcomes, title=title, notes=notes))
+        write_text(folder / "compare.md", to_markdown(outcomes, title=title, notes=notes, question=question))
         plot_pareto(outcomes, title, folder / "accuracy_latency.png")
         plot_learning_curves(outcomes, title, folder / "learning_curves.png")
         for reference, name in zip(references(outcomes), ("differences.png", "differences_to_se.png"), strict=False):
             others = outcomes if reference is outcomes[0] else outcomes[1:]
-            plot_differences(others, title, folder / name, reference=reference.label)
+            plot_differences(others, title, folder / name, reference=reference.label, question=question)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     console = Console()
-    console.print(to_rich(outcomes))
+    console.print(to_rich(outcomes, question))
     console.print(f"{folder / 'compare.md'}", highlight=False, soft_wrap=True)
     return rows
 
