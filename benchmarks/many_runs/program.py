@@ -41,10 +41,20 @@ class Program:
         config: of the run; the seed does not matter.
         data: training images.
         network: made for ``config``, on the CPU.
-        device: where to train; current stream and thread are those that :meth:`capture` and :meth:`step` are called in.
+        device: where to train; on a GPU, on the stream that is current when a method is called.
+        fused: take PyTorch's fused SGD, which reads its learning rate from the device, as a graph's step has to. By
+            default on a GPU only: elsewhere the trainer's own SGD is what gives its weights bit for bit.
     """
 
-    def __init__(self, config: TrainingConfig, data: SmallImages, network: nn.Module, device: torch.device):
+    def __init__(
+        self,
+        config: TrainingConfig,
+        data: SmallImages,
+        network: nn.Module,
+        device: torch.device,
+        *,
+        fused: bool | None = None,
+    ):
         check_config(config)
         self.config, self.data, self.device = config, data, device
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
@@ -67,13 +77,14 @@ class Program:
         self.graph: torch.cuda.CUDAGraph | None = None
 
         self.on_gpu = device.type == "cuda"
-        if self.on_gpu:
-            # The fused kernel alone reads its learning rate from the device, where a graph's step can look it up.
+        self.fused = self.on_gpu if fused is None else fused
+        if self.fused:
             self.device_rates = torch.tensor(self.rates, device=device)  # (steps, groups)
             self.rate = torch.zeros(len(groups), device=device)
             for group, rate in zip(groups, self.rate.unbind(), strict=True):
                 group.update(lr=rate, fused=True, foreach=False)
-            self._reset_momentum()
+        self._reset_momentum()
+        if self.on_gpu:
             self._staged = torch.zeros(self.plan.shape, dtype=torch.int64, pin_memory=True)
             self._copied = torch.cuda.Event(blocking=True)
 
@@ -149,7 +160,7 @@ class Program:
         self.place += 1
 
     def _set_rate(self) -> None:
-        if not self.on_gpu:
+        if not self.fused:
             for group, rate in zip(self.optimizer.param_groups, self.rates[self.finished_steps], strict=True):
                 group["lr"] = rate
             return
@@ -161,7 +172,7 @@ class Program:
 
     def _reset_momentum(self) -> None:
         """Zero: what SGD makes of its first step without a buffer is what a buffer of zeros gives."""
-        if not self.on_gpu:
+        if not self.fused:
             self.optimizer.state.clear()
             return
         for parameter in self.network.parameters():
