@@ -11,6 +11,7 @@ from cmpe_se.data import SmallImages
 from cmpe_se.errors import UserError
 from cmpe_se.networks.blocks import Stage
 from cmpe_se.optimisation import create_optimizer
+from cmpe_se.seeding import seed_everything
 from cmpe_se.step_sums import part_sums
 
 _WARM_UP_STEPS = 3  # the libraries choose their kernels and take their memory before the capture
@@ -73,7 +74,7 @@ class Program:
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # in the plan
         self.place = torch.zeros(1, dtype=torch.int64, device=device)  # in the whole run
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # images, losses, correct ones of the epoch
-        self.finished_steps = 0
+        self.finished_steps, self.seed = 0, config.seed
         self.graph: torch.cuda.CUDAGraph | None = None
 
         self.on_gpu = device.type == "cuda"
@@ -112,13 +113,13 @@ class Program:
             block._compiled_call_impl = None  # tests run as they are: compiled, each would be compiled once more
 
     @torch.no_grad()
-    def load(self, network: nn.Module) -> None:
+    def load(self, network: nn.Module, seed: int) -> None:
         """Begin a run from a network's weights."""
         for own, other in zip(_tensors(self.network), _tensors(network), strict=True):
             own.copy_(other)
         self._reset_momentum()
         self.place.zero_()
-        self.finished_steps = 0
+        self.finished_steps, self.seed = 0, seed
         self.network.train()
 
     def begin_epoch(self, plan: Tensor) -> None:
@@ -134,10 +135,15 @@ class Program:
         self.sums.zero_()
 
     def step(self) -> None:
-        """The next step of the run: on a GPU only enqueued."""
+        """The next step of the run: on a GPU only enqueued.
+
+        What a step draws (the masks of ``mask``) repeats with the seed without a graph only: graphs that run side by
+        side share the device's generator.
+        """
         if self.graph is not None:
             self.graph.replay()
         else:
+            seed_everything(self.seed, self.finished_steps + 1, 0)  # as the trainer does
             self._step()
         self.finished_steps += 1
 

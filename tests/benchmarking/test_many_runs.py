@@ -22,7 +22,7 @@ from cmpe_se.run_folder import RunFolder
 from cmpe_se.training import train
 from tests.training.runs import metrics, weights
 
-MODELS = ("preact_resnet20", "cmpe_se_preact_resnet20:folded_3x3")
+MODELS = ("preact_resnet20", "cmpe_se_preact_resnet20:folded_3x3:mask=0.2")
 RECIPE = """
 data: digits
 epochs: 2
@@ -72,9 +72,9 @@ def arguments(recipe: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("cell", ["preact_resnet20-seed3", "cmpe_se_preact_resnet20-folded_3x3-seed4"])
+@pytest.mark.parametrize("cell", ["preact_resnet20-seed3", "cmpe_se_preact_resnet20-folded_3x3-mask=0.2-seed4"])
 def test_a_run_is_that_of_train_bit_for_bit(cell, recipe, many, tmp_path):
-    view = {"view": "folded_3x3"} if "folded" in cell else {}
+    view = {"view": "folded_3x3", "mask": 0.2} if "folded" in cell else {}
     name = cell.split("-")[0]
     expected = train(recipe=recipe, model=name, seed=int(cell[-1]), output=tmp_path / "run", **view)
     own, other = many / "cells" / cell, tmp_path / "run"
@@ -136,12 +136,13 @@ def test_a_run_out_of_time_leaves_nothing(recipe, tmp_path, monkeypatch):
 
 def test_the_fused_update_of_a_graph_is_that_of_train(recipe, many):
     """Rates looked up by group, momentum from zeros, and no decay where the trainer has none."""
-    config = RunFolder(many / "cells" / "cmpe_se_preact_resnet20-folded_3x3-seed3").read_config()
+    config = RunFolder(many / "cells" / "cmpe_se_preact_resnet20-folded_3x3-mask=0.2-seed3").read_config()
     data = load_data("digits")
     programs = []
     for fused in (False, True):
         begun = start(config, data)
         program = Program(config, data, begun.network, torch.device("cpu"), fused=fused)
+        program.load(begun.network, 3)
         program.begin_epoch(torch.stack(list(data.plans(0, config.batch_size, 3, config.augmentation))))
         for _ in range(6):
             program.step()
@@ -163,7 +164,7 @@ def test_a_program_begins_a_second_run_afresh(many):
     plan = torch.stack(list(data.plans(0, config.batch_size, 3, config.augmentation)))
     results = []
     for _ in range(2):
-        program.load(start(config, data).network)
+        program.load(start(config, data).network, 3)
         program.begin_epoch(plan)
         for _ in range(3):
             program.step()
