@@ -93,7 +93,7 @@ def train_cell(
         UserError: a loss that is not finite; nothing is written.
     """
     config, data = begun.config, program.data
-    program.load(begun.network)
+    program.load(begun.network, config.seed)
     history: list[dict[str, Any]] = []
     for epoch in range(config.epochs):
         started = time.perf_counter()

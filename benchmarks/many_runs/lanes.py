@@ -21,6 +21,8 @@ from cmpe_se.data import SmallImages
 from cmpe_se.errors import UserError
 from cmpe_se.provenance import provenance
 
+_PACE_EPOCHS = 3  # of the first runs, after which a pace is printed
+
 
 @dataclass
 class Queue:
@@ -156,13 +158,18 @@ class Lanes:
                 self.source,
                 keep_weights=self.keeps(cell),
                 after=self.after,
-                on_epoch=lambda epoch: queue.note_epoch(cell, epoch),
+                on_epoch=lambda epoch: self._note(queue, cell, epoch),
                 out_of_time=lambda: time.monotonic() > queue.deadline,
             )
         finally:
             if self.on_gpu:
                 torch.cuda.current_stream().synchronize()
             self._idle[cell.entry].append(program)
+
+    def _note(self, queue: Queue, cell: Cell, epoch: int) -> None:
+        queue.note_epoch(cell, epoch)
+        if epoch == _PACE_EPOCHS and not queue.finished and cell.seed == self.grid.seeds[0]:
+            self.say(f"{cell.entry.label}: {epoch} epochs; at this pace a run takes {queue.estimate():.0f} s")
 
     def _program(self, entry: Entry, begun: Start) -> Program:
         """One that has finished a run of such a network, or a new one."""

@@ -11,6 +11,7 @@ from cmpe_se.data import SmallImages
 from cmpe_se.errors import UserError
 from cmpe_se.networks.blocks import Stage
 from cmpe_se.optimisation import create_optimizer
+from cmpe_se.seeding import seed_everything
 from cmpe_se.step_sums import part_sums
 
 _WARM_UP_STEPS = 3  # the libraries choose their kernels and take their memory before the capture
@@ -41,10 +42,20 @@ class Program:
         config: of the run; the seed does not matter.
         data: training images.
         network: made for ``config``, on the CPU.
-        device: where to train; current stream and thread are those that :meth:`capture` and :meth:`step` are called in.
+        device: where to train; on a GPU, on the stream that is current when a method is called.
+        fused: take PyTorch's fused SGD, which reads its learning rate from the device, as a graph's step has to. By
+            default on a GPU only: elsewhere the trainer's own SGD is what gives its weights bit for bit.
     """
 
-    def __init__(self, config: TrainingConfig, data: SmallImages, network: nn.Module, device: torch.device):
+    def __init__(
+        self,
+        config: TrainingConfig,
+        data: SmallImages,
+        network: nn.Module,
+        device: torch.device,
+        *,
+        fused: bool | None = None,
+    ):
         check_config(config)
         self.config, self.data, self.device = config, data, device
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
@@ -63,17 +74,18 @@ class Program:
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # in the plan
         self.place = torch.zeros(1, dtype=torch.int64, device=device)  # in the whole run
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # images, losses, correct ones of the epoch
-        self.finished_steps = 0
+        self.finished_steps, self.seed = 0, config.seed
         self.graph: torch.cuda.CUDAGraph | None = None
 
         self.on_gpu = device.type == "cuda"
-        if self.on_gpu:
-            # The fused kernel alone reads its learning rate from the device, where a graph's step can look it up.
+        self.fused = self.on_gpu if fused is None else fused
+        if self.fused:
             self.device_rates = torch.tensor(self.rates, device=device)  # (steps, groups)
             self.rate = torch.zeros(len(groups), device=device)
             for group, rate in zip(groups, self.rate.unbind(), strict=True):
                 group.update(lr=rate, fused=True, foreach=False)
-            self._reset_momentum()
+        self._reset_momentum()
+        if self.on_gpu:
             self._staged = torch.zeros(self.plan.shape, dtype=torch.int64, pin_memory=True)
             self._copied = torch.cuda.Event(blocking=True)
 
@@ -101,13 +113,13 @@ class Program:
             block._compiled_call_impl = None  # tests run as they are: compiled, each would be compiled once more
 
     @torch.no_grad()
-    def load(self, network: nn.Module) -> None:
+    def load(self, network: nn.Module, seed: int) -> None:
         """Begin a run from a network's weights."""
         for own, other in zip(_tensors(self.network), _tensors(network), strict=True):
             own.copy_(other)
         self._reset_momentum()
         self.place.zero_()
-        self.finished_steps = 0
+        self.finished_steps, self.seed = 0, seed
         self.network.train()
 
     def begin_epoch(self, plan: Tensor) -> None:
@@ -123,10 +135,15 @@ class Program:
         self.sums.zero_()
 
     def step(self) -> None:
-        """The next step of the run: on a GPU only enqueued."""
+        """The next step of the run: on a GPU only enqueued.
+
+        What a step draws (the masks of ``mask``) repeats with the seed without a graph only: graphs that run side by
+        side share the device's generator.
+        """
         if self.graph is not None:
             self.graph.replay()
         else:
+            seed_everything(self.seed, self.finished_steps + 1, 0)  # as the trainer does
             self._step()
         self.finished_steps += 1
 
@@ -149,7 +166,7 @@ class Program:
         self.place += 1
 
     def _set_rate(self) -> None:
-        if not self.on_gpu:
+        if not self.fused:
             for group, rate in zip(self.optimizer.param_groups, self.rates[self.finished_steps], strict=True):
                 group["lr"] = rate
             return
@@ -161,7 +178,7 @@ class Program:
 
     def _reset_momentum(self) -> None:
         """Zero: what SGD makes of its first step without a buffer is what a buffer of zeros gives."""
-        if not self.on_gpu:
+        if not self.fused:
             self.optimizer.state.clear()
             return
         for parameter in self.network.parameters():

@@ -22,11 +22,13 @@ def print_table(grid: Grid, console: Console) -> None:
     )
     for outcome in outcomes:
         own = summarise(list(outcome.seeds.values()))
-        row = [outcome.label, str(own.count), f"{own.mean:.2f}", f"{own.std:.2f}"]
+        row = [outcome.label, str(own.count), f"{own.mean:.2f}", f"{own.std:.2f}" if own.count > 1 else ""]
         pairs = [seed for seed in outcome.seeds if seed in outcomes[0].seeds]
         if outcome is not outcomes[0] and pairs:
             found = compare_paired(*([o.seeds[seed] for seed in pairs] for o in (outcome, outcomes[0])))
-            row += [f"{found.mean:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}", f"{found.p:.4f}"]
+            row.append(f"{found.mean:+.2f}")
+            if found.count > 1:
+                row += [f"{found.low:+.2f} to {found.high:+.2f}", f"{found.p:.4f}"]
         table.add_row(*row)
     console.print(table)
 

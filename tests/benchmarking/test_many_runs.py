@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.many_runs import __main__ as script
+from benchmarks.many_runs.cells import start
 from benchmarks.many_runs.lanes import Queue
-from benchmarks.many_runs.program import _strided_as
+from benchmarks.many_runs.program import Program, _strided_as
 
 from cmpe_se.comparing.compare import compare
 from cmpe_se.comparing.grid import Grid, parse_entries
 from cmpe_se.config import TrainingConfig
+from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
+from cmpe_se.run_folder import RunFolder
 from cmpe_se.training import train
 from tests.training.runs import metrics, weights
 
-MODELS = ("preact_resnet20", "cmpe_se_preact_resnet20:folded_3x3")
+MODELS = ("preact_resnet20", "cmpe_se_preact_resnet20:folded_3x3:mask=0.2")
 RECIPE = """
 data: digits
 epochs: 2
@@ -69,9 +72,9 @@ def arguments(recipe: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("cell", ["preact_resnet20-seed3", "cmpe_se_preact_resnet20-folded_3x3-seed4"])
+@pytest.mark.parametrize("cell", ["preact_resnet20-seed3", "cmpe_se_preact_resnet20-folded_3x3-mask=0.2-seed4"])
 def test_a_run_is_that_of_train_bit_for_bit(cell, recipe, many, tmp_path):
-    view = {"view": "folded_3x3"} if "folded" in cell else {}
+    view = {"view": "folded_3x3", "mask": 0.2} if "folded" in cell else {}
     name = cell.split("-")[0]
     expected = train(recipe=recipe, model=name, seed=int(cell[-1]), output=tmp_path / "run", **view)
     own, other = many / "cells" / cell, tmp_path / "run"
@@ -129,6 +132,44 @@ def test_a_run_out_of_time_leaves_nothing(recipe, tmp_path, monkeypatch):
     assert list(queue.failures.values()) == ["out of time"]
     assert (len(queue.cells), queue.finished) == (3, [])
     assert not list(tmp_path.glob("cells/*/*"))
+
+
+def test_the_fused_update_of_a_graph_is_that_of_train(recipe, many):
+    """Rates looked up by group, momentum from zeros, and no decay where the trainer has none."""
+    config = RunFolder(many / "cells" / "cmpe_se_preact_resnet20-folded_3x3-mask=0.2-seed3").read_config()
+    data = load_data("digits")
+    programs = []
+    for fused in (False, True):
+        begun = start(config, data)
+        program = Program(config, data, begun.network, torch.device("cpu"), fused=fused)
+        program.load(begun.network, 3)
+        program.begin_epoch(torch.stack(list(data.plans(0, config.batch_size, 3, config.augmentation))))
+        for _ in range(6):
+            program.step()
+        programs.append(program)
+    plain, fused = programs
+    for group, other in zip(plain.optimizer.param_groups, fused.optimizer.param_groups, strict=True):
+        assert float(other["lr"]) == pytest.approx(group["lr"])
+    assert fused.sums.tolist() == pytest.approx(plain.sums.tolist(), rel=1e-5)
+    weights, others = plain.network.state_dict(), fused.network.state_dict()
+    for key, value in weights.items():
+        torch.testing.assert_close(others[key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_a_program_begins_a_second_run_afresh(many):
+    """The weights after a run do not depend on what the program did before."""
+    config = RunFolder(many / "cells" / "preact_resnet20-seed3").read_config()
+    data = load_data("digits")
+    program = Program(config, data, start(config, data).network, torch.device("cpu"), fused=True)
+    plan = torch.stack(list(data.plans(0, config.batch_size, 3, config.augmentation)))
+    results = []
+    for _ in range(2):
+        program.load(start(config, data).network, 3)
+        program.begin_epoch(plan)
+        for _ in range(3):
+            program.step()
+        results.append([value.clone() for value in program.network.state_dict().values()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def test_the_queue_begins_only_what_can_finish():

@@ -112,6 +112,7 @@ def benchmark(
     labels = torch.randint(networks[PLAIN].num_classes, (batch_size,)).to(place)
     rows = []
     for group in groups:
+        torch.compiler.reset()  # frees the last group's compiled code and its memory
         with console.status(f"preparing {group}"):
             steps = {
                 name: make_step(_ready(network, group.merged, place, layout), images, labels, *_how(group))
