@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import normalize
+from torchvision.transforms.functional import normalize
 
 from cmpe_se.data.augmentation import Augmentation
 from cmpe_se.data.seeds import generator
@@ -97,7 +97,8 @@ class ImageData(ABC):
         """The test images in order before they are normalised, for corruptions: as ``test_batches`` of one process.
 
         Yields images, uint8 (B, C, H, W), and labels, int64 (B,), both on the CPU and not to be changed in place;
-        ``normalise`` makes of them what ``test_batches`` yields. Raises UserError for a kind of data set that keeps no order (``StreamedImages``).
+        ``normalise`` makes of them what ``test_batches`` yields. Raises UserError for a kind of data set that keeps no
+        order (``StreamedImages``).
         """
         self._check(batch_size, 0, 1)
         return self._test_pixels(batch_size)
