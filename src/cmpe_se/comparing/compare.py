@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cmpe_se.comparing.corruptions import CorruptionOutcomes, measure_corruptions
 from cmpe_se.comparing.estimate import estimate, table_of_costs
 from cmpe_se.comparing.grid import Cell, Grid, parse_entries
 from cmpe_se.comparing.latency import measure_latencies
@@ -36,6 +37,7 @@ def compare(
     part: str = "1/1",
     ray: str | None = None,
     dry_run: bool = False,
+    corruptions: bool = False,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Train networks under one recipe with several seeds, and compare them seed by seed.
@@ -59,6 +61,8 @@ def compare(
             writes the report.
         ray: address of a Ray cluster that does the runs, such as auto.
         dry_run: only measure a few steps, and print what it would cost.
+        corruptions: test the networks on corrupted images too (as ``cmpe-se evaluate --corruptions`` does), and compare
+            the mean over them as a second measure.
         settings: fields of :class:`cmpe_se.config.TrainingConfig`; they win over the recipe.
 
     Returns:
@@ -103,7 +107,9 @@ def compare(
             if len(grids) > 1:
                 console.rule(str(grid.folder))
             failures = run_cells(grid, shares[grid.folder], place, console)
-            rows += _report(grid, console)
+            if corruptions:
+                measure_corruptions(grid, shares[grid.folder], console)
+            rows += _report(grid, console, corruptions=corruptions)
             finish_or_complain(failures)
     finally:
         place.close()
@@ -167,7 +173,7 @@ def _place(grids: list[Grid], shares: dict[Path, list[Cell]], jobs: int | None, 
     return Machine(jobs, max(len(cells) for cells in shares.values()), cpu=cpu)
 
 
-def _report(grid: Grid, console: Console) -> list[dict[str, Any]]:
+def _report(grid: Grid, console: Console, *, corruptions: bool) -> list[dict[str, Any]]:
     """Write and print what is known; forward passes are timed once all runs have finished."""
     open_cells = [cell for cell in grid.cells if not cell.run.result.exists()]
     if len(open_cells) == len(grid.cells):
@@ -178,4 +184,6 @@ def _report(grid: Grid, console: Console) -> list[dict[str, Any]]:
             latencies = measure_latencies(grid, console)
         except UserError as error:  # a network that cannot be merged takes nothing from what was trained
             console.print(f"latency left out: {error}", highlight=False, soft_wrap=True)
-    return write_report(grid, collect(grid, latencies), missing=len(open_cells))
+    outcomes = collect(grid, latencies)
+    second = CorruptionOutcomes(grid, outcomes) if corruptions else None
+    return write_report(grid, outcomes, missing=len(open_cells), corruptions=second)

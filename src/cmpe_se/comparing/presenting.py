@@ -68,18 +68,19 @@ def summary_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
-def to_markdown(outcomes: Sequence[Outcome], *, title: str, notes: Sequence[str]) -> str:
+def to_markdown(outcomes: Sequence[Outcome], *, title: str, notes: Sequence[str], sections: Sequence[str] = ()) -> str:
     """A document for GitHub: tables against the first network and against SE, every seed, and how to read them.
 
     Args:
         outcomes: networks with at least one finished run, the first one being what the others are compared with.
         title: of the document.
         notes: sentences about data, hardware and command.
+        sections: of other measures, in Markdown, before every seed's numbers.
     """
     seeds = max(len(outcome.seeds) for outcome in outcomes)
     parts = [f"# {title}", _main_table(outcomes)]
     parts += filter(None, (_difference_table(outcomes, reference) for reference in references(outcomes)))
-    parts += ["## Every seed", _seed_table(outcomes)]
+    parts += [*sections, "## Every seed", _seed_table(outcomes)]
     parts += ["## How to read this", _METHOD.format(seeds=seeds), "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
@@ -124,7 +125,7 @@ def _main_table(outcomes: Sequence[Outcome]) -> str:
              f"{row['macs'] / 1e6:,.2f} M", duration(row["train_seconds"]), latency, published]
         )  # fmt: skip
     empty = {column for column in range(len(head)) if not any(row[column] for row in rows)}
-    return _markdown_table(*([cell for i, cell in enumerate(row) if i not in empty] for row in (head, *rows)))
+    return markdown_table(*([cell for i, cell in enumerate(row) if i not in empty] for row in (head, *rows)))
 
 
 def _difference_table(outcomes: Sequence[Outcome], reference: Outcome) -> str:
@@ -142,7 +143,7 @@ def _difference_table(outcomes: Sequence[Outcome], reference: Outcome) -> str:
         effect = "" if math.isnan(difference.effect) else f"{difference.effect:.2f}"
         tested = [p_value(difference.p), p_value(adjusted), effect, _verdict(difference, adjusted)]
         rows.append([f"`{label}`", _interval(difference), *tested])
-    return f"## Against `{reference.label}`\n\n" + _markdown_table(head, *rows)
+    return f"## Against `{reference.label}`\n\n" + markdown_table(head, *rows)
 
 
 def _seed_table(outcomes: Sequence[Outcome]) -> str:
@@ -152,7 +153,7 @@ def _seed_table(outcomes: Sequence[Outcome]) -> str:
         [f"`{outcome.label}`", *(f"{outcome.seeds[seed]:.2f}" if seed in outcome.seeds else "" for seed in seeds)]
         for outcome in outcomes
     ]
-    return _markdown_table(head, *rows)
+    return markdown_table(head, *rows)
 
 
 def _verdict(difference: Difference, adjusted: float) -> str:
@@ -178,7 +179,8 @@ def _plus_minus(difference: Difference) -> str:
     return f"{difference.mean:+.2f} ± {difference.high - difference.mean:.2f}"
 
 
-def _markdown_table(head: Sequence[str], *rows: Sequence[str]) -> str:
+def markdown_table(head: Sequence[str], *rows: Sequence[str]) -> str:
+    """A table for GitHub, numbers to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
