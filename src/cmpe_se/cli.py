@@ -18,7 +18,9 @@ _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 # Switches that a positional argument may follow.
 _BEFORE_WORDS = {"as_json", "private", "merged", "channels_last", "int8", "merge", "corruptions"}
 _SWITCHES = (
-    _BEFORE_WORDS | {"dry_run"} | {field.name for field in fields(TrainingConfig) if field.type in (bool, "bool")}
+    _BEFORE_WORDS
+    | {"dry_run", "plan"}
+    | {field.name for field in fields(TrainingConfig) if field.type in (bool, "bool")}
 )
 
 COMMANDS = {

@@ -139,6 +139,13 @@ def test_a_dry_run_says_what_it_would_cost():
     assert not folder.exists()
 
 
+def test_a_plan_is_a_number_of_seeds():
+    done = succeed("compare", "--plan", "--effect=0.3", "--sd=0.4")
+    assert done.out.startswith("16 seeds show a difference of 0.3 points with a power of 80 %")
+    assert "22 seeds" in succeed("compare", "--plan", "--effect=0.3", "--sd=0.4", "--power=0.91").out
+    assert "sd is 0, should be a number of points above 0" in run("compare", "--plan", "--effect=1", "--sd=0").complaint
+
+
 def test_a_presets_dry_run_needs_no_data():
     command = ["compare", "--preset=paper-resnet", "--data=cifar10", "--mixup=0", "--batch-size=4", "--dry-run"]
     done = succeed(*command, "--device=cpu")

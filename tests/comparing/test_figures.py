@@ -6,8 +6,10 @@ from itertools import pairwise
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import stats
 
 from cmpe_se.comparing import figures
+from cmpe_se.comparing.differences import Question
 from cmpe_se.comparing.figures import plot_differences, plot_learning_curves, plot_pareto
 from tests.comparing.outcomes import outcome, usual
 
@@ -107,3 +109,11 @@ def test_differences_are_to_the_reference(drawn, tmp_path):
     assert sorted(axes.collections[0].get_offsets()[:, 0]) == pytest.approx([-1.1, -1.0, -0.9])
     assert f"Difference to {se}" in texts(drawn[0])
     assert "-0.97   p " in texts(drawn[0])
+
+
+def test_the_primary_comparison_is_marked(drawn, tmp_path):
+    plain, se, *_ = usual()
+    plot_differences(usual(), "", tmp_path / "figure.png", question=Question(primary=(plain.label, se.label)))
+    marked = [text for text in texts(drawn[0]).splitlines() if text.endswith("(primary)")]
+    assert marked == [f"+1.00   p {stats.ttest_rel([71, 72.1, 71.4], [70, 71, 70.5]).pvalue:.3f} (primary)"]
+    assert "by Holm but for the primary" in texts(drawn[0])

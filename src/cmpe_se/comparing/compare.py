@@ -6,11 +6,13 @@ from typing import Any
 from rich.console import Console
 
 from cmpe_se.comparing.corruptions import CorruptionOutcomes, measure_corruptions
+from cmpe_se.comparing.differences import Question, ask
 from cmpe_se.comparing.estimate import estimate, table_of_costs
 from cmpe_se.comparing.grid import Cell, Grid, parse_entries
 from cmpe_se.comparing.latency import measure_latencies
 from cmpe_se.comparing.outcomes import Latency, collect
 from cmpe_se.comparing.places import Machine, Place, RayCluster
+from cmpe_se.comparing.power import POWER, seeds_needed
 from cmpe_se.comparing.presets import preset_grids
 from cmpe_se.comparing.report import write_report
 from cmpe_se.comparing.running import finish_or_complain, run_cells
@@ -36,8 +38,14 @@ def compare(
     jobs: int | None = None,
     part: str = "1/1",
     ray: str | None = None,
-    dry_run: bool = False,
+    primary: str | None = None,
+    margin: float = 0.2,
     corruptions: bool = False,
+    dry_run: bool = False,
+    plan: bool = False,
+    effect: float | None = None,
+    sd: float | None = None,
+    power: float | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Train networks under one recipe with several seeds, and compare them seed by seed.
@@ -60,19 +68,34 @@ def compare(
         part: I/N leaves all but every N-th run, from the I-th, to others: for SLURM arrays. A last call without it
             writes the report.
         ray: address of a Ray cluster that does the runs, such as auto.
-        dry_run: only measure a few steps, and print what it would cost.
+        primary: A:B (or A,B), two of the networks: the one planned comparison, A against B. It is reported first and is
+            not adjusted; all others become secondary.
+        margin: difference in points below which two networks count as the same in the equivalence test.
         corruptions: test the networks on corrupted images too (as ``cmpe-se evaluate --corruptions`` does), and compare
             the mean over them as a second measure.
+        dry_run: only measure a few steps, and print what it would cost.
+        plan: only print the number of seeds that show --effect at --sd; no networks are needed.
+        effect: of a plan: the difference to show, in points.
+        sd: of a plan: standard deviation of the differences between two networks over the seeds, in points.
+        power: of a plan: probability of showing the effect; 0.8 if left out.
         settings: fields of :class:`cmpe_se.config.TrainingConfig`; they win over the recipe.
 
     Returns:
-        The rows of ``compare.csv``, one for each network (of a dry run: of its table), grid after grid.
+        The rows of ``compare.csv``, one for each network (of a dry run: of its table), grid after grid. Of a plan, one
+        row with ``effect``, ``sd``, ``power`` and ``seeds``.
 
     Raises:
         UserError: settings that cannot be used, runs in the folder that were made with others, or runs that failed.
         ComparisonInterrupted: Ctrl-C, or the system's wish to end; runs under way have saved what they had.
     """
     console = Console(stderr=True)
+    planned = {name: value for name, value in (("effect", effect), ("sd", sd), ("power", power)) if value is not None}
+    if plan:
+        if models or views or preset or settings:
+            raise UserError("a plan needs no networks and settings; give --plan --effect POINTS --sd POINTS [--power]")
+        return [_plan(**planned)]
+    if planned:
+        raise UserError(f"{next(iter(planned))} is for a plan; add --plan, or leave it out")
     if given := [name for name in VARIED if name in settings]:
         raise UserError(f"a comparison sets {given[0]} by itself; give --models, --views and --seeds")
     if seeds < 1 or (jobs is not None and jobs < 1):
@@ -86,6 +109,9 @@ def compare(
         grids = preset_grids(preset, Path(output or f"runs/compare-{preset}"), numbers, settings)
     else:
         grids = [_own_grid(models, views, numbers, recipe, output, settings)]
+    if preset is not None and primary is not None:
+        raise UserError("primary is for one comparison, and a preset has several; leave --primary out")
+    question = ask(primary, margin, [entry.label for entry in grids[0].entries])
     own, parts = _part(part)
     shares: dict[Path, list[Cell]] = {}
     number = 0
@@ -109,11 +135,24 @@ def compare(
             failures = run_cells(grid, shares[grid.folder], place, console)
             if corruptions:
                 measure_corruptions(grid, shares[grid.folder], console)
-            rows += _report(grid, console, corruptions=corruptions)
+            rows += _report(grid, question, console, corruptions=corruptions)
             finish_or_complain(failures)
     finally:
         place.close()
     return rows
+
+
+def _plan(effect: float | None = None, sd: float | None = None, power: float = POWER) -> dict[str, Any]:
+    if effect is None or sd is None:
+        raise UserError("a plan needs --effect and --sd in points, such as --effect 0.3 --sd 0.4")
+    seeds = seeds_needed(effect, sd, power)
+    Console().print(
+        f"{seeds} seeds show a difference of {effect:g} points with a power of {100 * power:g} %, if the differences "
+        f"between two networks have a standard deviation of {sd:g} points (paired t-test, two-sided 5 %)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return {"effect": effect, "sd": sd, "power": power, "seeds": seeds}
 
 
 def _own_grid(
@@ -173,7 +212,7 @@ def _place(grids: list[Grid], shares: dict[Path, list[Cell]], jobs: int | None, 
     return Machine(jobs, max(len(cells) for cells in shares.values()), cpu=cpu)
 
 
-def _report(grid: Grid, console: Console, *, corruptions: bool) -> list[dict[str, Any]]:
+def _report(grid: Grid, question: Question, console: Console, *, corruptions: bool) -> list[dict[str, Any]]:
     """Write and print what is known; forward passes are timed once all runs have finished."""
     open_cells = [cell for cell in grid.cells if not cell.run.result.exists()]
     if len(open_cells) == len(grid.cells):
@@ -185,5 +224,5 @@ def _report(grid: Grid, console: Console, *, corruptions: bool) -> list[dict[str
         except UserError as error:  # a network that cannot be merged takes nothing from what was trained
             console.print(f"latency left out: {error}", highlight=False, soft_wrap=True)
     outcomes = collect(grid, latencies)
-    second = CorruptionOutcomes(grid, outcomes) if corruptions else None
-    return write_report(grid, outcomes, missing=len(open_cells), corruptions=second)
+    second = CorruptionOutcomes(grid, outcomes, question.margin) if corruptions else None
+    return write_report(grid, outcomes, missing=len(open_cells), question=question, corruptions=second)

@@ -9,15 +9,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cmpe_se.comparing.differences import USUAL, Question
 from cmpe_se.comparing.grid import Cell, Grid
 from cmpe_se.comparing.outcomes import Outcome
-from cmpe_se.comparing.presenting import SIGNIFICANT, markdown_table, p_value, references, summary_rows
+from cmpe_se.comparing.presenting import difference_table, markdown_table, p_value, references, summary_rows
 from cmpe_se.corruptions import CORRUPTIONS, corrupted_test_sets
 from cmpe_se.data import ImageData, SmallImages, load_data
 from cmpe_se.robustness import corruption_metrics, read_corruptions, write_corruptions
 
 _CACHED_BYTES = 2**30
-_COLUMNS = ("difference", "difference_low", "difference_high", "p", "p_holm", "effect")
+_COLUMNS = (
+    *("difference", "difference_low", "difference_high", "p", "p_holm", "effect", "difference_std", "detectable"),
+    *("p_same", "p_same_holm", "verdict"),
+)  # of ``compare.csv``
 
 
 def measure_corruptions(grid: Grid, cells: Sequence[Cell], console: Console) -> None:
@@ -56,9 +60,11 @@ class CorruptionOutcomes:
     Args:
         grid: the comparison.
         outcomes: of its finished runs, as the first measure has them.
+        margin: of the equivalence test, in points. Only the first measure has a primary comparison.
     """
 
-    def __init__(self, grid: Grid, outcomes: Sequence[Outcome]):
+    def __init__(self, grid: Grid, outcomes: Sequence[Outcome], margin: float = USUAL.margin):
+        self._question = Question(margin)
         self._metrics: dict[str, dict[int, dict[str, Any]]] = {}
         self.missing: list[Cell] = []
         """Finished runs without a corruption accuracy: neither weights nor a file of it are there."""
@@ -112,25 +118,36 @@ class CorruptionOutcomes:
         if not self._has_reference:
             return "\n\n".join(parts)
         for reference in references(self.outcomes):
-            behind = [outcome for outcome in self.outcomes[1:] if outcome is not reference]
-            if table := _difference_table([reference, *behind]):
-                parts += [f"### Corrupted images, against `{reference.label}`", table]
-        return "\n\n".join(parts)
+            heading = "### Corrupted images, against"
+            parts.append(difference_table(self.outcomes, reference, self._question, heading=heading))
+        return "\n\n".join(filter(None, parts))
 
-    def to_rich(self) -> Table:
-        """What matters most of it, for the screen."""
+    def show(self, console: Console) -> None:
+        """Print what matters most of it, and which runs are left out."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("", overflow="fold")
         for column in ("corrupted", "difference", "p"):
             table.add_column(column, justify="right", no_wrap=True)
         for row in self._rows():
-            table.add_row(row["model"], f"{row['top1_mean']:.2f}", _plus_minus(row), _p(row["p_holm"]))
-        return table
+            table.add_row(
+                row["model"],
+                f"{row['top1_mean']:.2f}",
+                _plus_minus(row),
+                "" if row["p_holm"] is None else p_value(row["p_holm"]),
+            )
+        console.print(table)
+        for cell in self.missing:
+            console.print(
+                f"{cell.entry.label} seed {cell.seed} has no corruption accuracy: neither its weights nor "
+                f"corruptions.json are in {cell.run.path}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def _rows(self) -> list[dict[str, Any]]:
         """Rows of the first measure's form; without a reference they hold no differences."""
         if self._has_reference:
-            return summary_rows(self.outcomes)
+            return summary_rows(self.outcomes, self._question)
         return [summary_rows([outcome])[0] for outcome in self.outcomes]
 
 
@@ -141,39 +158,11 @@ _METHOD = (
 )
 
 
-def _difference_table(outcomes: Sequence[Outcome]) -> str:
-    """Differences to the first of the outcomes; empty where no other shares a seed with it."""
-    rows = [
-        [f"`{row['model']}`", _interval(row), _p(row["p"]), _p(row["p_holm"]),
-         "" if row["effect"] is None else f"{row['effect']:.2f}", _verdict(row)]
-        for row in summary_rows(outcomes)
-        if row["difference"] is not None
-    ]  # fmt: skip
-    head = ["network", "difference in points", "p", "p (Holm)", "effect g_z", ""]
-    return markdown_table(head, *rows) if rows else ""
-
-
-def _interval(row: dict[str, Any]) -> str:
-    if row["difference_low"] is None:
-        return f"{row['difference']:+.2f}"
-    return f"{row['difference']:+.2f} ({row['difference_low']:+.2f} to {row['difference_high']:+.2f})"
-
-
 def _plus_minus(row: dict[str, Any]) -> str:
     if row["difference"] is None:
         return ""
     half = "" if row["difference_low"] is None else f" ± {(row['difference_high'] - row['difference_low']) / 2:.2f}"
     return f"{row['difference']:+.2f}{half}"
-
-
-def _p(p: float | None) -> str:
-    return "" if p is None else p_value(p)
-
-
-def _verdict(row: dict[str, Any]) -> str:
-    if row["p_holm"] is None or row["p_holm"] >= SIGNIFICANT:
-        return "no difference shown"
-    return "better" if row["difference"] > 0 else "worse"
 
 
 def _read(grid: Grid, cell: Cell) -> dict[str, Any] | None:

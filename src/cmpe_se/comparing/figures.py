@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cmpe_se.comparing.differences import USUAL, Question, paired_differences
 from cmpe_se.comparing.outcomes import Outcome
-from cmpe_se.comparing.presenting import p_value, paired_differences
+from cmpe_se.comparing.presenting import p_value
 from cmpe_se.comparing.statistics import Summary, summarise
 from cmpe_se.figures import BLUE, GREY, ORANGE
 
@@ -79,7 +80,14 @@ def plot_learning_curves(outcomes: Sequence[Outcome], title: str, path: Path) ->
     figure.savefig(path, dpi=_DPI)
 
 
-def plot_differences(outcomes: Sequence[Outcome], title: str, path: Path, *, reference: str | None = None) -> None:
+def plot_differences(
+    outcomes: Sequence[Outcome],
+    title: str,
+    path: Path,
+    *,
+    reference: str | None = None,
+    question: Question = USUAL,
+) -> None:
     """Paired differences to a network as PNG: a dot for each seed, mean and 95 % interval for each network.
 
     Args:
@@ -87,34 +95,38 @@ def plot_differences(outcomes: Sequence[Outcome], title: str, path: Path, *, ref
         title: second line of the figure's.
         path: file to write.
         reference: label of the network that the others are compared with; the first one if left out.
+        question: its primary comparison is marked, and its p not adjusted.
 
     Raises:
         KeyError: no network has that label.
     """
     base = outcomes[0] if reference is None else {outcome.label: outcome for outcome in outcomes}[reference]
     rows = [styled for styled in _styled(outcomes) if styled[0] is not base]
-    differences = paired_differences(outcomes, base)
+    differences = paired_differences(outcomes, base, question)
     figure, axes = _panel((8.5, 0.5 * max(len(rows), 1) + 1.9))
     axes.axvline(0, color="#999999", linewidth=1)
     for row, (outcome, colour, marker) in enumerate(rows):
         if outcome.label not in differences:
             _say(axes, row, "no shared seed")
             continue
-        difference, adjusted = differences[outcome.label]
+        compared = differences[outcome.label]
+        difference, primary = compared.difference, " (primary)" if compared.primary else ""
         dots = [outcome.seeds[seed] - base.seeds[seed] for seed in sorted(outcome.seeds.keys() & base.seeds.keys())]
         axes.scatter(dots, np.full(len(dots), row + 0.24), s=24, color=colour, alpha=0.7, linewidths=0, marker=marker)
         if not math.isnan(difference.low):
             axes.hlines(row, difference.low, difference.high, color=colour, linewidth=3)
         axes.plot(difference.mean, row, marker="|", color=colour, markersize=13, markeredgewidth=3)
-        _say(axes, row, f"{difference.mean:+.2f}" + ("" if math.isnan(adjusted) else f"   p {p_value(adjusted)}"))
+        p = "" if math.isnan(compared.p) else f"   p {p_value(compared.p)}"
+        _say(axes, row, f"{difference.mean:+.2f}{p}{primary}")
     axes.set_yticks(range(len(rows)), [outcome.label for outcome, *_ in rows], fontsize=9)
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     if not rows:
         axes.text(0.5, 0.5, "nothing to compare with", transform=axes.transAxes, ha="center")
     axes.set_xlabel("difference in points of test top-1")
     figure.suptitle(f"Difference to {base.label}, seed by seed\n{title}")
+    adjusted = "by Holm but for the primary" if any(each.primary for each in differences.values()) else "by Holm"
     figure.text(
-        0.5, -0.01, "small: a seed; bar: mean with its 95 % interval; p: paired t-test, by Holm",
+        0.5, -0.01, f"small: a seed; bar: mean with its 95 % interval; p: paired t-test, {adjusted}",
         ha="center", va="top", fontsize=8, color="#444444",
     )  # fmt: skip
     figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.12)

@@ -6,27 +6,32 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
 from cmpe_se.benchmarking.engines import make_step
 from cmpe_se.benchmarking.timing import keep_heap, paired_ratio, take_turns
+from cmpe_se.comparing.estimate import shape_of
 from cmpe_se.comparing.grid import Entry, Grid
 from cmpe_se.comparing.outcomes import Latency
 from cmpe_se.merging import merge
 from cmpe_se.provenance import provenance
 from cmpe_se.run_folder import RunFolder, write_text
+from cmpe_se.training import create_network
 
 _TURNS = 25
 _BATCH = 64
 
 
 def measure_latencies(grid: Grid, console: Console) -> dict[str, Latency]:
-    """Forward passes of the trained networks, merged, in float32, batch 64; the ratio is to the grid's first network.
+    """Forward passes of the networks, merged, in float32, batch 64; the ratio is to the grid's first network.
 
-    What was measured before on the same hardware for the same networks is kept in ``latency.json`` and read from there.
+    A network is the one of its first run that still has weights. Where none has, as in a comparison that was kept as
+    small files, it is made from the configuration: what a forward pass takes does not depend on the weights. What was
+    measured before on the same hardware for the same networks is kept in ``latency.json`` and read from there.
     Networks without a finished run are left out; so are all where the first one has none.
     """
-    runs = {entry.label: _finished(grid, entry) for entry in grid.entries}
-    labels = [label for label, run in runs.items() if run is not None]
+    finished = {entry.label: entry for entry in grid.entries if _runs(grid, entry)}
+    labels = list(finished)
     baseline = grid.entries[0].label
     if baseline not in labels or len(labels) < 2:
         return {}
@@ -40,10 +45,9 @@ def measure_latencies(grid: Grid, console: Console) -> dict[str, Latency]:
     if cpu:
         keep_heap()
     steps = {}
-    for label in labels:
-        run = runs[label]
-        size = run.model_config()["input_size"]
-        network = merge(run.load_model()).to(device).to(memory_format=torch.channels_last)
+    for label, entry in finished.items():
+        network, size = _network(grid, entry)
+        network = merge(network).to(device).to(memory_format=torch.channels_last)
         images = torch.randn(_BATCH, *size).to(device, memory_format=torch.channels_last)
         steps[label] = make_step(network, images, torch.zeros(_BATCH, dtype=torch.long), "eager", "forward", "float32")
     turns = track(range(_TURNS), "latency", console=console, transient=True, disable=not console.is_terminal)
@@ -58,9 +62,20 @@ def measure_latencies(grid: Grid, console: Console) -> dict[str, Latency]:
     return latencies
 
 
-def _finished(grid: Grid, entry: Entry) -> RunFolder | None:
-    cells = (grid.cell(entry, seed) for seed in grid.seeds)
-    return next((cell.run for cell in cells if cell.run.result.exists()), None)
+def _runs(grid: Grid, entry: Entry) -> list[RunFolder]:
+    """The finished ones."""
+    runs = [grid.cell(entry, seed).run for seed in grid.seeds]
+    return [run for run in runs if run.result.exists()]
+
+
+def _network(grid: Grid, entry: Entry) -> tuple[nn.Module, tuple[int, ...]]:
+    """A network, trained where weights are left, and the (C, H, W) of its images."""
+    for run in _runs(grid, entry):
+        if (run.model / "model.safetensors").is_file():
+            return run.load_model(), run.model_config()["input_size"]
+    shape = shape_of(grid)
+    network, _ = create_network(grid.config.changed(**entry.settings, pretrained=None), shape)
+    return network, (shape.in_chans, *shape.image_size)
 
 
 def _read(path: Path) -> dict:

@@ -8,39 +8,51 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from cmpe_se.comparing.differences import USUAL, Comparison, Question, paired_differences, primary_comparison
 from cmpe_se.comparing.outcomes import Outcome
-from cmpe_se.comparing.statistics import Difference, compare_paired, holm, summarise
+from cmpe_se.comparing.statistics import Difference, summarise
 from cmpe_se.wording import duration
 
-SIGNIFICANT = 0.05
-_METHOD = (
-    "For one seed all networks saw the same images in the same order with the same augmentation, so seeds are compared "
-    "in pairs: difference of the means with its 95 % t-interval, two-sided paired t-test, p adjusted by Holm for all "
-    "comparisons of a table, and Hedges' g_z, the mean difference over the spread of the differences. 'better' and "
-    "'worse' are said at an adjusted p below 0.05; 'no difference shown' means that {seeds} seed(s) could not show "
-    "one, not that there is none."
+_METHOD = """For one seed all networks saw the same images in the same order with the same augmentation, so seeds are \
+compared in pairs: difference of the means with its 95 % t-interval, two-sided paired t-test, and Hedges' g_z, the \
+mean over the standard deviation of the differences. {adjusted} A verdict is given at a p below 0.05:
+
+- **better**, **worse**: a difference has been shown.
+- **the same within {margin:g} points**: two one-sided paired t-tests (p same) have shown that the true difference is \
+less than {margin:g} points (`--margin`) in either direction. "Better, by less than {margin:g} points" says that both \
+have been shown.
+- **no difference shown**: neither. {seeds} seed(s) could not show a difference, which does not say that there is none.
+
+**80 % power from** is the true difference in points that these seeds show in four of five such comparisons (paired \
+t-test, two-sided 5 %, before Holm), if the standard deviation of the differences is the observed one. With few seeds \
+that is a rough number. `cmpe-se compare --plan --effect POINTS --sd POINTS` says how many seeds another difference \
+needs; the standard deviations are in `compare.csv` (`difference_std`)."""
+_ALL_ADJUSTED = "p (Holm) and p same (Holm) are adjusted by Holm's method for all comparisons of a table."
+_SECONDARY_ADJUSTED = (
+    "The primary comparison (`--primary`) is one planned test, which is not adjusted. All others are secondary; their "
+    "p (Holm) and p same (Holm) are adjusted by Holm's method for the secondary comparisons of a table."
 )
+_DIGITS = {"p": 5, "p_holm": 5, "p_same": 5, "p_same_holm": 5, "primary_p": 5, "primary_p_same": 5} | dict.fromkeys(
+    ("effect", "detectable", "difference_std", "latency_ms", "latency_ratio", "latency_low", "latency_high"), 3
+)
+"""Digits behind the point, where they are not 2."""
 
 
-def paired_differences(outcomes: Sequence[Outcome], reference: Outcome) -> dict[str, tuple[Difference, float]]:
-    """Each other network's difference to the reference over the seeds they share, with its Holm-adjusted p."""
-    found: dict[str, Difference] = {}
-    for outcome in outcomes:
-        shared = sorted(outcome.seeds.keys() & reference.seeds.keys())
-        if outcome.label != reference.label and shared:
-            own, others = ([each.seeds[seed] for seed in shared] for each in (outcome, reference))
-            found[outcome.label] = compare_paired(own, others)
-    adjusted = holm([difference.p for difference in found.values()])
-    return {label: (found[label], p) for label, p in zip(found, adjusted, strict=True)}
+def summary_rows(outcomes: Sequence[Outcome], question: Question = USUAL) -> list[dict[str, Any]]:
+    """A row for each network, with its difference to the first one; None where something is not known.
 
-
-def summary_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row for each network, with differences to the first one; None where something is not known."""
-    differences = paired_differences(outcomes, outcomes[0])
+    ``role`` is primary or secondary where a primary comparison was named. Columns that begin with primary_ are in the
+    row of that comparison's first network.
+    """
+    differences = paired_differences(outcomes, outcomes[0], question)
+    primary = primary_comparison(outcomes, question)
     rows = []
     for outcome in outcomes:
         summary = summarise(list(outcome.seeds.values()))
-        difference, adjusted = differences.get(outcome.label, (None, math.nan))
+        compared = differences.get(outcome.label)
+        difference = compared.difference if compared else None
+        adjusted = compared is not None and not compared.primary
+        main = primary if primary and outcome.label == question.primary[0] else None
         latency = outcome.latency
         row = {
             "model": outcome.label,
@@ -53,8 +65,21 @@ def summary_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "difference_low": difference.low if difference else None,
             "difference_high": difference.high if difference else None,
             "p": difference.p if difference else None,
-            "p_holm": adjusted,
+            "p_holm": compared.p if adjusted else None,
             "effect": difference.effect if difference else None,
+            "difference_std": difference.std if difference else None,
+            "detectable": compared.detectable if compared else None,
+            "p_same": compared.same_alone if compared else None,
+            "p_same_holm": compared.same if adjusted else None,
+            "verdict": compared.verdict if compared else None,
+            "role": _role(compared) if compared and question.primary else None,
+            "primary_against": question.primary[1] if main else None,
+            "primary_difference": main.difference.mean if main else None,
+            "primary_low": main.difference.low if main else None,
+            "primary_high": main.difference.high if main else None,
+            "primary_p": main.p if main else None,
+            "primary_p_same": main.same if main else None,
+            "primary_verdict": main.verdict if main else None,
             "params": outcome.params,
             "macs": outcome.macs,
             "train_seconds": median(outcome.train_seconds),
@@ -68,38 +93,56 @@ def summary_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
-def to_markdown(outcomes: Sequence[Outcome], *, title: str, notes: Sequence[str], sections: Sequence[str] = ()) -> str:
+def to_markdown(
+    outcomes: Sequence[Outcome],
+    *,
+    title: str,
+    notes: Sequence[str],
+    question: Question = USUAL,
+    sections: Sequence[str] = (),
+) -> str:
     """A document for GitHub: tables against the first network and against SE, every seed, and how to read them.
 
     Args:
         outcomes: networks with at least one finished run, the first one being what the others are compared with.
         title: of the document.
         notes: sentences about data, hardware and command.
+        question: margin, and the primary comparison, which comes before everything else.
         sections: of other measures, in Markdown, before every seed's numbers.
     """
     seeds = max(len(outcome.seeds) for outcome in outcomes)
-    parts = [f"# {title}", _main_table(outcomes)]
-    parts += filter(None, (_difference_table(outcomes, reference) for reference in references(outcomes)))
+    parts = [f"# {title}"]
+    if question.primary:
+        parts += [_primary_section(outcomes, question), "## All networks"]
+    parts += [_main_table(outcomes)]
+    parts += filter(None, (difference_table(outcomes, reference, question) for reference in references(outcomes)))
     parts += [*sections, "## Every seed", _seed_table(outcomes)]
-    parts += ["## How to read this", _METHOD.format(seeds=seeds), "\n".join(f"- {note}" for note in notes)]
+    adjusted = _SECONDARY_ADJUSTED if question.primary else _ALL_ADJUSTED
+    method = _METHOD.format(seeds=seeds, margin=question.margin, adjusted=adjusted)
+    parts += ["## How to read this", method, "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
 
-def to_rich(outcomes: Sequence[Outcome]) -> Table:
+def to_rich(outcomes: Sequence[Outcome], question: Question = USUAL) -> Table:
     """What matters most of it, for the screen."""
-    rows, differences = summary_rows(outcomes), paired_differences(outcomes, outcomes[0])
+    rows, differences = summary_rows(outcomes), paired_differences(outcomes, outcomes[0], question)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
     table.caption = "difference to the first network with half its 95 % interval, p by Holm; compare.md has the rest"
+    if primary := primary_comparison(outcomes, question):
+        own, other = question.primary
+        p = f", p {p_value(primary.p)}" if p_value(primary.p) else ""
+        answer = f"{_plus_minus(primary.difference)}{p}: {primary.verdict}"
+        table.caption = f"primary: {own} against {other} {answer}\n{table.caption}"
     table.add_column("", overflow="fold")
     for column in ("top-1", "difference", "p", "latency"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        difference, p = differences.get(row["model"], (None, math.nan))
+        compared = differences.get(row["model"])
         table.add_row(
             row["model"],
             f"{row['top1_mean']:.2f}",
-            _plus_minus(difference) if difference else "",
-            p_value(p),
+            _plus_minus(compared.difference) if compared else "",
+            p_value(compared.p) if compared else "",
             "" if row["latency_ratio"] is None else f"{row['latency_ratio']:.3f}",
         )
     return table
@@ -107,8 +150,14 @@ def to_rich(outcomes: Sequence[Outcome]) -> Table:
 
 def references(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """What the others are compared with: the first network, and SE where there are others behind both."""
-    se = [outcome for outcome in outcomes[1:] if outcome.label.startswith("se_") or outcome.label.endswith(":se")]
+    se = [outcome for outcome in outcomes[1:] if _is_se(outcome.label)]
     return [outcomes[0], *(se[:1] if len(outcomes) > 2 else [])]
+
+
+def _is_se(label: str) -> bool:
+    model, *rest = label.split(":")
+    views = [part for part in rest if "=" not in part]
+    return views == ["se"] or (not views and model.startswith("se_"))
 
 
 def _main_table(outcomes: Sequence[Outcome]) -> str:
@@ -128,22 +177,44 @@ def _main_table(outcomes: Sequence[Outcome]) -> str:
     return markdown_table(*([cell for i, cell in enumerate(row) if i not in empty] for row in (head, *rows)))
 
 
-def _difference_table(outcomes: Sequence[Outcome], reference: Outcome) -> str:
-    """Differences to a reference; to SE only those of the networks behind it, the plain one being its own table.
+def _primary_section(outcomes: Sequence[Outcome], question: Question) -> str:
+    own, other = question.primary
+    heading = f"## Primary comparison: `{own}` against `{other}`\n\n"
+    compared = primary_comparison(outcomes, question)
+    if compared is None:
+        return heading + "No seed of both has finished."
+    head = ["network", "difference in points", "p", "effect g_z", "80 % power from", "p same", ""]
+    own_p = p_value(compared.p)
+    row = [f"`{own}`", _interval(compared.difference), own_p, *_strength(compared), compared.verdict]
+    return heading + markdown_table(head, row)
+
+
+def difference_table(
+    outcomes: Sequence[Outcome], reference: Outcome, question: Question, *, heading: str = "## Against"
+) -> str:
+    """Differences to a reference, but for the primary one; to SE only those of the networks behind it, the plain one
+    being its own table.
 
     Empty where no other network shares a seed with the reference.
     """
     others = [outcome for outcome in outcomes if outcome is not outcomes[0]]
-    head = ["network", "difference in points", "p", "p (Holm)", "effect g_z", ""]
-    rows = []
-    differences = paired_differences(others, reference)
-    if not differences:
+    head = ["network", "difference in points", "p", "p (Holm)", "effect g_z", "80 % power from", "p same (Holm)", ""]
+    rows = [
+        [f"`{label}`", _interval(compared.difference), p_value(compared.difference.p), p_value(compared.p),
+         *_strength(compared), compared.verdict]
+        for label, compared in paired_differences(others, reference, question).items()
+        if not compared.primary
+    ]  # fmt: skip
+    if not rows:
         return ""
-    for label, (difference, adjusted) in differences.items():
-        effect = "" if math.isnan(difference.effect) else f"{difference.effect:.2f}"
-        tested = [p_value(difference.p), p_value(adjusted), effect, _verdict(difference, adjusted)]
-        rows.append([f"`{label}`", _interval(difference), *tested])
-    return f"## Against `{reference.label}`\n\n" + markdown_table(head, *rows)
+    secondary = " (secondary)" if question.primary else ""
+    return f"{heading} `{reference.label}`{secondary}\n\n" + markdown_table(head, *rows)
+
+
+def _strength(compared: Comparison) -> list[str]:
+    """Effect size, detectable effect and p of the equivalence test as cells."""
+    numbers = (compared.difference.effect, compared.detectable)
+    return [*("" if math.isnan(number) else f"{number:.2f}" for number in numbers), p_value(compared.same)]
 
 
 def _seed_table(outcomes: Sequence[Outcome]) -> str:
@@ -156,10 +227,8 @@ def _seed_table(outcomes: Sequence[Outcome]) -> str:
     return markdown_table(head, *rows)
 
 
-def _verdict(difference: Difference, adjusted: float) -> str:
-    if not adjusted < SIGNIFICANT:
-        return "no difference shown"
-    return "better" if difference.mean > 0 else "worse"
+def _role(compared: Comparison) -> str:
+    return "primary" if compared.primary else "secondary"
 
 
 def p_value(p: float) -> str:
@@ -190,5 +259,4 @@ def _rounded(name: str, value: Any) -> Any:
         return None
     if not isinstance(value, float):
         return value
-    digits = 5 if name.startswith("p") and name != "published" else 3 if name.startswith(("latency", "effect")) else 2
-    return round(value, digits)
+    return round(value, _DIGITS.get(name, 2))

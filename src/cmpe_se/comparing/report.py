@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from cmpe_se.comparing.corruptions import CorruptionOutcomes
+from cmpe_se.comparing.differences import USUAL, Question
 from cmpe_se.comparing.figures import plot_differences, plot_learning_curves, plot_pareto
 from cmpe_se.comparing.grid import Cell, Grid
 from cmpe_se.comparing.outcomes import Outcome
@@ -16,7 +17,12 @@ from cmpe_se.run_folder import write_text
 
 
 def write_report(
-    grid: Grid, outcomes: list[Outcome], *, missing: int, corruptions: CorruptionOutcomes | None = None
+    grid: Grid,
+    outcomes: list[Outcome],
+    *,
+    missing: int,
+    question: Question = USUAL,
+    corruptions: CorruptionOutcomes | None = None,
 ) -> list[dict[str, Any]]:
     """Write all of it into the grid's folder and print the table; returns the rows of ``compare.csv``.
 
@@ -24,10 +30,11 @@ def write_report(
         grid: that the outcomes are of.
         outcomes: networks with at least one finished run.
         missing: runs that have not finished.
+        question: margin and primary comparison.
         corruptions: the second measure, where it was asked for.
     """
     folder, config = grid.folder, grid.config
-    rows = summary_rows(outcomes)
+    rows = summary_rows(outcomes, question)
     if corruptions:
         rows = [row | corruptions.columns(row["model"]) for row in rows]
     sections = [corruptions.to_markdown()] if corruptions else []
@@ -38,28 +45,22 @@ def write_report(
     try:
         write_table(folder / "compare.csv", rows)
         write_table(folder / "cells.csv", _cell_rows(results, corruptions))
-        write_text(folder / "compare.md", to_markdown(outcomes, title=title, notes=notes, sections=sections))
+        text = to_markdown(outcomes, title=title, notes=notes, question=question, sections=sections)
+        write_text(folder / "compare.md", text)
         plot_pareto(outcomes, title, folder / "accuracy_latency.png")
         plot_learning_curves(outcomes, title, folder / "learning_curves.png")
         for reference, name in zip(references(outcomes), ("differences.png", "differences_to_se.png"), strict=False):
             others = outcomes if reference is outcomes[0] else outcomes[1:]
-            plot_differences(others, title, folder / name, reference=reference.label)
+            plot_differences(others, title, folder / name, reference=reference.label, question=question)
         if corruptions and corruptions.outcomes:
             below = f"{title}, mean corruption accuracy"
             plot_differences(corruptions.outcomes, below, folder / "differences_corruptions.png")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     console = Console()
-    console.print(to_rich(outcomes))
+    console.print(to_rich(outcomes, question))
     if corruptions:
-        console.print(corruptions.to_rich())
-        for cell in corruptions.missing:
-            console.print(
-                f"{cell.entry.label} seed {cell.seed} has no corruption accuracy: neither its weights nor "
-                f"corruptions.json are in {cell.run.path}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        corruptions.show(console)
     console.print(f"{folder / 'compare.md'}", highlight=False, soft_wrap=True)
     return rows
 
