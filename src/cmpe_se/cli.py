@@ -16,7 +16,7 @@ from cmpe_se.launching import failed_elsewhere, is_main_process, launch, missing
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 # Switches that a positional argument may follow.
-_BEFORE_WORDS = {"as_json", "private", "merged", "channels_last", "int8", "merge"}
+_BEFORE_WORDS = {"as_json", "private", "merged", "channels_last", "int8", "merge", "corruptions"}
 _SWITCHES = (
     _BEFORE_WORDS
     | {"dry_run", "plan"}

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ def evaluate(
     batch_size: int = 256,
     workers: int = 2,
     output: str | None = None,
+    corruptions: bool = False,
 ) -> dict[str, Any]:
     """Test a finished run: accuracy, each class, confusion matrix and calibration.
 
@@ -82,13 +83,17 @@ def evaluate(
         batch_size: images that go through the network at a time.
         workers: processes that decode images.
         output: folder for the files; RUN/evaluation if left out.
+        corruptions: test on corrupted images too: contrast, brightness, noise, blur and JPEG compression, each at five
+            severities. Writes ``corruptions.json``, ``corruptions.csv`` and ``corruptions.png`` into ``output``, or
+            into RUN if that is left out. Takes 26 times as long.
 
     Returns:
         ``test_top1``, ``test_top5`` (percent), ``test_loss``, ``calibration_error`` (expected calibration error with
-        15 bins, percent), ``images``, and ``per_class`` (class to accuracy in percent).
+        15 bins, percent), ``images``, and ``per_class`` (class to accuracy in percent); with ``corruptions``, what
+        :func:`cmpe_se.robustness.corruption_metrics` returns under that name.
 
     Raises:
-        UserError: no finished run, or other classes than the run's.
+        UserError: no finished run, other classes than the run's, or streamed data with ``corruptions``.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, should be at least 1")
@@ -105,7 +110,10 @@ def evaluate(
     model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     steps = -(-dataset.test_size // batch_size)
     console = Console(stderr=True)
-    batches = _as_trained(dataset.test_batches(batch_size=batch_size, device=device), dataset, trained)
+    as_trained = _as_trained(dataset, trained)
+    batches = (
+        (as_trained(images), labels) for images, labels in dataset.test_batches(batch_size=batch_size, device=device)
+    )
     shown = track(batches, "testing", steps, console=console, transient=True, disable=not console.is_terminal)
     logits, labels = collect_logits(model, shown, channels_last=config.channels_last)
 
@@ -113,6 +121,20 @@ def evaluate(
     _write(Path(output) if output else folder.path / "evaluation", figures, dataset.classes)
     _print(folder.path, figures)
     del figures["confusion"]
+    if corruptions:
+        # Only here: torchvision's second transforms take a while to import, as torchmetrics does below.
+        from cmpe_se.robustness import corruption_metrics, table_of_corruptions, write_corruptions
+
+        figures["corruptions"] = corruption_metrics(
+            lambda images: model(as_trained(images)),
+            dataset,
+            batch_size=batch_size,
+            device=device,
+            channels_last=config.channels_last,
+            progress="testing on corrupted images",
+        )
+        write_corruptions(Path(output) if output else folder.path, figures["corruptions"], dataset)
+        Console().print(table_of_corruptions(figures["corruptions"]))
     return figures
 
 
@@ -130,17 +152,17 @@ def _check_fits(folder: RunFolder, dataset: ImageData, trained: dict[str, Any]) 
         )
 
 
-def _as_trained(
-    batches: Iterable[tuple[Tensor, Tensor]], dataset: ImageData, trained: dict[str, Any]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches normalised as the training images were, where the tested data set has another mean and deviation."""
+def _as_trained(dataset: ImageData, trained: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Normalises a batch as the training images were, where the tested data set has another mean and deviation."""
     if (tuple(trained["mean"]), tuple(trained["std"])) == (dataset.mean, dataset.std):
-        yield from batches
-        return
+        return lambda images: images
     statistics = torch.tensor([dataset.mean, dataset.std, trained["mean"], trained["std"]])[..., None, None]
-    for images, labels in batches:
+
+    def renormalise(images: Tensor) -> Tensor:
         mean, std, trained_mean, trained_std = statistics.to(images.device)  # each (C, 1, 1)
-        yield (images * std + mean - trained_mean) / trained_std, labels
+        return (images * std + mean - trained_mean) / trained_std
+
+    return renormalise
 
 
 def _all_figures(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:

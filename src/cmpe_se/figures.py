@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # distinguishable without colour vision (Okabe and Ito)
+_LINE_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9")
 
 
 def plot_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -> None:
@@ -71,4 +72,35 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
             if count:
                 colour = "white" if percent[row, column] > 55 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
+    return figure
+
+
+def plot_corruptions(metrics: dict[str, Any], title: str, path: Path) -> None:
+    """Write :func:`draw_corruptions` as PNG."""
+    draw_corruptions(metrics, title).savefig(path, dpi=150)
+
+
+def draw_corruptions(metrics: dict[str, Any], title: str) -> Figure:
+    """Accuracy over the severity, a line for each corruption, and the clean accuracy as reference.
+
+    Args:
+        metrics: of ``cmpe_se.robustness.corruption_metrics``.
+        title: name of the data.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(metrics["clean"], color=GREY, linewidth=1, linestyle="--")
+    axes.annotate(
+        f"clean {metrics['clean']:.2f} %", (0.01, metrics["clean"]), xycoords=("axes fraction", "data"),
+        xytext=(0, 4), textcoords="offset points", fontsize=8, color=GREY,
+    )  # fmt: skip
+    lines = {name: values for name, values in metrics.items() if isinstance(values, list)}
+    for (name, values), colour, marker in zip(lines.items(), _LINE_COLOURS, "os^Dv", strict=True):
+        axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=5, label=name)
+    axes.set(
+        xlabel="severity", ylabel="test top-1, %", title=f"{title}: mean corruption accuracy {metrics['mean']:.2f} %"
+    )
+    axes.set_xticks(range(1, 6))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside right center")
     return figure

@@ -24,6 +24,7 @@ from cmpe_se.data import ImageData, SmallImages
 from cmpe_se.errors import UserError
 
 _log = logging.getLogger(__name__)
+_ORPHANED = "checkpoints in state/, but no config.yaml with their settings; put config.yaml back, or"
 
 
 class RunFolder:
@@ -39,16 +40,20 @@ class RunFolder:
 
     @classmethod
     def new(cls, path: str | Path) -> "RunFolder":
-        """A run folder yet to be written; refuse one that holds a run already."""
+        """A run folder yet to be written; refuse one that holds a run already, or what is left of one."""
         run = cls(path)
         if run.config.exists():
             raise UserError(f"{path} holds a run already; go on with --resume {path}, or name another --output")
+        if run.checkpoints.exist():  # training would go on from them, under settings that are not theirs
+            raise UserError(f"{path} holds {_ORPHANED} name another --output")
         return run
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
         """An existing run folder."""
         run = cls(path)
+        if not run.config.is_file() and run.checkpoints.exist():
+            raise UserError(f"{path} holds {_ORPHANED} train anew with another --output")
         if not run.config.is_file():
             raise UserError(f"{path} is no run folder: it has no config.yaml; `cmpe-se train` makes one under runs/")
         return run

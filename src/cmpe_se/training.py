@@ -18,6 +18,7 @@ from cmpe_se.data import Augmentation, ImageData, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.interruption import Interruption
 from cmpe_se.networks.registry import PLAIN_NETWORKS
+from cmpe_se.precision import emulation_warning
 from cmpe_se.pretrained import weights_source
 from cmpe_se.run_folder import RunFolder
 from cmpe_se.seeding import seed_everything
@@ -72,6 +73,8 @@ def train(
     if cpu and config.precision == "float16":
         raise UserError("precision float16 needs an accelerator; on a CPU take bfloat16 or float32")
     accelerator = Accelerator(cpu=cpu, mixed_precision=_MIXED_PRECISION[config.precision])
+    if (warning := emulation_warning(config.precision, accelerator.device.type)) and accelerator.is_main_process:
+        _log.warning(warning)
     with accelerator.main_process_first():  # the first one downloads and fills the cache
         data = load_data(
             config.data,

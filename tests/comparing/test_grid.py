@@ -11,10 +11,10 @@ import torch
 
 from cmpe_se.cli import _as_parsed, _parser
 from cmpe_se.comparing.compare import compare
-from cmpe_se.comparing.grid import GATE_SETTINGS, Entry, Grid, parse_entries
+from cmpe_se.comparing.grid import Entry, Grid, parse_entries
 from cmpe_se.comparing.presets import COLUMNS, PRESETS, preset_grids
 from cmpe_se.comparing.running import _job
-from cmpe_se.config import TrainingConfig
+from cmpe_se.config import GATE_FIELDS, TrainingConfig
 from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
 from cmpe_se.training import create_network
@@ -70,7 +70,7 @@ def test_a_view_is_the_networks_own_or_a_conversion(name, view, convert):
 def test_gate_settings_are_for_networks_with_gates(name, own, tmp_path):
     compared = grid(tmp_path, (name, "wrn16_8"), **GIVEN)
     config = compared.config_of(compared.cells[0])
-    assert {key: getattr(config, key) for key in GATE_SETTINGS} == own
+    assert {key: getattr(config, key) for key in GATE_FIELDS} == own
     assert compared.entries[0].label == name
 
 

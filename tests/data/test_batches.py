@@ -182,3 +182,11 @@ def test_cifar10_subset(cifar10_subset):
     assert np.allclose(data.std, (0.2470, 0.2435, 0.2616), atol=0.01)
     labels = torch.cat([labels for _, labels in _train(data, SMALL, batch_size=128)])
     assert labels.bincount().min() > 450
+
+
+def test_pixels_become_the_test_batches(case):
+    data, _ = case
+    pixels = list(data.test_pixels(batch_size=4))
+    assert all((images.dtype, labels.dtype) == (torch.uint8, torch.int64) for images, labels in pixels)
+    normalised = [(data.normalise(images), labels) for images, labels in pixels]
+    assert _equal(normalised, list(data.test_batches(batch_size=4)))

@@ -222,6 +222,11 @@ def test_shards(shards):
     assert named.classes == ("a", "b", "c")
 
 
+def test_shards_have_no_order_for_corruptions(shards):
+    with pytest.raises(UserError, match="unpack them into class folders"):
+        _stream(shards(train=(5,), val=(3,))).test_pixels(batch_size=2)
+
+
 def test_folder_in_the_name(shards):
     assert load_data(f"wds/{shards(train=(5,), val=(3,))}", workers=0).train_size == 5
 

@@ -84,6 +84,16 @@ def test_python_and_command_agree(digits_run, evaluation, tmp_path):
     assert figures["test_top1"] == evaluation[1]["test_top1"]
 
 
+def test_corruptions_are_tested_and_left_in_the_folder(digits_run, evaluation, tmp_path):
+    done = succeed("evaluate", "--corruptions", digits_run, "--output", tmp_path)
+    figures = json.loads((tmp_path / "corruptions.json").read_text())
+    assert figures["clean"] == pytest.approx(evaluation[1]["test_top1"])
+    assert "contrast" in done.out
+    assert f"{figures['mean']:.2f}" in done.out
+    assert (tmp_path / "corruptions.csv").exists()
+    assert (tmp_path / "corruptions.png").stat().st_size > 10_000
+
+
 def test_other_classes(digits_run, digit_folder):
     complaint = run("evaluate", digits_run, "--data", "folder", "--data-dir", digit_folder).complaint
     assert "test on the same classes" in complaint
@@ -92,8 +102,10 @@ def test_other_classes(digits_run, digit_folder):
 def test_other_images_at_the_trained_size(digit_folder, tmp_path):
     succeed("train", "--data=folder", "--data-dir", digit_folder, "--epochs=1", "--output", tmp_path / "run")
     large = write_digits(tmp_path / "large", {"train": 2, "test": 2}, side=120)
-    figures = evaluate(str(tmp_path / "run"), data_dir=str(large), output=str(tmp_path / "evaluation"))
+    figures = evaluate(str(tmp_path / "run"), data_dir=str(large), corruptions=True)
     assert figures["images"] == 8
+    assert figures["corruptions"]["clean"] == pytest.approx(figures["test_top1"])
+    assert (tmp_path / "run" / "corruptions.json").is_file()
 
 
 def test_unfinished_run(tmp_path, digits_run):

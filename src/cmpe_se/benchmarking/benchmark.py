@@ -17,6 +17,7 @@ from cmpe_se.benchmarking.timing import keep_heap, paired_ratio, peak_memory, ta
 from cmpe_se.config import split_names
 from cmpe_se.errors import UserError
 from cmpe_se.merging import merge
+from cmpe_se.precision import emulation_warning
 from cmpe_se.provenance import write_results
 
 
@@ -100,6 +101,8 @@ def benchmark(
         torch.set_num_threads(threads)
     console = Console(stderr=True)
     place = _device(device)
+    if warning := next(filter(None, (emulation_warning(dtype, place.type) for dtype in chosen["dtypes"])), None):
+        console.print(warning, highlight=False, soft_wrap=True)
     groups = _groups(chosen, merged, place, console)
     heap = keep_heap() if place.type == "cpu" else False
 

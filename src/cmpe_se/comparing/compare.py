@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cmpe_se.comparing.corruptions import CorruptionOutcomes, measure_corruptions
 from cmpe_se.comparing.differences import Question, ask
 from cmpe_se.comparing.estimate import estimate, table_of_costs
 from cmpe_se.comparing.grid import Cell, Grid, parse_entries
@@ -39,6 +40,7 @@ def compare(
     ray: str | None = None,
     primary: str | None = None,
     margin: float = 0.2,
+    corruptions: bool = False,
     dry_run: bool = False,
     plan: bool = False,
     effect: float | None = None,
@@ -69,6 +71,8 @@ def compare(
         primary: A:B (or A,B), two of the networks: the one planned comparison, A against B. It is reported first and is
             not adjusted; all others become secondary.
         margin: difference in points below which two networks count as the same in the equivalence test.
+        corruptions: test the networks on corrupted images too (as ``cmpe-se evaluate --corruptions`` does), and compare
+            the mean over them as a second measure.
         dry_run: only measure a few steps, and print what it would cost.
         plan: only print the number of seeds that show --effect at --sd; no networks are needed.
         effect: of a plan: the difference to show, in points.
@@ -129,7 +133,9 @@ def compare(
             if len(grids) > 1:
                 console.rule(str(grid.folder))
             failures = run_cells(grid, shares[grid.folder], place, console)
-            rows += _report(grid, question, console)
+            if corruptions:
+                measure_corruptions(grid, shares[grid.folder], console)
+            rows += _report(grid, question, console, corruptions=corruptions)
             finish_or_complain(failures)
     finally:
         place.close()
@@ -206,7 +212,7 @@ def _place(grids: list[Grid], shares: dict[Path, list[Cell]], jobs: int | None, 
     return Machine(jobs, max(len(cells) for cells in shares.values()), cpu=cpu)
 
 
-def _report(grid: Grid, question: Question, console: Console) -> list[dict[str, Any]]:
+def _report(grid: Grid, question: Question, console: Console, *, corruptions: bool) -> list[dict[str, Any]]:
     """Write and print what is known; forward passes are timed once all runs have finished."""
     open_cells = [cell for cell in grid.cells if not cell.run.result.exists()]
     if len(open_cells) == len(grid.cells):
@@ -217,4 +223,6 @@ def _report(grid: Grid, question: Question, console: Console) -> list[dict[str, 
             latencies = measure_latencies(grid, console)
         except UserError as error:  # a network that cannot be merged takes nothing from what was trained
             console.print(f"latency left out: {error}", highlight=False, soft_wrap=True)
-    return write_report(grid, collect(grid, latencies), missing=len(open_cells), question=question)
+    outcomes = collect(grid, latencies)
+    second = CorruptionOutcomes(grid, outcomes, question.margin) if corruptions else None
+    return write_report(grid, outcomes, missing=len(open_cells), question=question, corruptions=second)

@@ -93,7 +93,14 @@ def summary_rows(outcomes: Sequence[Outcome], question: Question = USUAL) -> lis
     return rows
 
 
-def to_markdown(outcomes: Sequence[Outcome], *, title: str, notes: Sequence[str], question: Question = USUAL) -> str:
+def to_markdown(
+    outcomes: Sequence[Outcome],
+    *,
+    title: str,
+    notes: Sequence[str],
+    question: Question = USUAL,
+    sections: Sequence[str] = (),
+) -> str:
     """A document for GitHub: tables against the first network and against SE, every seed, and how to read them.
 
     Args:
@@ -101,14 +108,15 @@ def to_markdown(outcomes: Sequence[Outcome], *, title: str, notes: Sequence[str]
         title: of the document.
         notes: sentences about data, hardware and command.
         question: margin, and the primary comparison, which comes before everything else.
+        sections: of other measures, in Markdown, before every seed's numbers.
     """
     seeds = max(len(outcome.seeds) for outcome in outcomes)
     parts = [f"# {title}"]
     if question.primary:
         parts += [_primary_section(outcomes, question), "## All networks"]
     parts += [_main_table(outcomes)]
-    parts += filter(None, (_difference_table(outcomes, reference, question) for reference in references(outcomes)))
-    parts += ["## Every seed", _seed_table(outcomes)]
+    parts += filter(None, (difference_table(outcomes, reference, question) for reference in references(outcomes)))
+    parts += [*sections, "## Every seed", _seed_table(outcomes)]
     adjusted = _SECONDARY_ADJUSTED if question.primary else _ALL_ADJUSTED
     method = _METHOD.format(seeds=seeds, margin=question.margin, adjusted=adjusted)
     parts += ["## How to read this", method, "\n".join(f"- {note}" for note in notes)]
@@ -166,7 +174,7 @@ def _main_table(outcomes: Sequence[Outcome]) -> str:
              f"{row['macs'] / 1e6:,.2f} M", duration(row["train_seconds"]), latency, published]
         )  # fmt: skip
     empty = {column for column in range(len(head)) if not any(row[column] for row in rows)}
-    return _markdown_table(*([cell for i, cell in enumerate(row) if i not in empty] for row in (head, *rows)))
+    return markdown_table(*([cell for i, cell in enumerate(row) if i not in empty] for row in (head, *rows)))
 
 
 def _primary_section(outcomes: Sequence[Outcome], question: Question) -> str:
@@ -178,10 +186,12 @@ def _primary_section(outcomes: Sequence[Outcome], question: Question) -> str:
     head = ["network", "difference in points", "p", "effect g_z", "80 % power from", "p same", ""]
     own_p = p_value(compared.p)
     row = [f"`{own}`", _interval(compared.difference), own_p, *_strength(compared), compared.verdict]
-    return heading + _markdown_table(head, row)
+    return heading + markdown_table(head, row)
 
 
-def _difference_table(outcomes: Sequence[Outcome], reference: Outcome, question: Question) -> str:
+def difference_table(
+    outcomes: Sequence[Outcome], reference: Outcome, question: Question, *, heading: str = "## Against"
+) -> str:
     """Differences to a reference, but for the primary one; to SE only those of the networks behind it, the plain one
     being its own table.
 
@@ -198,7 +208,7 @@ def _difference_table(outcomes: Sequence[Outcome], reference: Outcome, question:
     if not rows:
         return ""
     secondary = " (secondary)" if question.primary else ""
-    return f"## Against `{reference.label}`{secondary}\n\n" + _markdown_table(head, *rows)
+    return f"{heading} `{reference.label}`{secondary}\n\n" + markdown_table(head, *rows)
 
 
 def _strength(compared: Comparison) -> list[str]:
@@ -214,7 +224,7 @@ def _seed_table(outcomes: Sequence[Outcome]) -> str:
         [f"`{outcome.label}`", *(f"{outcome.seeds[seed]:.2f}" if seed in outcome.seeds else "" for seed in seeds)]
         for outcome in outcomes
     ]
-    return _markdown_table(head, *rows)
+    return markdown_table(head, *rows)
 
 
 def _role(compared: Comparison) -> str:
@@ -238,7 +248,8 @@ def _plus_minus(difference: Difference) -> str:
     return f"{difference.mean:+.2f} ± {difference.high - difference.mean:.2f}"
 
 
-def _markdown_table(head: Sequence[str], *rows: Sequence[str]) -> str:
+def markdown_table(head: Sequence[str], *rows: Sequence[str]) -> str:
+    """A table for GitHub, numbers to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cmpe_se.comparing.corruptions import CorruptionOutcomes
 from cmpe_se.comparing.differences import USUAL, Question
 from cmpe_se.comparing.figures import plot_differences, plot_learning_curves, plot_pareto
 from cmpe_se.comparing.grid import Cell, Grid
@@ -16,7 +17,12 @@ from cmpe_se.run_folder import write_text
 
 
 def write_report(
-    grid: Grid, outcomes: list[Outcome], *, missing: int, question: Question = USUAL
+    grid: Grid,
+    outcomes: list[Outcome],
+    *,
+    missing: int,
+    question: Question = USUAL,
+    corruptions: CorruptionOutcomes | None = None,
 ) -> list[dict[str, Any]]:
     """Write all of it into the grid's folder and print the table; returns the rows of ``compare.csv``.
 
@@ -25,37 +31,50 @@ def write_report(
         outcomes: networks with at least one finished run.
         missing: runs that have not finished.
         question: margin and primary comparison.
+        corruptions: the second measure, where it was asked for.
     """
     folder, config = grid.folder, grid.config
     rows = summary_rows(outcomes, question)
+    if corruptions:
+        rows = [row | corruptions.columns(row["model"]) for row in rows]
+    sections = [corruptions.to_markdown()] if corruptions else []
     data = Path(config.data_dir).name if config.data == "folder" and config.data_dir else config.data
     title = f"{len(outcomes)} networks on {data}, {config.epochs} epochs"
     results = [(cell, cell.run.read_result()) for cell in grid.cells if cell.run.result.exists()]
     notes = _notes(grid, [result for _, result in results], missing)
     try:
         write_table(folder / "compare.csv", rows)
-        write_table(folder / "cells.csv", _cell_rows(results))
-        write_text(folder / "compare.md", to_markdown(outcomes, title=title, notes=notes, question=question))
+        write_table(folder / "cells.csv", _cell_rows(results, corruptions))
+        text = to_markdown(outcomes, title=title, notes=notes, question=question, sections=sections)
+        write_text(folder / "compare.md", text)
         plot_pareto(outcomes, title, folder / "accuracy_latency.png")
         plot_learning_curves(outcomes, title, folder / "learning_curves.png")
         for reference, name in zip(references(outcomes), ("differences.png", "differences_to_se.png"), strict=False):
             others = outcomes if reference is outcomes[0] else outcomes[1:]
             plot_differences(others, title, folder / name, reference=reference.label, question=question)
+        if corruptions and corruptions.outcomes:
+            below = f"{title}, mean corruption accuracy"
+            plot_differences(corruptions.outcomes, below, folder / "differences_corruptions.png")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     console = Console()
     console.print(to_rich(outcomes, question))
+    if corruptions:
+        corruptions.show(console)
     console.print(f"{folder / 'compare.md'}", highlight=False, soft_wrap=True)
     return rows
 
 
-def _cell_rows(results: list[tuple[Cell, dict[str, Any]]]) -> list[dict[str, Any]]:
+def _cell_rows(
+    results: list[tuple[Cell, dict[str, Any]]], corruptions: CorruptionOutcomes | None
+) -> list[dict[str, Any]]:
     """A row for each finished run, with what made it."""
     return [
         {
             "model": cell.entry.label,
             "seed": cell.seed,
             **{name: result[name] for name in ("params", "macs", "test_top1", "test_top5", "test_loss", "epochs")},
+            **(corruptions.cell_columns(cell) if corruptions else {}),
             "train_seconds": round(result["train_seconds"], 1),
             "images_per_second": round(result["images_per_second"], 1),
             "cpu": result["hardware"]["cpu"],

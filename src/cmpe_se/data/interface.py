@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import normalize
 
 from cmpe_se.data.augmentation import Augmentation
 from cmpe_se.data.seeds import generator
@@ -92,6 +93,20 @@ class ImageData(ABC):
         self._check(batch_size, rank, world)
         return self._test_batches(-(-batch_size // world), rank, world, torch.device(device))
 
+    def test_pixels(self, *, batch_size: int) -> Iterator[Batch]:
+        """The test images in order before they are normalised, for corruptions: as ``test_batches`` of one process.
+
+        Yields images, uint8 (B, C, H, W), and labels, int64 (B,), both on the CPU and not to be changed in place;
+        ``normalise`` makes of them what ``test_batches`` yields. Raises UserError for a kind of data set that keeps no
+        order (``StreamedImages``).
+        """
+        self._check(batch_size, 0, 1)
+        return self._test_pixels(batch_size)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Images, uint8 (B, C, H, W) on any device, to normalised float32 of the same shape."""
+        return normalize(pixels.float().div_(255), self.mean, self.std, inplace=True)  # timm's transform, bit for bit
+
     def _check(self, batch_size: int, rank: int, world: int) -> int:
         if not 0 <= rank < world:
             raise UserError(f"rank is {rank} of {world}: it has to be from 0 to {world - 1}")
@@ -108,6 +123,9 @@ class ImageData(ABC):
 
     @abstractmethod
     def _test_batches(self, rank_batch_size, rank, world, device) -> Iterator[Batch]: ...
+
+    @abstractmethod
+    def _test_pixels(self, batch_size) -> Iterator[Batch]: ...
 
     def test_image(self, index: int) -> Image.Image:
         """The test image ``index`` as it was read (mode L or RGB), for figures."""

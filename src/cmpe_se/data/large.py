@@ -55,8 +55,15 @@ class LargeImages(ImageData):
 
     def _test_batches(self, rank_batch_size, rank, world, device):
         indices = list(range(rank, self.test_size, world))
-        plan = [indices[i : i + rank_batch_size] for i in range(0, len(indices), rank_batch_size)]
-        return self._load(_Samples(self._test, test_transform(self.image_size)), plan, device)
+        return self._load_test(test_transform(self.image_size), indices, rank_batch_size, device)
+
+    def _test_pixels(self, batch_size):
+        indices = list(range(self.test_size))
+        return self._load_test(pixel_transform(self.image_size), indices, batch_size, torch.device("cpu"))
+
+    def _load_test(self, transform, indices: list[int], batch_size: int, device: torch.device) -> Iterator[Batch]:
+        plan = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        return self._load(_Samples(self._test, transform), plan, device)
 
     def _load(self, samples: Dataset, plan: list[list[int]], device: torch.device) -> Iterator[Batch]:
         loader = DataLoader(
@@ -140,3 +147,8 @@ def train_transform(image_size: tuple[int, int], augmentation: Augmentation):
 def test_transform(image_size: tuple[int, int]):
     """timm's test transform: PIL image to normalised float32 (3, H, W)."""
     return create_transform(image_size, is_training=False, interpolation="bicubic")
+
+
+def pixel_transform(image_size: tuple[int, int]):
+    """The same without its end: PIL image to uint8 (3, H, W)."""
+    return create_transform(image_size, is_training=False, interpolation="bicubic", normalize=False)

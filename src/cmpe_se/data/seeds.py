@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 # A word of its own for each use keeps, say, the order of epoch 3 apart from the augmentation of epoch 3.
-_USES = {"order": 1, "augmentation": 2, "sample": 3, "stream": 4}
+_USES = {"order": 1, "augmentation": 2, "sample": 3, "stream": 4, "noise": 5}
 
 
 def derive_seed(use: str, *numbers: int) -> int:

@@ -101,6 +101,15 @@ class SmallImages(ImageData):
             part = slice(first, first + rank_batch_size)
             yield data.normalise(images[part]), labels[part].clone()
 
+    def _test_pixels(self, batch_size):
+        return zip(self._host.test_images.split(batch_size), self._host.test_labels.split(batch_size), strict=True)
+
+    def normalise(self, pixels):
+        """See ``ImageData.normalise``."""
+        return self._host._replace(  # without the images, which may not be on that device
+            mean=self._host.mean.to(pixels.device), std=self._host.std.to(pixels.device)
+        ).normalise(pixels)
+
     def test_examples(self, indices):
         """See ``ImageData.test_examples``."""
         for index in indices:

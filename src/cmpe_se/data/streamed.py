@@ -93,6 +93,12 @@ class StreamedImages(ImageData):
                 "the log names the broken ones, write the shards anew without them"
             )
 
+    def _test_pixels(self, batch_size):
+        raise UserError(
+            f"{self.name}: corruptions need test images in an order of their own, and shards have none; "
+            "unpack them into class folders and give --data folder"
+        )
+
     def _dataset(self, split: str, **options):
         return create_dataset("wds/", root=str(self._root), split=split, input_img_mode="", **options)
 
