@@ -20,7 +20,7 @@ def assert_near(found: Tensor, right: Tensor, tolerance: float = 2e-4, least: fl
 
 
 def assert_all_near(found: list[Tensor], right: list[Tensor], tolerance: float = 2e-4) -> None:
-    """Each near its own; what ought to be 0, such as the gradient of a bias before a norm, may be as wrong as others."""
+    """Each near its own; what is 0 in theory, such as the gradient of a bias before a norm, may err as others do."""
     least = 0.05 * max(x.abs().max().item() for x in right)
     for one, other in zip(found, right, strict=True):
         assert_near(one, other.double().cpu(), tolerance, least)
