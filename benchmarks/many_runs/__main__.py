@@ -71,6 +71,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--recipe", default="cifar-fast", help="name or file of a recipe")
     parser.add_argument("--output", type=Path, required=True, help="folder of the comparison")
     parser.add_argument("--lanes", type=int, default=12, help="runs at a time, on a GPU")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes that decode images, at the start"
+    )
     parser.add_argument("--minutes", type=float, default=1e6, help="time limit of the whole call")
     parser.add_argument("--keep-weights", choices=("none", "first", "all"), default="none", help="seeds to keep")
     parser.add_argument("--recorded-data-dir", help="data_dir to write down, where another machine goes on")
@@ -93,7 +96,7 @@ def _settings(arguments: Sequence[str]) -> dict:
 def _prepare(options: argparse.Namespace, settings: dict) -> tuple[Grid, SmallImages]:
     """The grid, with its folder and recipe written, and the images."""
     config = with_whole_paths(TrainingConfig.from_recipe(options.recipe, **settings))
-    data = load_data(config.data, config.data_dir, image_size=config.image_size, workers=config.workers)
+    data = load_data(config.data, config.data_dir, image_size=config.image_size, workers=options.workers)
     if not isinstance(data, SmallImages):
         raise UserError(f"{data.name} is not held in memory; many runs at a time need small images")
     config = without_foreign_augmentation(config, TrainingConfig.from_recipe(options.recipe), data)

@@ -5,6 +5,7 @@ import math
 import sys
 import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from cmpe_se.data import SmallImages
 from cmpe_se.errors import UserError
 from cmpe_se.provenance import provenance
 
+_FAILURES = 3  # failed runs, if no more have finished, after which none is begun
 _PACE_EPOCHS = 3  # of the first runs, after which a pace is printed
 
 
@@ -44,8 +46,10 @@ class Queue:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self) -> Cell | None:
-        """The next run; None if there is none, or it could not finish."""
+        """The next run; None if there is none, it could not finish, or what fails is more than a run or two."""
         with self._lock:
+            if len(self.failures) > max(_FAILURES, len(self.finished)):
+                return None
             if not self.cells or time.monotonic() + self.estimate() > self.deadline:
                 return None
             cell = self.cells.pop(0)
@@ -138,8 +142,12 @@ class Lanes:
                     result = self._train(cell, queue)
                 except OutOfTime:
                     failure = "out of time"
-                except (UserError, RuntimeError) as error:
-                    failure = " ".join(str(error).split())[:300]
+                except UserError as error:
+                    failure = str(error)
+                except Exception as error:  # of one run, which shall not end the others
+                    failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                    if not queue.failures:
+                        traceback.print_exc()
                 seconds = queue.end(cell, failure)
                 said = failure or f"{result['test_top1']:.2f} %"
                 self.say(f"{cell.entry.label} seed {cell.seed}: {said}, {seconds:.0f} s")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.many_runs import __main__ as script
+from benchmarks.many_runs import cells
 from benchmarks.many_runs.cells import start
 from benchmarks.many_runs.lanes import Queue
 from benchmarks.many_runs.program import Program, _strided_as
@@ -185,6 +186,27 @@ def test_the_queue_begins_only_what_can_finish():
     assert queue.end(second) == pytest.approx(61, abs=0.5)
     assert queue.take() is None  # a run takes a minute, and less is left
     assert queue.finished == [second]
+
+
+def test_a_failing_run_does_not_end_the_others(recipe, tmp_path, monkeypatch, capsys):
+    def failing(program, *_):
+        if not hasattr(program.network.stages[0].blocks[0].attention, "fc1"):
+            raise ZeroDivisionError("by nought")
+        return whole(program, *_)
+
+    whole = cells._enqueue_epoch
+    monkeypatch.setattr(cells, "_enqueue_epoch", failing)
+    queue = script.main(arguments(recipe, tmp_path))
+    assert list(queue.failures.values()) == ["ZeroDivisionError: by nought"] * 2
+    assert {cell.entry.view for cell in queue.finished} == {"folded_3x3"}
+    assert capsys.readouterr().err.count("Traceback") == 1
+
+
+def test_a_loss_that_is_not_finite_ends_its_run(recipe, tmp_path):
+    queue = script.main(arguments(recipe, tmp_path, "--lr=1e30", "--seeds=1"))
+    assert len(queue.failures) == 2
+    assert all("the loss is nan in epoch 1" in reason for reason in queue.failures.values())
+    assert not list(tmp_path.glob("cells/*/*"))
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,17 @@ from cmpe_se.addition import add_gated, add_gated_pointwise, with_squeeze
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
-def assert_near(found: Tensor, right: Tensor, tolerance: float = 2e-4) -> None:
-    """Within ``tolerance`` of the right tensor's largest number."""
+def assert_near(found: Tensor, right: Tensor, tolerance: float = 2e-4, least: float = 1e-3) -> None:
+    """Within ``tolerance`` of the right tensor's largest number, or of ``least`` where that is larger."""
     assert found.shape == right.shape
-    assert (found.double().cpu() - right).abs().max() <= tolerance * right.abs().max().clamp(min=1e-3)
+    assert (found.double().cpu() - right).abs().max() <= tolerance * right.abs().max().clamp(min=least)
+
+
+def assert_all_near(found: list[Tensor], right: list[Tensor], tolerance: float = 2e-4) -> None:
+    """Each near its own; what is 0 in theory, such as the gradient of a bias before a norm, may err as others do."""
+    least = 0.05 * max(x.abs().max().item() for x in right)
+    for one, other in zip(found, right, strict=True):
+        assert_near(one, other.double().cpu(), tolerance, least)
 
 
 def gradients(function, inputs: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
@@ -36,8 +43,7 @@ def test_a_gate_and_its_gradients(view, layout):
     other = copy.deepcopy(gate).float().cuda()
     moved = [x.float().cuda().to(memory_format=layout) for x in inputs]
     right = gradients(gate, inputs, list(gate.parameters()))
-    for found, wanted in zip(gradients(other, moved, list(other.parameters())), right, strict=True):
-        assert_near(found, wanted)
+    assert_all_near(gradients(other, moved, list(other.parameters())), right)
     for name, buffer in gate.named_buffers():
         assert_near(other.get_buffer(name).double(), buffer.double())
 
@@ -63,8 +69,7 @@ def test_gated_additions_and_their_gradients(layout):
         moved = [x.float().cuda() for x in inputs]
         moved = [x.to(memory_format=layout) if x.ndim == 4 else x for x in moved]
         right = gradients(make(conv), inputs, [conv.weight] if convs else [])
-        for found, wanted in zip(gradients(make(other), moved, [other.weight] if convs else []), right, strict=True):
-            assert_near(found, wanted)
+        assert_all_near(gradients(make(other), moved, [other.weight] if convs else []), right)
 
 
 def with_statistics(network: nn.Module) -> nn.Module:
@@ -120,5 +125,4 @@ def test_a_compiled_network_is_the_same_function(view):
     torch.compiler.reset()
     compiled = torch.compile(copy.deepcopy(network), dynamic=False)
     found = gradients(compiled, [images], list(compiled.parameters()))
-    for one, other in zip(found, right, strict=True):
-        assert_near(one, other.double().cpu(), 2e-3)
+    assert_all_near(found, right, 2e-2)  # a value near 0 may fall on the other side of a ReLU
