@@ -10,14 +10,19 @@ from pathlib import Path
 import benchmarks.many_runs as package
 import torch
 import yaml
+from benchmarks.many_runs.cells import After
 from benchmarks.many_runs.lanes import Lanes, Queue
 from benchmarks.many_runs.table import pack, print_table
 from rich.console import Console
+from torch import nn
 
-from cmpe_se.comparing.grid import Grid, parse_entries
+from cmpe_se.comparing.grid import Cell, Grid, parse_entries
 from cmpe_se.config import TrainingConfig, split_names
+from cmpe_se.corruptions import corrupted_test_sets
 from cmpe_se.data import SmallImages, load_data
 from cmpe_se.errors import UserError
+from cmpe_se.provenance import provenance
+from cmpe_se.robustness import corruption_metrics, write_corruption_record
 from cmpe_se.run_folder import write_text
 from cmpe_se.training import with_whole_paths, without_foreign_augmentation
 
@@ -46,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> Queue:
         keeps=lambda cell: (
             options.keep_weights == "all" or (options.keep_weights == "first" and cell.seed == grid.seeds[0])
         ),
+        after=_corruption_test(data, device, grid.config) if options.corruptions else None,
         say=lambda line: console.print(f"{time.monotonic() - begun:5.0f} s  {line}"),
     )
     queue = lanes.run(waiting, begun + 60 * options.minutes - _SPARE)
@@ -55,6 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> Queue:
         print_table(grid, console)
         console.print(str(pack(grid)))
     return queue
+
+
+def _corruption_test(data: SmallImages, device: torch.device, config: TrainingConfig) -> After:
+    """Leaves ``corruptions.json`` as `cmpe-se compare --corruptions` does; the images are corrupted once."""
+    corrupted = [(name, severity, images.to(device)) for name, severity, images in corrupted_test_sets(data)]
+    source = provenance()
+
+    def test(network: nn.Module, cell: Cell) -> None:
+        metrics = corruption_metrics(
+            network, data, corrupted=corrupted, batch_size=2048, device=device, channels_last=config.channels_last
+        )
+        cell.run.path.mkdir(parents=True, exist_ok=True)
+        write_corruption_record(cell.run.path, metrics, data, source)
+
+    return test
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
@@ -70,6 +91,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
     parser.add_argument("--recipe", default="cifar-fast", help="name or file of a recipe")
     parser.add_argument("--output", type=Path, required=True, help="folder of the comparison")
+    parser.add_argument("--corruptions", action="store_true", help="test each network on corrupted images, too")
     parser.add_argument("--lanes", type=int, default=12, help="runs at a time, on a GPU")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes that decode images, at the start"

@@ -11,7 +11,7 @@ from cmpe_se.comparing.grid import Grid
 from cmpe_se.comparing.outcomes import collect
 from cmpe_se.comparing.statistics import compare_paired, summarise
 
-_SMALL_FILES = ("config.yaml", "metrics.jsonl", "result.json")
+_SMALL_FILES = ("config.yaml", "metrics.jsonl", "result.json", "corruptions.json")
 
 
 def print_table(grid: Grid, console: Console) -> None:
@@ -34,10 +34,10 @@ def print_table(grid: Grid, console: Console) -> None:
 
 
 def pack(grid: Grid) -> Path:
-    """``cells.tar.gz`` in the grid's folder: recipe, configurations, records and results of the finished runs."""
+    """``cells.tar.gz`` in the grid's folder: recipe, and all small files of the finished runs."""
     packed = grid.folder / "cells.tar.gz"
     finished = sorted(path.parent for path in grid.folder.glob("cells/*/result.json"))
-    files = [grid.recipe, *(run / name for run in finished for name in _SMALL_FILES)]
+    files = [grid.recipe, *(file for run in finished for name in _SMALL_FILES if (file := run / name).exists())]
     with tarfile.open(packed, "w:gz") as archive:
         for file in files:
             archive.add(file, file.relative_to(grid.folder))

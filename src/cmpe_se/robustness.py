@@ -117,14 +117,19 @@ def write_corruptions(folder: Path, metrics: dict[str, Any], data: ImageData) ->
     Raises:
         UserError: the folder cannot be written to.
     """
-    facts = {"data": data.name, "images": data.test_size, "parameters": CORRUPTIONS}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / "corruptions.csv", lambda path: write_table(path, corruption_rows(metrics)))
         _replace(folder / "corruptions.png", lambda path: plot_corruptions(metrics, data.name, path))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
-    write_text(folder / "corruptions.json", json.dumps(metrics | facts | provenance(), indent=2) + "\n")
+    write_corruption_record(folder, metrics, data, provenance())
+
+
+def write_corruption_record(folder: Path, metrics: dict[str, Any], data: ImageData, source: dict[str, Any]) -> None:
+    """Write ``corruptions.json`` alone, into a folder that is there; ``source`` is what ``provenance`` says."""
+    facts = {"data": data.name, "images": data.test_size, "parameters": CORRUPTIONS}
+    write_text(folder / "corruptions.json", json.dumps(metrics | facts | source, indent=2) + "\n")
 
 
 def read_corruptions(folder: Path, data_name: str) -> dict[str, Any] | None:

@@ -188,6 +188,21 @@ def test_the_queue_begins_only_what_can_finish():
     assert queue.finished == [second]
 
 
+def test_corrupted_images_are_those_of_compare(recipe, tmp_path):
+    script.main(arguments(recipe, tmp_path, "--corruptions", "--seeds=1", "--keep-weights=all"))
+    files = sorted(tmp_path.glob("cells/*/corruptions.json"))
+    found = [json.loads(file.read_text()) for file in files]
+    with tarfile.open(tmp_path / "cells.tar.gz") as archive:
+        assert sum(name.endswith("corruptions.json") for name in archive.getnames()) == 2
+    for file in files:
+        file.unlink()
+    compare(models=",".join(MODELS), seeds=1, first_seed=3, recipe=recipe, output=tmp_path, corruptions=True)
+    for file, own in zip(files, found, strict=True):
+        right = json.loads(file.read_text())
+        assert own.keys() == right.keys()
+        assert all(own[key] == right[key] for key in ("clean", "mean", "jpeg", "noise", "data", "parameters"))
+
+
 def test_a_failing_run_does_not_end_the_others(recipe, tmp_path, monkeypatch, capsys):
     def failing(program, *_):
         if not hasattr(program.network.stages[0].blocks[0].attention, "fc1"):
