@@ -10,13 +10,14 @@
 # It trains with a wheel of the commit in results/experiments/cifar100-16px/COMMIT, installed in an environment of its
 # own, so that later work does not change what is measured. All of that lies in /tmp/cmpe-se-experiment, the same path
 # on each machine, as the runs' settings name it. A machine that has nothing restores finished runs from the repository.
-# PYTHON (python3) makes the environment.
+# PYTHON (python3) makes the environment. CORE (the last one) is where it runs.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 script=$root/benchmarks/experiment.sh
 records=$root/results/experiments/cifar100-16px
 home=/tmp/cmpe-se-experiment
 data=$home/data runs=$home/runs log=$home/log pid_file=$home/pid
+core=${CORE:-$(($(nproc) - 1))}
 small_files=(config.yaml metrics.jsonl result.json corruptions.json)
 
 plan() { grep -v '^ *\(#\|$\)' "$records/plan.txt" | sed 's/ *| */|/g'; }
@@ -120,7 +121,7 @@ case ${1:-} in
     unpack "${2:-}"
     restore
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 CMPE_SE_CACHE=$home/cache CUDA_VISIBLE_DEVICES=
-    nohup setsid nice -n 19 bash "$script" train >>"$log" 2>&1 </dev/null &
+    nohup setsid nice -n 19 taskset -c "$core" bash "$script" train >>"$log" 2>&1 </dev/null &
     sleep 1
     echo "started; $(finished) runs are finished; see: benchmarks/experiment.sh status"
     ;;

@@ -17,7 +17,7 @@ from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig
 from cmpe_se.data import Augmentation, ImageData, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.interruption import Interruption
-from cmpe_se.networks.registry import PLAIN_NETWORKS
+from cmpe_se.networks.registry import stands_for_gates
 from cmpe_se.precision import emulation_warning
 from cmpe_se.pretrained import weights_source
 from cmpe_se.run_folder import RunFolder
@@ -128,8 +128,7 @@ def without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig,
 
 def has_gates(config: TrainingConfig) -> bool:
     """Whether the network of a configuration has gates that its gate settings describe."""
-    ours = config.model.startswith("cmpe_se_") or config.model in {f"se_{base}" for base in PLAIN_NETWORKS}
-    return ours or config.view is not None or config.convert is not None
+    return stands_for_gates(config.model) or config.view is not None or config.convert is not None
 
 
 def without_foreign_gates(config: TrainingConfig, recipe: TrainingConfig) -> TrainingConfig:

@@ -10,12 +10,11 @@ import yaml
 
 from cmpe_se.config import GATE_FIELDS, TrainingConfig
 from cmpe_se.errors import UserError
-from cmpe_se.networks.registry import PLAIN_NETWORKS, PREFIXES
+from cmpe_se.networks.registry import is_ours, stands_for_gates
 from cmpe_se.run_folder import RunFolder
 from cmpe_se.views import VIEWS
 
 _COMPETITIVE = "cmpe_se_"
-_OURS = {prefix + base for base in PLAIN_NETWORKS for prefix in PREFIXES}
 _WITHOUT_GATES = {field.name: field.default for field in fields(TrainingConfig) if field.name in GATE_FIELDS}
 
 
@@ -39,8 +38,7 @@ class Entry(NamedTuple):
     @property
     def has_gates(self) -> bool:
         """Whether a view was asked for, or the name stands for one."""
-        named = self.model in _OURS and self.model not in PLAIN_NETWORKS
-        return self.view is not None or named or self.model.startswith(_COMPETITIVE)
+        return self.view is not None or stands_for_gates(self.model)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -49,7 +47,7 @@ class Entry(NamedTuple):
         Gate settings of the whole comparison are for networks with gates. One without has the defaults, so that the
         baseline is the same whatever the gates of the others are.
         """
-        own = self.model in _OURS or self.model.startswith(_COMPETITIVE)
+        own = is_ours(self.model)
         network = {"model": self.model, "view": self.view if own else None, "convert": None if own else self.view}
         if not self.has_gates:
             return network | _WITHOUT_GATES

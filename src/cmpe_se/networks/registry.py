@@ -22,6 +22,19 @@ PLAIN_NETWORKS: dict[str, tuple[type[ResidualNetwork], dict[str, Any]]] = {
 PREFIXES: dict[str, str | None] = {"": None, "se_": "se", "cmpe_se_": "folded_3x3"}
 """Prefix of a name to the view that it stands for."""
 
+_OURS = {prefix + base: view for prefix, view in PREFIXES.items() for base in PLAIN_NETWORKS}
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name of timm is one of ours, a converted network's with our prefix among them, and takes ``view=``."""
+    return name in _OURS or name.startswith("cmpe_se_")
+
+
+def stands_for_gates(name: str) -> bool:
+    """Whether a name of timm alone, without ``view=``, makes a network with our gates."""
+    return is_ours(name) and name not in PLAIN_NETWORKS
+
+
 default_cfgs: dict[str, dict[str, Any]] = {}  # timm looks for this name when a model is registered
 
 
