@@ -10,12 +10,12 @@
 # It trains with a wheel of the commit in results/experiments/cifar100-16px/COMMIT, installed in an environment of its
 # own, so that later work does not change what is measured. All of that lies in /tmp/cmpe-se-experiment, the same path
 # on each machine, as the runs' settings name it. A machine that has nothing restores finished runs from the repository.
-# PYTHON (python3) makes the environment. CORE (the last one) is where it runs.
+# PYTHON (python3) makes the environment, CORE (the last one) is where it runs; RECORDS and EXPERIMENT_HOME are for tests.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 script=$root/benchmarks/experiment.sh
-records=$root/results/experiments/cifar100-16px
-home=/tmp/cmpe-se-experiment
+records=${RECORDS:-$root/results/experiments/cifar100-16px}
+home=${EXPERIMENT_HOME:-/tmp/cmpe-se-experiment}
 data=$home/data runs=$home/runs log=$home/log pid_file=$home/pid
 core=${CORE:-$(($(nproc) - 1))}
 small_files=(config.yaml metrics.jsonl result.json corruptions.json)
