@@ -13,6 +13,7 @@ from PIL import Image
 
 import cmpe_se
 from cmpe_se.config import TrainingConfig
+from cmpe_se.data import load_data
 from tests.training.processes import default_run
 from tests.training.runs import assert_same_tensors, checkpoint, metrics, result, weights
 
@@ -27,7 +28,7 @@ def test_result(digits_run):
     expected = {"model": "cmpe_se_preact_resnet20", "view": "folded_3x3", "data": "digits", "seed": 0, "epochs": 30}
     assert {name: found[name] for name in expected} == expected
     assert found["params"] == sum(p.numel() for p in _load(digits_run).parameters())
-    assert found["macs"] == 2_549_160
+    assert found["macs"] == 2_555_964
     assert found["test_images"] == 360
     assert found["train_images"] == 1437
     assert 0 < found["test_loss"] < 0.2
@@ -39,6 +40,14 @@ def test_result(digits_run):
     assert found["command"] == "cmpe-se train"
     commit = found["commit"]
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+def test_all_gates_are_awake(digits_run):
+    """What report and explore show to each newcomer moves with the image, in every block."""
+    network, data = _load(digits_run), load_data("digits")
+    images = torch.cat([images for images, _ in data.test_batches(batch_size=360)])
+    for block in cmpe_se.inspect(network, images):
+        assert block.gate.std(0).mean() > 0.002, block.name  # asleep, it was below 0.0005
 
 
 def test_metrics_have_a_record_for_each_epoch(digits_run):
