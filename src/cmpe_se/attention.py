@@ -264,7 +264,9 @@ class _Constant(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(N, anything) to (N, C)."""
-        return self.bias.repeat(len(rows), 1)  # a view of a parameter is more than PyTorch's module tracker can follow
+        return self.bias.repeat(
+            rows.shape[0], 1
+        )  # a view of a parameter is more than PyTorch's module tracker can follow
 
 
 def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:
