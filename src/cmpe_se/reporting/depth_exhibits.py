@@ -27,7 +27,7 @@ def standstill(blocks: Sequence[BlockStatistics]) -> str | None:
     constant = all(block.constant for block in blocks)
     if not any(block.moved for block in blocks):
         begin = "The gates are learned constants, and" if constant else "The gates have learnt nothing:"
-        return f"{begin} none has moved by {MOVED:g} of its largest value from {blocks[0].neutral:g}, where all begin."
+        return f"{begin} none has moved by as much as {MOVED:g} of its largest value from {blocks[0].neutral:g}, where all begin."
     if constant:
         return "The gates are learned constants, the same for every image: they cannot tell classes apart."
     return f"No gate takes notice of the image: over the test images none deviates by {DEAD:g} of its largest value."
@@ -49,7 +49,7 @@ def gates_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
         title,
         "Each bar is one block's gates, over all its channels and all test images. At "
         f"{neutral:g} {undecided}; higher lets more of the residual through, lower holds it back.",
-        draw_gates_over_depth(title, _names(blocks), quantiles, neutral, gain),
+        draw_gates_over_depth(title, _names(blocks), quantiles, neutral=neutral, gain=gain),
         ["block", "channels", *(f"quantile_{part:g}" for part in _QUANTILES)],
         [[block.name, block.channels, *row.tolist()] for block, row in zip(blocks, quantiles, strict=True)],
     )

@@ -66,8 +66,8 @@ def report(
 
     Returns:
         ``page`` (path of the HTML file), ``test_top1`` (percent), ``blocks`` (those shown), ``images`` (those shown),
-        and ``seen``: a sentence for each figure, by its file's name, and one called ``gates`` where none of them follows
-        the image.
+        and ``seen``: a sentence for each figure, by its file's name, and one called ``gates`` where they are
+        the same for every image.
 
     Raises:
         UserError: no finished run, no competition in its network, its data set gone, unknown blocks, a file that is no

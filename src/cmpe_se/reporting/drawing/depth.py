@@ -33,7 +33,7 @@ def highest(gates: np.ndarray, neutral: float, gain: float) -> float:
 
 
 def draw_gates_over_depth(
-    title: str, names: Sequence[str], quantiles: np.ndarray, neutral: float, gain: float
+    title: str, names: Sequence[str], quantiles: np.ndarray, *, neutral: float, gain: float
 ) -> Figure:
     """The middle half and the middle 90 % of each block's gates, and their median.
 
