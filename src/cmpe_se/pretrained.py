@@ -53,9 +53,10 @@ def saved_network(pretrained: str) -> tuple[str, dict[str, Any]] | None:
         return None
     try:
         config = json.loads(file.read_text())
-        return config["architecture"], config.get("model_args") or {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be read: {error!r}; give the model.safetensors in a folder by itself") from None
+        name = config.get("architecture")
+        return (name, config.get("model_args") or {}) if name else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read: {error}; give the model.safetensors in a folder by itself") from None
 
 
 def _file(pretrained: str) -> Path:

@@ -27,7 +27,8 @@ def standstill(blocks: Sequence[BlockStatistics]) -> str | None:
     constant = all(block.constant for block in blocks)
     if not any(block.moved for block in blocks):
         begin = "The gates are learned constants, and" if constant else "The gates have learnt nothing:"
-        return f"{begin} none has moved by as much as {MOVED:g} of its largest value from {blocks[0].neutral:g}, where all begin."
+        start = f"{blocks[0].neutral:g}, where all begin"
+        return f"{begin} none has moved by as much as {MOVED:g} of its largest value from {start}."
     if constant:
         return "The gates are learned constants, the same for every image: they cannot tell classes apart."
     return f"No gate takes notice of the image: over the test images none deviates by {DEAD:g} of its largest value."
