@@ -198,7 +198,10 @@ def test_other_networks(kind, request, tmp_path):
     assert made["page"] == str(tmp_path / "report.html")
     assert made["test_top1"] == pytest.approx(result(request.getfixturevalue(kind))["test_top1"], abs=0.3)
     assert len(made["images"]) == 4
-    assert set(made["seen"]) == FIGURES
+    still = kind == "converted"  # an epoch moves such gates by little
+    unseen = {"gates-over-depth", "class-differences", "telling-channels", "closing-over-depth"} if still else set()
+    assert set(made["seen"]) == FIGURES - unseen | ({"gates"} if still else set())
+    assert made["seen"].get("gates", "").startswith("The gates have hardly moved" if still else "")
     view = Page(tmp_path / "report.html").text
     assert ("pair_view_1x1" if kind == "converted" else "without a picture") in view
 

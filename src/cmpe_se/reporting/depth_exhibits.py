@@ -26,9 +26,11 @@ def standstill(blocks: Sequence[BlockStatistics]) -> str | None:
         return None
     constant = all(block.constant for block in blocks)
     if not any(block.moved for block in blocks):
-        begin = "The gates are learned constants, and" if constant else "The gates have learnt nothing:"
+        begin = (
+            "The gates are learned constants, and none has moved" if constant else "The gates have hardly moved: none"
+        )
         start = f"{blocks[0].neutral:g}, where all begin"
-        return f"{begin} none has moved by as much as {MOVED:g} of its largest value from {start}."
+        return f"The gates {moved} by as much as {MOVED:g} of its largest value from {start}."
     if constant:
         return "The gates are learned constants, the same for every image: they cannot tell classes apart."
     return f"No gate takes notice of the image: over the test images none deviates by {DEAD:g} of its largest value."
