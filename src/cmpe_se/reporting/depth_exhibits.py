@@ -26,9 +26,7 @@ def standstill(blocks: Sequence[BlockStatistics]) -> str | None:
         return None
     constant = all(block.constant for block in blocks)
     if not any(block.moved for block in blocks):
-        begin = (
-            "The gates are learned constants, and none has moved" if constant else "The gates have hardly moved: none"
-        )
+        moved = "are learned constants, and none has moved" if constant else "have hardly moved: none"
         start = f"{blocks[0].neutral:g}, where all begin"
         return f"The gates {moved} by as much as {MOVED:g} of its largest value from {start}."
     if constant:
