@@ -20,6 +20,19 @@ def se() -> Path:
 
 
 @pytest.fixture(scope="session")
+def static() -> Path:
+    """Constant gates, after an epoch."""
+    return trained_run("--epochs=1", "--model=preact_resnet20", "--view=static")
+
+
+@pytest.fixture(scope="session")
+def cbam() -> Path:
+    """Gates of a module of their own, which differ from position to position and go up to 4, after an epoch."""
+    settings = ("--start=one", "--reduction=4", "--min-hidden=6")
+    return trained_run("--epochs=1", "--model=preact_resnet20", "--view=timm_cbam", *settings)
+
+
+@pytest.fixture(scope="session")
 def plain() -> Path:
     """No attention at all, after an epoch."""
     return trained_run("--epochs=1", "--model=preact_resnet20")

@@ -358,7 +358,7 @@ def test_forced():
     with forced_gates(static, "stages.1.blocks.0", 0.5):
         gates = [seen.gate for seen in cmpe_se.inspect(static, x)]
     assert [gate.unique().tolist() for gate in gates] == [[1], [0.5], [1]]
-    sentence = r"has a gate of its own module \(view timm_ge\)"
+    sentence = r"the gates of stages.1.blocks.0 \(view timm_ge\) rescale whole feature maps by themselves, and cannot"
     with pytest.raises(UserError, match=sentence), forced_gates(other, "stages.1.blocks.0", 0):
         pass
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmpe_se.wording import duration
+from cmpe_se.wording import duration, gate_words
 
 
 @pytest.mark.parametrize(
@@ -11,3 +11,8 @@ from cmpe_se.wording import duration
 )
 def test_duration(seconds, words):
     assert duration(seconds) == words
+
+
+def test_gate_words():
+    assert gate_words({}) == ""
+    assert gate_words({"start": "one", "reduction": 4, "bias": True}) == ", start one, reduction 4, bias"

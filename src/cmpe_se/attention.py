@@ -264,7 +264,9 @@ class _Constant(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(N, anything) to (N, C)."""
-        return self.bias.repeat(len(rows), 1)  # a view of a parameter is more than PyTorch's module tracker can follow
+        # Not a view: PyTorch's module tracker cannot follow one of a parameter. Not len(): to torch.export that is a
+        # number, and the batch held to it.
+        return self.bias.repeat(rows.shape[0], 1)
 
 
 def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:

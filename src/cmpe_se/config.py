@@ -21,17 +21,20 @@ class TrainingConfig:
 
     Args:
         model: any network that timm knows, ours among them (`cmpe-se models` lists those).
-        view: view of our attention, such as se, folded_3x3, static or timm_eca (docs/gates.md lists them); null is the
-            model name's own.
-        convert: put gates with this view into the model, any residual network of timm; null leaves it as it is.
-        start: value that gates begin at, half (as in the paper) or one; null is half for our networks and one for
-            converted ones.
-        reduction: channels divided by the width of a gate's hidden layer.
-        min_hidden: least units of a gate's hidden layer.
-        bias: biases in the gates' linear maps.
-        mask: probability with which a squeeze is hidden from the gate in training.
-        pretrained: weights to start from: a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
-            model's own. A classifier for another number of classes starts anew.
+        view: kind of gate in our networks, such as se, folded_3x3, static or timm_eca (all in docs/gates.md); null is
+            the kind that the model's name says.
+        convert: kind of gate to put into the model, any residual network of timm; null is none.
+        start: value that gates begin at, half (1/2, as in the paper) or one (the block is at first as one without a
+            gate); null is half for our networks and one for converted ones.
+        reduction: channels for each unit of a gate's hidden layer; a larger number is a narrower layer.
+        min_hidden: smallest number of hidden units of a gate, where reduction would leave fewer.
+        bias: biases in the linear layers of the gates (se, double_fc, se_identity, se_sum and the picture views; the
+            others have rules of their own).
+        mask: probability with which each squeezed channel is hidden from the gate in training, as dropout on what
+            the gate reads; 0 is off.
+        pretrained: weights to start from, a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
+            model's own. Start, reduction, min_hidden and bias of a run's gates come along. The classifier is
+            re-initialised if the number of classes differs.
         data: digits, cifar10, cifar100, svhn, fashion_mnist, folder (class folders), imagenet, hfds/NAME or wds/NAME.
         data_dir: folder of the data.
         download: fetch torchvision's data sets where they are missing.

@@ -28,16 +28,44 @@ def weights_source(pretrained: str, classifier: str | None) -> dict[str, Any]:
         return {}
     if pretrained.startswith(HUB):
         return {"source": "hf-hub", "hf_hub_id": pretrained.removeprefix(HUB)}
-    path = Path(pretrained).expanduser()
-    for folder in (path / "model", path):
-        if (folder / "model.safetensors").is_file():
-            path = folder / "model.safetensors"
+    path = _file(pretrained)
     if path.suffix != ".safetensors" or not path.is_file():
         raise UserError(
             f"no weights at {pretrained}; give a finished run folder, a folder with model.safetensors, a .safetensors "
             "file, hf-hub:NAME, or timm for the network's own"
         )
     return {"source": "file", "file": str(path), "custom_load": False} | _classes_in(path, classifier)
+
+
+def saved_network(pretrained: str) -> tuple[str, dict[str, Any]] | None:
+    """Name of the network whose weights these are, and the keywords that timm made it with; None where nothing says.
+
+    Args:
+        pretrained: as of :func:`weights_source`.
+
+    Raises:
+        UserError: a config.json that cannot be read.
+    """
+    if pretrained == "timm" or pretrained.startswith(HUB):
+        return None
+    file = _file(pretrained).with_name("config.json")
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text())
+        name = config.get("architecture")
+        return (name, config.get("model_args") or {}) if name else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read: {error}; give the model.safetensors in a folder by itself") from None
+
+
+def _file(pretrained: str) -> Path:
+    """The file of weights in a run folder or a folder; other paths as they are."""
+    path = Path(pretrained).expanduser()
+    for folder in (path / "model", path):
+        if (folder / "model.safetensors").is_file():
+            return folder / "model.safetensors"
+    return path
 
 
 def _classes_in(path: Path, classifier: str | None) -> dict[str, Any]:

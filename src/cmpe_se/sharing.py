@@ -8,6 +8,7 @@ from typing import Any
 from cmpe_se.errors import UserError
 from cmpe_se.pretrained import HUB
 from cmpe_se.run_folder import RunFolder, write_text
+from cmpe_se.wording import gate_words
 
 _FILES = ("config.json", "model.safetensors")
 
@@ -86,7 +87,8 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
 
 
 def _write(run: RunFolder, target: Path, figures: dict[str, Any], address: str) -> None:
-    view = f" (view {figures['view']})" if figures["view"] else ""
+    words = gate_words(run.read_config().gate_settings)
+    view = f" (view {figures['view']}{words})" if figures["view"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
     shown = figures | {"view": view, "versions": versions}
     try:

@@ -105,7 +105,7 @@ def test_the_answer_is_the_network_s(folded):
 
 
 @pytest.mark.parametrize("to", FORCES)
-@pytest.mark.parametrize("run", ["folded", "se", "converted"])
+@pytest.mark.parametrize("run", ["folded", "se", "converted", "static"])
 def test_held_gates(run, to, request):
     asked = network(request.getfixturevalue(run))
     photo, block = asked.photo(asked.examples[0]), asked.blocks[1]
@@ -184,6 +184,18 @@ def test_networks_of_other_depths_are_shown_at_the_same_part_of_the_way(folded, 
     for depth, ends in ((1, 0), (len(many), -1)):
         sides = talk.show(choices(left, right, mode=TWO_NETWORKS, depth=depth))
         assert [f"{blocks[ends]} closes" in side for blocks, side in zip((many, few), sides, strict=True)] == [True] * 2
+
+
+@pytest.mark.parametrize("to", FORCES)
+def test_gates_that_cannot_be_held(folded, cbam, to):
+    """The answer is as trained, and says why; the other network's gates are held all the same."""
+    talk, (left, right) = answers(cbam, folded)
+    sides = [Shown(side).text for side in talk.show(choices(left, right, mode=TWO_NETWORKS, to=to))]
+    sentence = "The gates of stages.0.blocks.1 (view timm_cbam) rescale whole feature maps by themselves, and cannot be"
+    assert [sentence in side for side in sides] == [True, False]
+    assert ["as trained" in side for side in sides] == [False, True]
+    trained = Shown(talk.show(choices(left))[0]).text
+    assert sides[0].replace(f" {sentence} held.", "") == trained
 
 
 def test_a_plain_network_is_asked_too(folded, plain):

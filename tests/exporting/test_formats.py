@@ -87,6 +87,19 @@ def test_converted_network(converted, images, tmp_path):
     torch.testing.assert_close(probabilities(path, images, 5), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "merge"), [("static", False), ("static", True), ("cbam", False)])
+def test_other_gates(kind, merge, images, tmp_path, request):
+    run, path = request.getfixturevalue(kind), tmp_path / "m.onnx"
+    result = export(str(run), output=str(path), merge=merge, int8=kind == "cbam", calibration_images=64)
+    expected = probabilities(run, images, 64)
+    torch.testing.assert_close(probabilities(path, images, 5), expected, atol=1e-5, rtol=1e-4)
+    if "int8" in result:
+        nodes = onnx.load(result["int8"]["path"]).graph.node
+        convolutions = [node.input[1] for node in nodes if node.op_type == "Conv"]
+        assert sum("attention" in weight for weight in convolutions) == 5 * 9  # as they are: gates stay float32
+        assert result["int8"]["test_top1"] == pytest.approx(result["test_top1"], abs=5)
+
+
 def test_converted_network_that_openvino_cannot_express(converted, tmp_path):
     """Its 2x2 pooling meets a 1x1 picture: images of 8x8 are small for a network with five strides."""
     with pytest.raises(UserError, match=r"cannot be exported to openvino: .*; try onnx or torch-export"):

@@ -163,7 +163,9 @@ RECOMPUTED = {
     "as it is": {},
     "with dropout": {"drop_rate": 0.3},
     "with stochastic depth": {"drop_path_rate": 0.5},
+    "with a mask": {"mask": 0.3},
 }
+UNMASKED = (None, "static", "timm_cbam", "aff")
 
 
 def recomputing_pair(kind, view, training=True, **kwargs):
@@ -175,8 +177,15 @@ def recomputing_pair(kind, view, training=True, **kwargs):
     return plain, recomputing
 
 
-@pytest.mark.parametrize("case", RECOMPUTED)
-@pytest.mark.parametrize("view", [None, "se", "pair_view_1x1", "folded_3x3"])
+@pytest.mark.parametrize(
+    ("view", "case"),
+    [
+        (view, case)
+        for view in ("se", "pair_view_1x1", "folded_3x3", *UNMASKED)
+        for case in RECOMPUTED
+        if case != "with a mask" or view not in UNMASKED
+    ],
+)
 @pytest.mark.parametrize("kind", SMALL_NETWORKS)
 def test_recomputed_blocks_learn_the_same(kind, view, case):
     plain, recomputing = recomputing_pair(kind, view, **RECOMPUTED[case])

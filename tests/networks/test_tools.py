@@ -60,7 +60,12 @@ def test_compile_has_no_graph_break(family, view, training):
 
 
 @pytest.mark.parametrize(
-    ("family", "view"), [("bottleneck", None), ("basic", "se"), ("bottleneck", "double_fc"), ("wide", "pair_view_2x1")]
+    ("family", "view"),
+    [
+        *(("bottleneck", None), ("basic", "se"), ("bottleneck", "double_fc"), ("wide", "pair_view_2x1")),
+        *(("basic", "static"), ("bottleneck", "se_identity"), ("basic", "se_sum"), ("basic", "timm_cbam")),
+        *(("basic", "timm_eca"), ("basic", "aff")),
+    ],
 )
 def test_export_with_any_batch(family, view):
     model = make(family, view, training=False, dtype=torch.float64)

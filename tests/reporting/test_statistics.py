@@ -1,20 +1,25 @@
 """Statistics that grow batch by batch, against those of all gates at once; which images and blocks are chosen."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 
 from cmpe_se.errors import UserError
 from cmpe_se.inspecting import BlockView
 from cmpe_se.reporting.choosing import choose_blocks, choose_images, confused_pairs, named_blocks
+from cmpe_se.reporting.depth_exhibits import class_differences, standstill, telling_channels
+from cmpe_se.reporting.drawing.depth import highest
 from cmpe_se.reporting.gathering import Gathered
 from cmpe_se.reporting.statistics import BlockStatistics
 
 CLASSES = 3
 
 
-def view(gate, gain=1.0, name="block", energies=None):
+def view(gate, gain=1.0, name="block", energies=None, kind="se"):
     residual, identity = energies or (None, None)
-    return BlockView(name, "se", gain, gate, gate, None, None, gate, None, identity, residual)
+    return BlockView(name, kind, gain, gate, gate, None, None, gate, None, identity, residual)
 
 
 @pytest.fixture(params=[1.0, 2.0])
@@ -69,6 +74,47 @@ def test_kinds_of_channels(statistics):
     assert statistics.kinds == {"closed": [0], "open": [1], "dead": [2]}
 
 
+_RAMP = torch.linspace(0, 1, 20)[:, None]
+STANDING = {
+    "constants at their start": ("static", 1, torch.full((20, 6), 0.5), "constants, and none .* as 0.01 .* from 0.5,"),
+    "constants that learnt": ("static", 2, torch.linspace(0.4, 1.6, 6).expand(20, 6), "the same for every image"),
+    "gates that learnt nothing": ("se", 2, torch.ones(20, 6) + 1e-3 * _RAMP, "have hardly moved: none by .* from 1,"),
+    "products at their start": ("timm_cbam", 4, torch.ones(20, 6), "have hardly moved: none by .* from 1,"),
+    "gates as constants": ("se", 1, 0.3 + 1e-3 * _RAMP.expand(20, 6), "No gate takes notice .* deviates by 0.005 "),
+    "gates that follow the image": ("se", 1, 0.3 + 0.1 * _RAMP.expand(20, 6), None),
+}
+
+
+@pytest.mark.parametrize(("kind", "gain", "gate", "sentence"), STANDING.values(), ids=STANDING)
+def test_gates_that_stand_still(kind, gain, gate, sentence):
+    seen = view(gate, gain, kind=kind)
+    block = BlockStatistics(seen, CLASSES)
+    block.add(seen, torch.arange(20) % CLASSES)
+    said = standstill([block])
+    assert (said is None) == (sentence is None) == block.varies
+    assert sentence is None or re.search(sentence, said)
+    assert block.moved == (said is None or "moved" not in said)
+    assert (block.kinds["dead"] == []) == (kind == "static" or block.varies)
+
+
+def test_rounding_noise_tells_no_classes_apart():
+    labels = torch.arange(30) % CLASSES
+    noise, signal = 0.5 + 1e-6 * labels[:, None].expand(30, 4), 0.2 + 0.2 * torch.rand(30, 4) + 0.1 * labels[:, None]
+    blocks = [BlockStatistics(view(gate, name=name), CLASSES) for name, gate in (("noise", noise), ("signal", signal))]
+    for block, gate in zip(blocks, (noise, signal), strict=True):
+        block.add(view(gate.double()), labels)
+    assert blocks[0].explained > 0.99 > blocks[1].explained
+    assert "differ most in signal" in class_differences(blocks, "abc").title
+    assert telling_channels(blocks, "abc").title.startswith("In signal, channel")
+
+
+def test_an_axis_of_gates_ends_where_they_may_lie():
+    assert [highest(np.array([0.3]), 0.5 * gain, gain) for gain in (1, 2)] == [1, 2]
+    assert highest(np.array([0.3]), 1, 4) == 2
+    assert highest(np.array([2.5]), 1, 4) == 2.75
+    assert highest(np.array([3.9]), 1, 4) == 4
+
+
 def test_a_class_without_images():
     seen = view(torch.rand(4, 6))
     statistics = BlockStatistics(seen, CLASSES)
@@ -109,6 +155,11 @@ def test_chosen_blocks_are_the_most_varied_of_each_width():
         blocks.append(BlockStatistics(view(gate, name=str(number)), 1))
         blocks[-1].add(view(gate), torch.zeros(20, dtype=torch.int64))
     assert choose_blocks(blocks) == ["1", "2", "4"]
+    still = [torch.linspace(0.5 - spread, 0.5, 8).expand(20, 8) for spread in (0, 0.2, 0.1)]
+    constant = [BlockStatistics(view(gate, name=str(number), kind="static"), 1) for number, gate in enumerate(still)]
+    for block, gate in zip(constant, still, strict=True):
+        block.add(view(gate), torch.zeros(20, dtype=torch.int64))
+    assert choose_blocks(constant) == ["1"]  # of which the channels differ most
     many = [BlockStatistics(view(torch.rand(2, channels), name=str(channels)), 1) for channels in range(10, 20)]
     for block in many:
         block.add(view(torch.rand(2, block.channels)), torch.zeros(2, dtype=torch.int64))

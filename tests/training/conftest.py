@@ -31,6 +31,7 @@ def short_run() -> Path:
 EVERYTHING = [
     "--drop-rate=0.2",
     "--drop-path-rate=0.2",
+    "--mask=0.2",
     "--mixup=0.4",
     "--cutmix=0.5",
     "--label-smoothing=0.1",

@@ -11,8 +11,10 @@ import torch
 from cmpe_se import CompetitiveSE, conversion_report
 from cmpe_se.config import TrainingConfig
 from cmpe_se.data import load_data
+from cmpe_se.errors import UserError
 from cmpe_se.optimisation import create_optimizer
-from cmpe_se.training import create_network
+from cmpe_se.run_folder import RunFolder
+from cmpe_se.training import create_network, with_pretrained_gates
 from tests.training.conftest import write_digits
 from tests.training.processes import run, succeed
 from tests.training.runs import assert_same_run, result, weights
@@ -93,6 +95,45 @@ def test_learning_rates_of_groups(digit_folder):
     block = model.layer2[1]
     assert rates[id(block.competition.fc2.weight)] == pytest.approx(10 * rates[id(block.conv2.weight)])
     assert rates[id(model.layer1[0].conv1.weight)] < rates[id(block.conv1.weight)] < 0.1
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_gates_come_along(source, cbam):
+    config = TrainingConfig(model="preact_resnet20", view="timm_cbam", pretrained=str(cbam / source), mask=0)
+    config = with_pretrained_gates(config)
+    assert (config.start, config.reduction, config.min_hidden, config.bias) == ("one", 4, 6, False)
+    data = load_data("digits")
+    model, _ = create_network(config, data)
+    images, _ = next(data.test_batches(batch_size=28))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), RunFolder(cbam).load_model()(images))
+
+
+OTHER_GATES = {
+    "view": ({"view": "timm_se"}, "has gates of view timm_cbam, not timm_se; give --view timm_cbam"),
+    "the name's view": ({"model": "se_preact_resnet20", "view": None}, "of view timm_cbam, not se; give --view"),
+    "start": ({"start": "half"}, "has gates of start one, not half; leave --start out"),
+    "reduction": ({"reduction": 8}, "has gates of reduction 4, not 8; leave --reduction out"),
+    "bias": ({"bias": True}, "has gates of bias False, not True; leave --bias out"),
+}
+
+
+@pytest.mark.parametrize(("settings", "sentence"), OTHER_GATES.values(), ids=OTHER_GATES)
+def test_other_gates_than_the_pretrained_ones(settings, sentence, cbam):
+    config = TrainingConfig(**{"model": "preact_resnet20", "view": "timm_cbam", "pretrained": str(cbam)} | settings)
+    with pytest.raises(UserError, match=sentence):
+        with_pretrained_gates(config)
+
+
+def test_gates_that_begin_where_the_pretrained_ones_did_unsaid(se, converted):
+    ours = TrainingConfig(model="se_preact_resnet20", start="half", pretrained=str(se))
+    assert with_pretrained_gates(ours) == ours
+    other = TrainingConfig(model="test_resnet", convert="pair_view_1x1", start="one", pretrained=str(converted))
+    assert with_pretrained_gates(other) == other
+    with pytest.raises(UserError, match="has gates of start half, not one"):
+        with_pretrained_gates(ours.changed(start="one"))
+    with pytest.raises(UserError, match="of view pair_view_1x1, not folded_3x3; give --convert pair_view_1x1"):
+        with_pretrained_gates(other.changed(convert="folded_3x3"))
 
 
 MISTAKES = {

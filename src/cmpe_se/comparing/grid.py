@@ -10,7 +10,7 @@ import yaml
 
 from cmpe_se.config import GATE_FIELDS, TrainingConfig
 from cmpe_se.errors import UserError
-from cmpe_se.networks.registry import is_ours, stands_for_gates
+from cmpe_se.networks.registry import is_ours, view_of
 from cmpe_se.run_folder import RunFolder
 from cmpe_se.views import VIEWS
 
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     @property
     def has_gates(self) -> bool:
         """Whether a view was asked for, or the name stands for one."""
-        return self.view is not None or stands_for_gates(self.model)
+        return view_of(self.model, self.view) is not None
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -47,9 +47,11 @@ def render(heading: str, network: Network, photo: Photo, *, block: str | None, f
         network: asked.
         photo: about this image.
         block: shown; None for a network without gates.
-        force: on which gates are held, if any are.
+        force: on which gates are held, if any are; where they cannot be, the answer is as trained and says so.
         speaks: one of :data:`SPEAKS`.
     """
+    unheld = network.unheld(force.block) if force else ""
+    force = None if unheld else force
     trained = network.ask(photo)
     held = network.ask(photo, force) if force else trained
     figures = []
@@ -59,7 +61,7 @@ def render(heading: str, network: Network, photo: Photo, *, block: str | None, f
     return _template().render(
         heading=heading,
         missing=network.missing,
-        said=_said(network, photo, trained, held, force),
+        said=f"{_said(network, photo, trained, held, force)} {unheld}".rstrip(),
         rows=_rows(network, trained, held),
         figures=figures,
     )
@@ -106,7 +108,7 @@ def _over_depth(said: Answer, block: str) -> Picture:
     parts = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
     quantiles = np.stack([view.gate[0].float().cpu().quantile(parts).numpy() for view in said.views])
     shares = [None if view.residual_share is None else view.residual_share[0].item() for view in said.views]
-    names, gain = [view.name for view in said.views], max(view.gain for view in said.views)
+    names, most = [view.name for view in said.views], max(said.views, key=lambda view: view.gain)
     known = [share for share in shares if share is not None]
     title = "Competition over depth"
     if known:
@@ -116,7 +118,7 @@ def _over_depth(said: Answer, block: str) -> Picture:
         "Above, the gates of each block: the middle half of the channels dark, 90 % light, a line for the median. "
         "Below, how much of each block's sum is gated residual (blue) and how much identity (orange), by energy. The "
         "grey strip is the block shown.",
-        _embedded(draw_one_image(names, quantiles, shares, block, gain)),
+        _embedded(draw_one_image(names, quantiles, shares, block, neutral=most.neutral, gain=most.gain)),
     )
 
 

@@ -19,7 +19,7 @@ from cmpe_se.data.reading import convert_image
 from cmpe_se.errors import UserError
 from cmpe_se.explorer.images import Picture, photographs, thumbnail
 from cmpe_se.exporting.images import load_run_data
-from cmpe_se.inspecting import BlockView, find_gates, forced_gates, look
+from cmpe_se.inspecting import BlockView, can_hold, find_gates, forced_gates, look
 from cmpe_se.reporting.attribution import grad_cam, integrated_gradients
 from cmpe_se.reporting.choosing import Photo, choose_images, photo
 from cmpe_se.reporting.gathering import Gathered, gather
@@ -122,6 +122,13 @@ class Network:
             return gather(self.model, batches, len(self.classes))
         pairs = [(self.model(images.to(self._device)).float().cpu(), labels) for images, labels in batches]
         return Gathered(*(torch.cat(part) for part in zip(*pairs, strict=True)), [])
+
+    def unheld(self, block: str) -> str:
+        """A sentence for visitors where the gates of a block cannot be held; nothing where they can."""
+        gate = self._gates[block]
+        if can_hold(gate):
+            return ""
+        return f"The gates of {block} (view {gate.view}) rescale whole feature maps by themselves, and cannot be held."
 
     def photo(self, picture: Picture) -> Photo:
         """An image as this network gets it; its truth counts if the network has the same classes."""

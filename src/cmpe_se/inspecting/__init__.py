@@ -1,6 +1,6 @@
 """A look at the competition inside a network, and a hand on it: squeezes, pictures and gates of every block."""
 
-from cmpe_se.inspecting.forcing import forced_gates
+from cmpe_se.inspecting.forcing import can_hold, forced_gates
 from cmpe_se.inspecting.inspect import BlockView, find_gates, gated_blocks, inspect, look
 
-__all__ = ["BlockView", "find_gates", "forced_gates", "gated_blocks", "inspect", "look"]
+__all__ = ["BlockView", "can_hold", "find_gates", "forced_gates", "gated_blocks", "inspect", "look"]

@@ -10,6 +10,11 @@ from cmpe_se.errors import UserError
 from cmpe_se.inspecting.inspect import find_gates
 
 
+def can_hold(gate: nn.Module) -> bool:
+    """Whether a gate, one of :func:`find_gates`, can be held to values: it is one number for each channel."""
+    return not hasattr(gate, "map_gate")
+
+
 @contextmanager
 def forced_gates(model: nn.Module, block: str, gates: float | Tensor) -> Iterator[None]:
     """Hold a block's gates to given values, for as long as the context lasts.
@@ -29,8 +34,10 @@ def forced_gates(model: nn.Module, block: str, gates: float | Tensor) -> Iterato
     if block not in found:
         raise UserError(f"no competitive block is called '{block}'; there are {', '.join(found)}")
     gate = found[block]
-    if hasattr(gate, "map_gate"):
-        raise UserError(f"{block} has a gate of its own module (view {gate.view}), which cannot be held to values")
+    if not can_hold(gate):
+        raise UserError(
+            f"the gates of {block} (view {gate.view}) rescale whole feature maps by themselves, and cannot be held"
+        )
     last = gate.get_submodule("excite" if hasattr(gate, "excite") else "fc2")
     like = next(last.parameters())
     values = torch.as_tensor(gates, dtype=like.dtype, device=like.device)

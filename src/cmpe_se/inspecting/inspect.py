@@ -57,6 +57,11 @@ class BlockView:
     residual_energy: Tensor | None
 
     @property
+    def neutral(self) -> float:
+        """Value of a gate whose logits are 0, where all begin: 1/2 or, in networks that start at one, 1."""
+        return self.gain * TABLE[self.view].half
+
+    @property
     def residual_share(self) -> Tensor | None:
         """Part of residual and identity that is residual, (N,) from 0 to 1, by energy over all channels and pixels."""
         if self.residual_energy is None:

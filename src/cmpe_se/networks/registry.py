@@ -30,9 +30,14 @@ def is_ours(name: str) -> bool:
     return name in _OURS or name.startswith("cmpe_se_")
 
 
-def stands_for_gates(name: str) -> bool:
-    """Whether a name of timm alone, without ``view=``, makes a network with our gates."""
-    return is_ours(name) and name not in PLAIN_NETWORKS
+def view_of(name: str, view: str | None = None) -> str | None:
+    """View of the gates of a network of ours or of a converted one; None of a plain or a foreign one.
+
+    Args:
+        name: of the network in timm.
+        view: what it is made with besides, if anything.
+    """
+    return view or _OURS.get(name, PREFIXES["cmpe_se_"] if is_ours(name) else None)
 
 
 default_cfgs: dict[str, dict[str, Any]] = {}  # timm looks for this name when a model is registered

@@ -71,12 +71,20 @@ def _of_new_classes(candidates: list[int], labels: Tensor, taken: set[int], coun
 
 
 def choose_blocks(blocks: Sequence[BlockStatistics]) -> list[str]:
-    """Of each stage (blocks of one width in a row) the one whose gates vary most over the images; at most four."""
+    """Of each stage (blocks of one width in a row) the one whose gates vary most over the images; at most four.
+
+    Where none varies, the one whose channels differ most.
+    """
     stages = [list(stage) for _, stage in groupby(blocks, key=lambda block: block.channels)]
-    best = [max(stage, key=lambda block: block.std.mean().item() / block.gain).name for stage in stages]
+    best = [max(stage, key=_variation).name for stage in stages]
     if len(best) > DEPTHS:
         best = [best[round(i * (len(best) - 1) / (DEPTHS - 1))] for i in range(DEPTHS)]
     return best
+
+
+def _variation(block: BlockStatistics) -> tuple[float, float]:
+    over_images = block.std.mean().item() if block.varies else 0.0  # else it is rounding noise
+    return over_images / block.gain, block.mean.std(correction=0).item() / block.gain
 
 
 def named_blocks(text: str, known: Sequence[str]) -> list[str]:

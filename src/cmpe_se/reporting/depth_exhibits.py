@@ -13,11 +13,25 @@ from cmpe_se.reporting.drawing import (
     draw_shares,
 )
 from cmpe_se.reporting.exhibit import Exhibit
-from cmpe_se.reporting.statistics import ALWAYS, CLOSED, DEAD, OPEN, BlockStatistics
+from cmpe_se.reporting.statistics import ALWAYS, CLOSED, DEAD, MOVED, OPEN, BlockStatistics
 
 _CLASSES = 32  # rows of a figure of classes
 _CHANNELS = 36  # columns of the figure of channels
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def standstill(blocks: Sequence[BlockStatistics]) -> str | None:
+    """A sentence on gates none of which follows the image; None where one does."""
+    if any(block.varies for block in blocks):
+        return None
+    constant = all(block.constant for block in blocks)
+    if not any(block.moved for block in blocks):
+        moved = "are learned constants, and none has moved" if constant else "have hardly moved: none"
+        start = f"{blocks[0].neutral:g}, where all begin"
+        return f"The gates {moved} by as much as {MOVED:g} of its largest value from {start}."
+    if constant:
+        return "The gates are learned constants, the same for every image: they cannot tell classes apart."
+    return f"No gate takes notice of the image: over the test images none deviates by {DEAD:g} of its largest value."
 
 
 def gates_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
@@ -28,14 +42,15 @@ def gates_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
     title = f"Gates range most in {blocks[wide].name} (middle 90 % from {_both(*quantiles[wide, [0, 4]], 'to')})"
     if wide != narrow:
         title += f", least in {blocks[narrow].name} ({_both(*quantiles[narrow, [0, 4]], 'to')})"
-    gain = max(block.gain for block in blocks)
-    undecided = "a gate is undecided" if gain == 1 else "the block is as it was before it got a gate"
+    largest = max(blocks, key=lambda block: block.gain)
+    gain, neutral = largest.gain, largest.neutral
+    undecided = "a gate is undecided" if gain == 1 else "the block is as one without a gate"
     return Exhibit(
         "gates-over-depth",
         title,
         "Each bar is one block's gates, over all its channels and all test images. At "
-        f"{gain / 2:g} {undecided}; higher lets more of the residual through, lower holds it back.",
-        draw_gates_over_depth(title, _names(blocks), quantiles, gain),
+        f"{neutral:g} {undecided}; higher lets more of the residual through, lower holds it back.",
+        draw_gates_over_depth(title, _names(blocks), quantiles, neutral=neutral, gain=gain),
         ["block", "channels", *(f"quantile_{part:g}" for part in _QUANTILES)],
         [[block.name, block.channels, *row.tolist()] for block, row in zip(blocks, quantiles, strict=True)],
     )
@@ -99,7 +114,8 @@ def class_differences(blocks: Sequence[BlockStatistics], classes: Sequence[str])
     means = np.stack([block.class_means.mean(1).numpy() for block in blocks], axis=1)  # (K, B)
     differences = means - np.array([block.mean.mean().item() for block in blocks])
     explained = np.array([block.explained for block in blocks])
-    most = int(explained.argmax())
+    # A share of rounding noise is no finding.
+    most = int(np.where([block.varies for block in blocks], explained, -1).argmax())
     kept = _most_telling(differences)
     label, place = np.unravel_index(np.abs(differences).argmax(), differences.shape)
     way = "closed" if differences[label, place] < 0 else "open"
@@ -125,8 +141,13 @@ def class_differences(blocks: Sequence[BlockStatistics], classes: Sequence[str])
 
 
 def telling_channels(blocks: Sequence[BlockStatistics], classes: Sequence[str]) -> Exhibit:
-    """The channels that tell classes apart best, in the block whose gates the class explains best."""
-    block = max(blocks, key=lambda block: block.explained)
+    """The channels that tell classes apart best, in the block whose gates the class explains best.
+
+    Args:
+        blocks: one of which varies, at least.
+        classes: names.
+    """
+    block = max((block for block in blocks if block.varies), key=lambda block: block.explained)
     order = block.between.argsort(descending=True, stable=True).tolist()
     shown, means = order[:_CHANNELS], block.class_means.numpy()
     kept = _most_telling(means[:, shown] - means[:, shown].mean(0))
@@ -161,12 +182,12 @@ def channel_rows(blocks: Sequence[BlockStatistics]) -> list[list]:
     return rows
 
 
-def definitions() -> str:
-    """What the words of the page mean, with the thresholds."""
+def definitions(*, constant: bool) -> str:
+    """What the words of the page mean, with the thresholds; gates that are ``constant`` by design are never dead."""
+    dead = "" if constant else f"; dead: standard deviation over them below {DEAD:g}, so the gate ignores the image"
     return (
         f"Thresholds, as parts of a gate's largest value: closed below {CLOSED:g}, saturated above {OPEN:g}; always "
-        f"closed or open: so for {100 * ALWAYS:.0f} % of the test images; dead: standard deviation over them "
-        f"below {DEAD:g}, so the gate takes no notice of the image."
+        f"closed or open: so for {100 * ALWAYS:.0f} % of the test images{dead}."
     )
 
 

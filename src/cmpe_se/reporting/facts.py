@@ -1,7 +1,7 @@
 """What a report says of its run first."""
 
 from cmpe_se.run_folder import RunFolder
-from cmpe_se.wording import duration
+from cmpe_se.wording import duration, gate_words
 
 
 def facts_of(folder: RunFolder, test_top1: float) -> list[tuple[str, str]]:
@@ -20,7 +20,7 @@ def facts_of(folder: RunFolder, test_top1: float) -> list[tuple[str, str]]:
     facts = [
         ("Test accuracy", f"{test_top1:.2f} %{trained}"),
         ("Network", result["model"]),
-        ("View", config.convert or result.get("view") or "the network's own"),
+        ("View", (config.convert or result.get("view") or "the network's own") + gate_words(config.gate_settings)),
         ("Data", f"{config.data}, {result['train_images']:,} training and {result['test_images']:,} test images"),
         ("Parameters", f"{result['params']:,}"),
         ("Multiply-adds of an image", f"{result['macs']:,}"),

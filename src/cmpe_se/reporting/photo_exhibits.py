@@ -15,6 +15,7 @@ from cmpe_se.reporting.drawing.depth import short_name, titled
 from cmpe_se.reporting.drawing.photos import Depth, Explained
 from cmpe_se.reporting.exhibit import Exhibit
 from cmpe_se.reporting.statistics import CLOSED, BlockStatistics
+from cmpe_se.views import TABLE
 
 
 def answer(photo: Photo, probabilities: Tensor, classes: Sequence[str]) -> str:
@@ -62,24 +63,39 @@ def inside(
     title = f"{photo.name[-48:]}: {said}; {seen}"
     pictured = views[0].picture is not None
     drawn = "picture" if pictured else "squeezes"
-    shows = "" if pictured else ", which this view reads without a picture"
+    shows, special = _reading(views[0].view)
     return Exhibit(
         f"inside-{number}",
         title,
         f"Rows r are the residual's squeezes, rows i the identity's{shows}; purple above zero, orange below. After "
-        "gating, the residual's rows are multiplied by the gates below. Gates are sorted by their mean over the test "
-        "images (black line); points above it are more open for this image than usual.",
+        f"gating, the residual's rows are multiplied by the gates below. {special}",
         draw_inside(title, photo.pixels, said.replace(", but", ",\nbut"), depths, drawn),
         ["block", "channel", "residual_squeeze", "identity_squeeze", "gate", "mean_gate_of_test"],
         rows,
     )
 
 
+def _reading(view: str) -> tuple[str, str]:
+    """How a gate came from the squeezes above it, and how its points stand to the line through them."""
+    kind = TABLE[view]
+    if kind.form == "constant":
+        return ", which this gate does not look at", "Gates are sorted; they are the same for every image."
+    shows = {"picture": "", "maps": ", of which this gate computes its own, from whole feature maps"}
+    if kind.form == "squeezes":
+        read = f"the {kind.reads[0]}'s are" if len(kind.reads) == 1 else "both are"
+        shows["squeezes"] = f"; {read} read without a picture"
+    special = (
+        "Gates are sorted by their mean over the test images (black line); points above it are more open for this "
+        "image than usual."
+    )
+    return shows[kind.form], special
+
+
 def depth_of(view: BlockView, index: int, usual: Tensor | None) -> Depth:
     """One block of the figure, for an image of the batch; ``usual`` (C,) is the mean gate over the test images."""
     gate, closed = view.gate[index].cpu().numpy(), CLOSED * view.gain
     mean = None if usual is None else usual.numpy()
-    return Depth(view.name, *shown_pictures(view, index), gate, mean, view.gain, closed)
+    return Depth(view.name, *shown_pictures(view, index), gate, mean, view.neutral, view.gain, closed)
 
 
 def shown_pictures(view: BlockView, index: int) -> tuple[np.ndarray, np.ndarray]:

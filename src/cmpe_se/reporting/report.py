@@ -34,6 +34,7 @@ from cmpe_se.reporting.gathering import Gathered, gather
 from cmpe_se.reporting.page import Section, Table, write_page
 from cmpe_se.reporting.statistics import BlockStatistics
 from cmpe_se.run_folder import RunFolder
+from cmpe_se.views import TABLE
 
 _MOST_IMAGES = 12  # that a page shows
 _RIGHT, _WRONG = 2, 2  # test images that are shown by themselves
@@ -65,7 +66,8 @@ def report(
 
     Returns:
         ``page`` (path of the HTML file), ``test_top1`` (percent), ``blocks`` (those shown), ``images`` (those shown),
-        and ``seen``: a sentence for each figure, by its file's name.
+        and ``seen``: a sentence for each figure, by its file's name, and one called ``gates`` where they are
+        the same for every image.
 
     Raises:
         UserError: no finished run, no competition in its network, its data set gone, unknown blocks, a file that is no
@@ -97,12 +99,13 @@ def report(
         photos = _test_photos(data, tested, choose_images(tested, _RIGHT, _WRONG), trained)
     with console.status("looking into the network"):
         inside, attributions = _single_images(model, photos, tested, shown_blocks, data.classes)
+    still = depth_exhibits.standstill(tested.blocks)
     with console.status("drawing"):
         sections = [
             Section("run", "The run", exhibits=[photo_exhibits.curves(folder.read_metrics())]),
-            Section("inside", "Inside the network, image by image", _INSIDE, inside),
-            _gates(tested, data),
-            _competition(tested.blocks),
+            Section("inside", "Inside the network, image by image", _inside_text(tested.blocks), inside),
+            _gates(tested, data, still),
+            _competition(tested.blocks, still),
             Section("attribution", "What speaks for the answers", exhibits=[attributions]),
             _mistakes(data, tested, trained),
         ]
@@ -115,7 +118,7 @@ def report(
         write_page(page, f"{result['model']} on {data.name}: the competition", facts_of(folder, top1), sections)
     except OSError as error:
         raise UserError(f"cannot write to {target}: {error.strerror or error}") from None
-    seen = {exhibit.name: exhibit.title for exhibit in exhibits}
+    seen = {exhibit.name: exhibit.title for exhibit in exhibits} | ({"gates": still} if still else {})
     _print(page, seen)
     return {
         "page": str(page),
@@ -126,10 +129,16 @@ def report(
     }
 
 
-_INSIDE = (
-    "As in the paper's figure: at a block of each stage the picture of residual and identity squeezes, the same after "
-    "gating, and the gates that were read off it."
-)
+_LOCAL = ("timm_cbam", "aff")  # gates that differ from position to position
+
+
+def _inside_text(blocks: Sequence[BlockStatistics]) -> str:
+    pictured = all(TABLE[block.view].form == "picture" for block in blocks)
+    shown, end = ("picture of", " that were read off it") if pictured else ("squeezes of", "")
+    return (
+        f"As in the paper's figure: at a block of each stage the {shown} residual and identity"
+        f"{' squeezes' if pictured else ''}, the same after gating, and the gates{end}."
+    )
 
 
 def _known_blocks(model: nn.Module, folder: RunFolder) -> list[str]:
@@ -188,25 +197,35 @@ def _single_images(
     return inside, photo_exhibits.attributions(photos, said, pairs, classes)
 
 
-def _gates(tested: Gathered, data: ImageData) -> Section:
-    exhibits = [
-        depth_exhibits.gates_over_depth(tested.blocks),
-        depth_exhibits.class_differences(tested.blocks, data.classes),
-        depth_exhibits.telling_channels(tested.blocks, data.classes),
-    ]
-    return Section("gates", "Gates over depth, and by class", f"Over {len(tested.labels):,} test images.", exhibits)
+def _gates(tested: Gathered, data: ImageData, still: str | None) -> Section:
+    """Gates over depth and by class; of gates that stand ``still`` only what there is to see."""
+    blocks, exhibits = tested.blocks, []
+    if any(block.moved for block in blocks):
+        exhibits.append(depth_exhibits.gates_over_depth(blocks))
+    if not still:
+        exhibits.append(depth_exhibits.class_differences(blocks, data.classes))
+        exhibits.append(depth_exhibits.telling_channels(blocks, data.classes))
+    text = f"Over {len(tested.labels):,} test images."
+    if any(block.view in _LOCAL for block in blocks):
+        text += " A gate that differs from position to position is shown by its mean over them."
+    heading = "Gates over depth" if still else "Gates over depth, and by class"
+    return Section("gates", heading, f"{text} {still}" if still else text, exhibits)
 
 
-def _competition(blocks: Sequence[BlockStatistics]) -> Section:
-    exhibits = [depth_exhibits.shares_over_depth(blocks), depth_exhibits.closing_over_depth(blocks)]
+def _competition(blocks: Sequence[BlockStatistics], still: str | None) -> Section:
+    shares = depth_exhibits.shares_over_depth(blocks)
+    exhibits, heading = [shares] if shares else [], "Residual against identity"
+    if still and not any(bool(block.closed.any() or block.open.any()) for block in blocks):
+        return Section("competition", heading, "No gate closes its channel, and none is saturated.", exhibits)
+    exhibits.append(depth_exhibits.closing_over_depth(blocks))
+    constant = all(block.constant for block in blocks)
+    columns = {"closed": "always closed", "open": "always open"} | ({} if constant else {"dead": "dead"})
     rows = []
     for block in blocks:
         kinds = block.kinds
-        rows.append([block.name, str(block.channels), *(_listed(kinds[kind]) for kind in ("closed", "open", "dead"))])
-    columns = ["block", "channels", "always closed", "always open", "dead"]
-    table = Table(columns, rows, depth_exhibits.definitions() + " All channels: channels.csv.")
-    shown = [exhibit for exhibit in exhibits if exhibit]
-    return Section("competition", "Residual against identity", "", shown, table)
+        rows.append([block.name, str(block.channels), *(_listed(kinds[kind]) for kind in columns)])
+    note = depth_exhibits.definitions(constant=constant) + " All channels: channels.csv."
+    return Section("competition", heading, "", exhibits, Table(["block", "channels", *columns.values()], rows, note))
 
 
 def _listed(channels: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from cmpe_se.inspecting import BlockView
+from cmpe_se.views import TABLE
 
 CLOSED, OPEN = 0.05, 0.95
 """A gate below the first part of its largest value closes its channel; above the second it is saturated."""
@@ -11,6 +12,8 @@ ALWAYS = 0.99
 """Part of the images for which a channel has to be closed, or open, to count as always so."""
 DEAD = 0.005
 """A channel whose gate has a smaller deviation over the images, as a part of the largest value, takes no notice."""
+MOVED = 0.01
+"""A gate whose mean is closer to where it began, as a part of the largest value, has not moved."""
 _BINS = 2000  # of the histogram that quantiles are read from
 
 
@@ -24,6 +27,7 @@ class BlockStatistics:
 
     def __init__(self, view: BlockView, classes: int):
         self.name, self.view, self.gain, self.channels = view.name, view.view, view.gain, view.gate.shape[1]
+        self.neutral, self.constant = view.neutral, TABLE[view.view].form == "constant"
         self.images = torch.zeros(classes, dtype=torch.float64)  # of each class
         self._sums = torch.zeros(classes, self.channels, dtype=torch.float64)
         self._squares, self._closed, self._open = torch.zeros(3, self.channels, dtype=torch.float64)
@@ -77,9 +81,23 @@ class BlockStatistics:
         return self._open / self.images.sum()
 
     @property
+    def varies(self) -> bool:
+        """Whether a gate takes notice of the image."""
+        return not self.constant and bool((self.std >= DEAD * self.gain).any())
+
+    @property
+    def moved(self) -> bool:
+        """Whether a gate is elsewhere than where it began."""
+        return self.varies or bool(((self.mean - self.neutral).abs() >= MOVED * self.gain).any())
+
+    @property
     def kinds(self) -> dict[str, list[int]]:
-        """Numbers of the channels that are always ``closed``, always ``open``, and ``dead`` (may overlap)."""
-        masks = {"closed": self.closed >= ALWAYS, "open": self.open >= ALWAYS, "dead": self.std < DEAD * self.gain}
+        """Numbers of the channels that are always ``closed``, always ``open``, and ``dead`` (may overlap).
+
+        Gates that are constants by design are not dead: they were never to look at the image.
+        """
+        dead = (self.std < DEAD * self.gain) & (not self.constant)
+        masks = {"closed": self.closed >= ALWAYS, "open": self.open >= ALWAYS, "dead": dead}
         return {kind: mask.nonzero().flatten().tolist() for kind, mask in masks.items()}
 
     def quantiles(self, *parts: float) -> list[float]:

@@ -27,24 +27,31 @@ def titled(figure: Figure, title: str) -> Figure:
     return figure
 
 
-def draw_gates_over_depth(title: str, names: Sequence[str], quantiles: np.ndarray, gain: float) -> Figure:
+def highest(gates: np.ndarray, neutral: float, gain: float) -> float:
+    """Upper end of an axis of gates: their largest value, or less where products of gates hardly ever get there."""
+    return min(gain, max(2 * neutral, 1.1 * float(gates.max())))
+
+
+def draw_gates_over_depth(
+    title: str, names: Sequence[str], quantiles: np.ndarray, *, neutral: float, gain: float
+) -> Figure:
     """The middle half and the middle 90 % of each block's gates, and their median.
 
     Args:
         title: of the figure.
         names: of the B blocks.
         quantiles: (B, 5): at 5, 25, 50, 75 and 95 %.
+        neutral: gate that neither opens nor closes.
         gain: the largest gate.
     """
     figure, axes = _over_depth(names)
     places, thick = np.arange(len(names)), _thickness(len(names))
-    axes.axhline(
-        gain / 2, color=GREY, linewidth=0.8, linestyle=":", label="undecided" if gain == 1 else "as without a gate"
-    )
+    label = "undecided" if gain == 1 else "as without a gate"
+    axes.axhline(neutral, color=GREY, linewidth=0.8, linestyle=":", label=label)
     axes.vlines(places, quantiles[:, 0], quantiles[:, 4], color=BLUE, alpha=0.35, linewidth=thick, label="middle 90 %")
     axes.vlines(places, quantiles[:, 1], quantiles[:, 3], color=BLUE, linewidth=thick, label="middle half")
     _draw_medians(axes, places, quantiles[:, 2], thick)
-    axes.set(ylabel="gate", ylim=(0, gain))
+    axes.set(ylabel="gate", ylim=(0, highest(quantiles, neutral, gain)))
     _legend(axes)
     return titled(figure, title)
 
@@ -82,7 +89,13 @@ def draw_closing(title: str, names: Sequence[str], closed: np.ndarray, opened: n
 
 
 def draw_one_image(
-    names: Sequence[str], quantiles: np.ndarray, shares: Sequence[float | None], shown: str, gain: float
+    names: Sequence[str],
+    quantiles: np.ndarray,
+    shares: Sequence[float | None],
+    shown: str,
+    *,
+    neutral: float,
+    gain: float,
 ) -> Figure:
     """One image's gates and residual shares over depth, with one block marked.
 
@@ -91,16 +104,17 @@ def draw_one_image(
         quantiles: of each block's gates for the image, at 5, 25, 50, 75 and 95 % of the channels, (B, 5).
         shares: residual share of each block, None where nobody saw it.
         shown: name of the marked block.
+        neutral: gate that neither opens nor closes.
         gain: the largest gate.
     """
     figure = Figure(figsize=(NARROW[0], 3.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     places, thick = np.arange(len(names)), _thickness(2 * len(names))
-    above.axhline(gain / 2, color=GREY, linewidth=0.7, linestyle=":")
+    above.axhline(neutral, color=GREY, linewidth=0.7, linestyle=":")
     above.vlines(places, quantiles[:, 0], quantiles[:, 4], color=BLUE, alpha=0.35, linewidth=thick)
     above.vlines(places, quantiles[:, 1], quantiles[:, 3], color=BLUE, linewidth=thick)
     _draw_medians(above, places, quantiles[:, 2], thick)
-    above.set(ylabel="gates", ylim=(0, gain))
+    above.set(ylabel="gates", ylim=(0, highest(quantiles, neutral, gain)))
     percent = np.array([np.nan if share is None else 100 * share for share in shares])
     below.bar(places, percent, color=BLUE, width=0.75)
     below.bar(places, 100 - percent, bottom=percent, color=ORANGE, alpha=0.35, width=0.75)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cmpe_se.figures import BLUE, GREY, ORANGE
-from cmpe_se.reporting.drawing.depth import NARROW, WIDTH, titled
+from cmpe_se.reporting.drawing.depth import NARROW, WIDTH, highest, titled
 
 _HEAT = "PuOr"  # orange below zero, purple above it
 
@@ -21,6 +21,7 @@ class Depth(NamedTuple):
         before, after: the picture and that after gating, (rows, columns); residual and identity rows take turns.
         gate: (C,).
         usual: mean gate over the test images, (C,); None where there are none.
+        neutral: gate that neither opens nor closes.
         gain: the largest gate.
         closed: the gate below which a channel is closed.
     """
@@ -30,6 +31,7 @@ class Depth(NamedTuple):
     after: np.ndarray
     gate: np.ndarray
     usual: np.ndarray | None
+    neutral: float
     gain: float
     closed: float
 
@@ -83,7 +85,7 @@ def _draw_gates(axes: Axes, depth: Depth) -> None:
     # Sorted, the usual gates are a smooth line, and what is special to the image stands out from it.
     order = (depth.gate if depth.usual is None else depth.usual).argsort(kind="stable")
     gate, channels = depth.gate[order], np.arange(len(order))
-    axes.axhline(depth.gain / 2, color=GREY, linewidth=0.7, linestyle=":")
+    axes.axhline(depth.neutral, color=GREY, linewidth=0.7, linestyle=":")
     axes.plot(channels, gate, ".", color=BLUE, markersize=3, label="this image")
     if depth.usual is not None:
         axes.vlines(channels, depth.usual[order], gate, color=BLUE, linewidth=0.6, alpha=0.6)
@@ -91,7 +93,9 @@ def _draw_gates(axes: Axes, depth: Depth) -> None:
     shut = channels[gate < depth.closed]
     if len(shut):
         axes.plot(shut, gate[shut], "x", color=ORANGE, markersize=4.5, label="closed")
-    axes.set(ylim=(-0.02 * depth.gain, 1.02 * depth.gain), xlim=(-0.5, len(channels) - 0.5))
+    drawn = gate if depth.usual is None else np.concatenate((gate, depth.usual))
+    top = highest(drawn, depth.neutral, depth.gain)
+    axes.set(ylim=(-0.02 * top, 1.02 * top), xlim=(-0.5, len(channels) - 0.5))
     axes.set_xlabel(f"{len(channels)} channels, sorted", fontsize=8.5)
     axes.set_xticks([])
     axes.tick_params(labelsize=8)
