@@ -112,9 +112,9 @@ def test_gates_come_along(source, cbam):
 OTHER_GATES = {
     "view": ({"view": "timm_se"}, "has gates of view timm_cbam, not timm_se; give --view timm_cbam"),
     "the name's view": ({"model": "se_preact_resnet20", "view": None}, "of view timm_cbam, not se; give --view"),
-    "start": ({"start": "half"}, "has gates of start one, not half; leave --start out"),
-    "reduction": ({"reduction": 8}, "has gates of reduction 4, not 8; leave --reduction out"),
-    "bias": ({"bias": True}, "has gates of bias False, not True; leave --bias out"),
+    "start": ({"start": "half"}, "has gates of start one, not half; give --start one"),
+    "reduction": ({"reduction": 8}, "has gates of reduction 4, not 8; give --reduction 4"),
+    "bias": ({"bias": True}, "has gates of bias False, not True; give --bias False"),
 }
 
 
