@@ -33,7 +33,7 @@ class CompetitiveSE(nn.Module):
             Hu et al.'s SE (residual only).
         start: value that gates begin at: ``half`` (the paper: a logistic of numbers around 0) or ``one`` (twice that,
             so that a fresh network computes nearly what the plain one does, and exactly that where the last layer is
-            zero, fact 4). Gates then lie between 0 and 2.
+            zero, fact 4). Gates then lie between 0 and 2 (0 and 4 for ``timm_cbam``, which multiplies two).
         reduction: C divided by the width of the hidden layer (rounded down).
         min_hidden: least units of the hidden layer. With few channels the reduction alone leaves one unit, whose ReLU
             may be off for every image.

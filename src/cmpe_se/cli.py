@@ -114,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(command: str, parsed: Namespace, arguments: Sequence[str]) -> None:
     """Call the command's function."""
     values = {name: value for name, value in vars(parsed).items() if name not in ("config", "__default_config__")}
+    if command in ("train", "compare"):  # what was typed wins over the recipe, and says more than its default would
+        typed = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+        values = {name: value for name, value in values.items() if name in typed}
     if command == "train":
         import json
 
@@ -123,9 +126,6 @@ def _run(command: str, parsed: Namespace, arguments: Sequence[str]) -> None:
         shown = ("test_top1", "test_top5", "test_loss", "train_seconds", "images_per_second", "params", "run")
         if is_main_process():
             print(json.dumps({name: result[name] for name in shown}, indent=2))
-    elif command == "compare":  # a preset's recipe differs from grid to grid, so only what was typed may win over it
-        typed = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
-        _function(command)(**{name: value for name, value in values.items() if name in typed})
     else:
         _function(command)(**values)
 

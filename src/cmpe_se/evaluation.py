@@ -133,7 +133,9 @@ def evaluate(
             channels_last=config.channels_last,
             progress="testing on corrupted images",
         )
-        write_corruptions(Path(output) if output else folder.path, figures["corruptions"], dataset)
+        # compare looks into the run's folder: only what is of the run's own test images belongs there.
+        place = folder.path / "evaluation" if data or data_dir else folder.path
+        write_corruptions(Path(output) if output else place, figures["corruptions"], dataset)
         Console().print(table_of_corruptions(figures["corruptions"]))
     return figures
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and the system's wish to end, as something that a loop asks for between two steps."""
+"""Ctrl-C and SIGTERM, as something that a loop asks for between two steps."""
 
 import signal
 import threading

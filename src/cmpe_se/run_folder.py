@@ -35,6 +35,7 @@ class RunFolder:
         self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.jsonl"
         self.result, self.curves = self.path / "result.json", self.path / "curves.png"
         self.model, self.logs = self.path / "model", self.path / "tensorboard"
+        self.corruptions = self.path / "corruptions.json"
         self.lock = self.path / ".lock"
         self.checkpoints = Checkpoints(self.path / "state")
 

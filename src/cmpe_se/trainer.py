@@ -101,6 +101,8 @@ class Trainer:
             if self.last_checkpoint:
                 self.progress.say(f"going on after step {self.step} of {total}, from {self.last_checkpoint}")
             self.progress.start(self.step)
+            if main and self.epoch < self.config.epochs:  # what was measured on these weights is void
+                self.run.corruptions.unlink(missing_ok=True)
             while self.epoch < self.config.epochs:
                 record = self._train_epoch()
                 record |= self._test() if self._is_tested() else UNTESTED

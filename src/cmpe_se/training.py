@@ -13,13 +13,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from cmpe_se.config import DEFAULT_RECIPE, GATE_FIELDS, TrainingConfig
+from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig
 from cmpe_se.data import Augmentation, ImageData, load_data
 from cmpe_se.errors import UserError
+from cmpe_se.gate_settings import has_gates, with_pretrained_gates, without_foreign_gates
 from cmpe_se.interruption import Interruption
-from cmpe_se.networks.registry import view_of
 from cmpe_se.precision import emulation_warning
-from cmpe_se.pretrained import saved_network, weights_source
+from cmpe_se.pretrained import weights_source
 from cmpe_se.run_folder import RunFolder
 from cmpe_se.seeding import seed_everything
 from cmpe_se.trainer import Trainer
@@ -50,7 +50,7 @@ def train(
     Raises:
         UserError: settings, data or folders that cannot be used, a run that another process trains; a loss that is not
             finite.
-        TrainingInterrupted: Ctrl-C, or the system's wish to end; a checkpoint has been written.
+        TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     if resume is not None:
         if output is not None:
@@ -64,8 +64,7 @@ def train(
             return run.read_result()
     else:
         run, config = None, TrainingConfig.from_recipe(recipe, **settings)
-        config = without_foreign_gates(with_whole_paths(config), TrainingConfig.from_recipe(recipe))
-        config = with_pretrained_gates(config)
+        config = with_pretrained_gates(without_foreign_gates(with_whole_paths(config), recipe, settings), settings)
 
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
@@ -127,55 +126,6 @@ def without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig,
     return config.changed(**foreign)
 
 
-def has_gates(config: TrainingConfig) -> bool:
-    """Whether the network of a configuration has gates that its gate settings describe."""
-    return view_of(config.model, config.view or config.convert) is not None
-
-
-def without_foreign_gates(config: TrainingConfig, recipe: TrainingConfig) -> TrainingConfig:
-    """Leave out what only the recipe says of gates, for a network without any; what the user says stays, and fails."""
-    if has_gates(config):
-        return config
-    own, default = recipe.gate_settings, TrainingConfig()
-    return config.changed(
-        **{name: getattr(default, name) for name, value in config.gate_settings.items() if own.get(name) == value}
-    )
-
-
-def with_pretrained_gates(config: TrainingConfig) -> TrainingConfig:
-    """Gates as in the run or folder that the weights come from: they would be others with the same weights.
-
-    What the configuration leaves at its default is taken from there. ``mask`` is not: it acts in training alone.
-
-    Raises:
-        UserError: gates of another view there, or a setting that the configuration has otherwise.
-    """
-    saved = saved_network(config.pretrained) if config.pretrained and has_gates(config) else None
-    theirs = view_of(saved[0], saved[1].get("view")) if saved else None
-    if theirs is None:  # nothing is known of the weights, or they have no gates yet
-        return config
-    flag, own = ("convert", config.convert) if config.convert else ("view", view_of(config.model, config.view))
-    if own != theirs:
-        raise UserError(f"{config.pretrained} has gates of view {theirs}, not {own}; give --{flag} {theirs}")
-    taken = {}
-    for name in GATE_FIELDS:
-        if name == "mask":
-            continue
-        default = getattr(TrainingConfig(), name)
-        there, here = saved[1].get(name, default), getattr(config, name)
-        if here == default:
-            taken[name] = there
-        elif here != there and not (name == "start" and there is None and here == _begin(config)):
-            shown = there if there is not None else _begin(config)
-            raise UserError(f"{config.pretrained} has gates of {name} {shown}, not {here}; give --{name} {shown}")
-    return config.changed(**taken)
-
-
-def _begin(config: TrainingConfig) -> str:
-    """Where gates begin if nothing is said."""
-    return "half" if config.convert is None else "one"
-
-
 def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a configuration, and the keywords that timm made it with."""
     model_args: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans, **config.gate_settings}
@@ -203,7 +153,9 @@ def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, 
         return timm.create_model(name, **model_args, **dropping, **weights), model_args
     except UserError:
         raise
-    except (TypeError, ValueError) as error:
+    except ValueError as error:  # a sentence, about a setting that does not fit
+        raise UserError(f"cannot make {config.model}: {error}") from None
+    except TypeError as error:
         raise UserError(f"cannot make {config.model} with {model_args | dropping}: {error}") from None
     except Exception as error:
         if not weights:

@@ -19,6 +19,9 @@ class View:
         summary: what it computes, in a few words.
         kernel: height and width of the picture's convolution, for ``picture``.
         half: value of the gate where all its logits are 0.
+        mixed: whether the gate reads the sum of its flows and not each by itself.
+        by_position: whether the gate differs from position to position.
+        settings: gate settings that make a difference to it.
     """
 
     reads: tuple[str, ...]
@@ -27,6 +30,9 @@ class View:
     summary: str
     kernel: tuple[int, int] | None = None
     half: float = 0.5
+    mixed: bool = False
+    by_position: bool = False
+    settings: tuple[str, ...] = ("start", "reduction", "min_hidden", "bias", "mask")
 
     @property
     def competitive(self) -> bool:
@@ -41,6 +47,7 @@ class View:
 
 _RESIDUAL, _IDENTITY, _BOTH = ("residual",), ("identity",), ("residual", "identity")
 _PAPER, _OURS = "arXiv 1807.08920", "control"
+_HIDDEN = ("start", "reduction", "min_hidden")  # of gates with their authors' biases, and without squeezes to mask
 
 TABLE: dict[str, View] = {
     "se": View(_RESIDUAL, "squeezes", "arXiv 1709.01507", "squeeze-and-excitation of the residual"),
@@ -48,15 +55,46 @@ TABLE: dict[str, View] = {
     "pair_view_2x1": View(_BOTH, "picture", _PAPER, "convolution over each pair of squeezes", kernel=(1, 2)),
     "pair_view_1x1": View(_BOTH, "picture", _PAPER, "1x1 convolution over the pairs", kernel=(1, 1)),
     "folded_3x3": View(_BOTH, "picture", _PAPER, "3x3 convolution over the folded picture", kernel=(3, 3)),
-    "static": View((), "constant", "arXiv 2304.06345", "one learned number a channel, the same for all images"),
+    "static": View(
+        (), "constant", "arXiv 2304.06345", "one learned number a channel, the same for all images", settings=("start",)
+    ),
     "se_identity": View(_IDENTITY, "squeezes", _OURS, "SE that reads the identity only"),
-    "se_sum": View(_BOTH, "squeezes", _OURS, "SE that reads the squeeze of residual + identity"),
-    "timm_se": View(_RESIDUAL, "maps", "arXiv 1709.01507", "timm's SEModule"),
-    "timm_eca": View(_RESIDUAL, "maps", "arXiv 1910.03151", "timm's EcaModule: convolution over neighbouring channels"),
-    "timm_ge": View(_RESIDUAL, "maps", "arXiv 1810.12348", "timm's GatherExcite, global extent, without parameters"),
-    "timm_gc": View(_RESIDUAL, "maps", "arXiv 1904.11492", "timm's GlobalContext: squeeze weighted by attention"),
-    "timm_cbam": View(_RESIDUAL, "maps", "arXiv 1807.06521", "timm's CbamModule: channels, then positions", half=0.25),
-    "aff": View(_BOTH, "maps", "arXiv 2009.14082", "w residual + (1 - w) identity, w from context of their sum"),
+    "se_sum": View(_BOTH, "squeezes", _OURS, "SE that reads the squeeze of residual + identity", mixed=True),
+    "timm_se": View(_RESIDUAL, "maps", "arXiv 1709.01507", "timm's SEModule", settings=_HIDDEN),
+    "timm_eca": View(
+        _RESIDUAL,
+        "maps",
+        "arXiv 1910.03151",
+        "timm's EcaModule: convolution over neighbouring channels",
+        settings=("start",),
+    ),
+    "timm_ge": View(
+        _RESIDUAL,
+        "maps",
+        "arXiv 1810.12348",
+        "timm's GatherExcite, global extent: timm_se's function",
+        settings=_HIDDEN,
+    ),
+    "timm_gc": View(
+        _RESIDUAL, "maps", "arXiv 1904.11492", "timm's GlobalContext: squeeze weighted by attention", settings=_HIDDEN
+    ),
+    "timm_cbam": View(
+        _RESIDUAL,
+        "maps",
+        "arXiv 1807.06521",
+        "timm's CbamModule: channels, then positions",
+        half=0.25,
+        by_position=True,
+        settings=_HIDDEN,
+    ),
+    "aff": View(
+        _BOTH,
+        "maps",
+        "arXiv 2009.14082",
+        "w residual + (1 - w) identity, w from context of their sum",
+        by_position=True,
+        settings=_HIDDEN,
+    ),
 }
 """Views by name."""
 

@@ -17,6 +17,7 @@ from cmpe_se.comparing.running import _job
 from cmpe_se.config import GATE_FIELDS, TrainingConfig
 from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
+from cmpe_se.gate_settings import without_recipe_gates
 from cmpe_se.training import create_network
 
 FIELDS = [field.name for field in fields(TrainingConfig)]
@@ -25,7 +26,7 @@ GIVEN = {"start": "one", "reduction": 4, "min_hidden": 4, "bias": True, "mask": 
 
 
 def grid(folder, entries=("preact_resnet20", "cmpe_se_preact_resnet20"), *, recipe="digits", **settings) -> Grid:
-    config = TrainingConfig.from_recipe(recipe, **settings)
+    config = without_recipe_gates(TrainingConfig.from_recipe(recipe, **settings), settings)
     return Grid(folder, parse_entries(entries, []), range(2), config, {})
 
 
@@ -101,6 +102,12 @@ def test_entries_that_cannot_be_told_apart_or_made(names, complaint, tmp_path):
         (["preact_resnet20", "cmpe_se_preact_resnet20:folded"], [], "unknown view 'folded'; choose of se, double_fc"),
         (["preact_resnet20", "se_preact_resnet20"], ["folded_3x3"], "--models has none; write NAME:VIEW"),
         (["preact_resnet20", "se_wrn16_4:lr=1"], [], "se_wrn16_4:lr=1: 'lr=1' is no setting of a gate; .* min_hidden"),
+        (
+            ["a", "preact_resnet20:static:reduction=2"],
+            [],
+            "reduction makes no difference to this gate; these .*: start",
+        ),
+        (["a", "preact_resnet20:timm_se:bias=true"], [], "bias makes no difference to this gate; these .*: start, red"),
         (["preact_resnet20", "se_wrn16_4:reduction="], [], "'reduction=' is no setting of a gate"),
         (["preact_resnet20", "se_wrn16_4:bias=true:se"], [], "'se' is no setting of a gate; write NAME:VIEW:key=value"),
         (["preact_resnet20", "se_wrn16_4:bias=true:bias=false"], [], "bias is there twice"),
@@ -257,7 +264,9 @@ def test_seeds_begin_where_one_says(settings, seeds, tmp_path, monkeypatch):
         ({"preset": "paper-wrn", "primary": "wrn16_8:se_wrn16_8"}, "primary is for one comparison"),
         ({"models": "preact_resnet20,se_preact_resnet20", "sd": 0.4}, "sd is for a plan; add --plan"),
         ({"plan": True, "effect": 0.3}, "a plan needs --effect and --sd in points"),
-        ({"plan": True, "effect": 0.3, "sd": 0.4, "lr": 0.1}, "a plan needs no networks and settings"),
+        ({"plan": True, "effect": 0.3, "sd": 0.4, "seeds": 5}, "a plan needs no seeds"),
+        ({"plan": True, "effect": 0.3, "sd": 0.4, "margin": 0.1}, "a plan needs no margin"),
+        ({"plan": True, "effect": 0.3, "sd": 0.4, "lr": 0.1}, "a plan needs no lr"),
         ({"plan": True, "effect": -0.3, "sd": 0.4}, "effect is -0.3"),
         ({"models": "preact_resnet20,se_preact_resnet20", "epoch": 3}, "setting epoch does not exist"),
         ({"models": "preact_resnet20,resnet18:folded_3x3", "lr": -1}, "lr is -1"),

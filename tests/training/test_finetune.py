@@ -12,9 +12,10 @@ from cmpe_se import CompetitiveSE, conversion_report
 from cmpe_se.config import TrainingConfig
 from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
+from cmpe_se.gate_settings import with_pretrained_gates, without_foreign_gates
 from cmpe_se.optimisation import create_optimizer
 from cmpe_se.run_folder import RunFolder
-from cmpe_se.training import create_network, with_pretrained_gates
+from cmpe_se.training import create_network
 from tests.training.conftest import write_digits
 from tests.training.processes import run, succeed
 from tests.training.runs import assert_same_run, result, weights
@@ -100,7 +101,7 @@ def test_learning_rates_of_groups(digit_folder):
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_gates_come_along(source, cbam):
     config = TrainingConfig(model="preact_resnet20", view="timm_cbam", pretrained=str(cbam / source), mask=0)
-    config = with_pretrained_gates(config)
+    config = with_pretrained_gates(config, ())
     assert (config.start, config.reduction, config.min_hidden, config.bias) == ("one", 4, 6, False)
     data = load_data("digits")
     model, _ = create_network(config, data)
@@ -114,6 +115,7 @@ OTHER_GATES = {
     "the name's view": ({"model": "se_preact_resnet20", "view": None}, "of view timm_cbam, not se; give --view"),
     "start": ({"start": "half"}, "has gates of start one, not half; give --start one"),
     "reduction": ({"reduction": 8}, "has gates of reduction 4, not 8; give --reduction 4"),
+    "the default, given": ({"reduction": 16}, "has gates of reduction 4, not 16; give --reduction 4"),
     "bias": ({"bias": True}, "has gates of bias False, not True; give --bias False"),
 }
 
@@ -122,18 +124,39 @@ OTHER_GATES = {
 def test_other_gates_than_the_pretrained_ones(settings, sentence, cbam):
     config = TrainingConfig(**{"model": "preact_resnet20", "view": "timm_cbam", "pretrained": str(cbam)} | settings)
     with pytest.raises(UserError, match=sentence):
-        with_pretrained_gates(config)
+        with_pretrained_gates(config, settings)
 
 
-def test_gates_that_begin_where_the_pretrained_ones_did_unsaid(se, converted):
+def test_gates_that_begin_where_the_pretrained_ones_did_unsaid(se, converted, tmp_path):
     ours = TrainingConfig(model="se_preact_resnet20", start="half", pretrained=str(se))
-    assert with_pretrained_gates(ours) == ours
+    assert with_pretrained_gates(ours, ["start"]) == ours
     other = TrainingConfig(model="test_resnet", convert="pair_view_1x1", start="one", pretrained=str(converted))
-    assert with_pretrained_gates(other) == other
+    assert with_pretrained_gates(other, ["start"]) == other
     with pytest.raises(UserError, match="has gates of start half, not one"):
-        with_pretrained_gates(ours.changed(start="one"))
+        with_pretrained_gates(ours.changed(start="one"), ["start"])
     with pytest.raises(UserError, match="of view pair_view_1x1, not folded_3x3; give --convert pair_view_1x1"):
-        with_pretrained_gates(other.changed(convert="folded_3x3"))
+        with_pretrained_gates(other.changed(convert="folded_3x3"), ["convert"])
+    (tmp_path / "config.json").write_text('{"architecture": "cmpe_se_resnet18", "model_args": {"num_classes": 10}}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    named = TrainingConfig(model="cmpe_se_resnet18", start="one", pretrained=str(tmp_path))
+    assert with_pretrained_gates(named, ["start"]) == named  # converted networks begin at one
+    with pytest.raises(UserError, match="has gates of start one, not half"):
+        with_pretrained_gates(named.changed(start="half"), ["start"])
+
+
+def test_what_a_recipe_says_of_gates_is_for_its_own_network(tmp_path):
+    def gates(recipe, **settings):
+        config = TrainingConfig.from_recipe(recipe, **settings)
+        return without_foreign_gates(config, recipe, settings).gate_settings
+
+    own = {"reduction": 4, "min_hidden": 4, "bias": True}
+    assert gates("digits") == gates("digits", view="se") == own
+    assert gates("digits", model="se_preact_resnet164") == gates("digits", model="preact_resnet20") == {}
+    assert gates("digits", model="se_preact_resnet164", reduction=8) == {"reduction": 8}
+    assert gates("digits", model="preact_resnet20", reduction=8) == {"reduction": 8}  # which then fails
+    (tmp_path / "own.yaml").write_text("model: preact_resnet20\nview: se\nreduction: 4\n")
+    assert gates(tmp_path / "own.yaml", model="se_preact_resnet164") == {"reduction": 4}
+    assert gates(tmp_path / "own.yaml", model="resnet18", view=None) == {}
 
 
 MISTAKES = {

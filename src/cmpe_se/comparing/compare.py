@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from cmpe_se.comparing.corruptions import CorruptionOutcomes, measure_corruptions
-from cmpe_se.comparing.differences import Question, ask
+from cmpe_se.comparing.differences import USUAL, Question, ask
 from cmpe_se.comparing.estimate import estimate, table_of_costs
 from cmpe_se.comparing.grid import Cell, Grid, parse_entries
 from cmpe_se.comparing.latency import measure_latencies
@@ -16,9 +16,10 @@ from cmpe_se.comparing.power import POWER, seeds_needed
 from cmpe_se.comparing.presets import preset_grids
 from cmpe_se.comparing.report import write_report
 from cmpe_se.comparing.running import finish_or_complain, run_cells
-from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig, split_names
+from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig, recipe_names, split_names
 from cmpe_se.data import ImageData, load_data
 from cmpe_se.errors import UserError
+from cmpe_se.gate_settings import without_recipe_gates
 from cmpe_se.run_folder import write_text
 from cmpe_se.training import create_network, with_whole_paths, without_foreign_augmentation
 
@@ -39,7 +40,7 @@ def compare(
     part: str = "1/1",
     ray: str | None = None,
     primary: str | None = None,
-    margin: float = 0.2,
+    margin: float = USUAL.margin,
     corruptions: bool = False,
     dry_run: bool = False,
     plan: bool = False,
@@ -86,13 +87,19 @@ def compare(
 
     Raises:
         UserError: settings that cannot be used, runs in the folder that were made with others, or runs that failed.
-        ComparisonInterrupted: Ctrl-C, or the system's wish to end; runs under way have saved what they had.
+        ComparisonInterrupted: Ctrl-C or SIGTERM; runs under way have saved what they had.
     """
     console = Console(stderr=True)
     planned = {name: value for name, value in (("effect", effect), ("sd", sd), ("power", power)) if value is not None}
     if plan:
-        if models or views or preset or settings:
-            raise UserError("a plan needs no networks and settings; give --plan --effect POINTS --sd POINTS [--power]")
+        others = {"models": models, "views": views, "preset": preset, "jobs": jobs, "ray": ray, "primary": primary}
+        others |= {"corruptions": corruptions, "dry_run": dry_run, "seeds": seeds != 3, "first_seed": first_seed}
+        others |= {"part": part != "1/1", "margin": margin != USUAL.margin, "recipe": recipe != DEFAULT_RECIPE}
+        others |= settings
+        if ignored := [name for name, value in others.items() if value]:
+            raise UserError(
+                f"a plan needs no {ignored[0]}; give --plan --effect POINTS --sd POINTS [--power], and nothing else"
+            )
         return [_plan(**planned)]
     if planned:
         raise UserError(f"{next(iter(planned))} is for a plan; add --plan, or leave it out")
@@ -162,6 +169,8 @@ def _own_grid(
         raise UserError("name the networks: --models preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20")
     entries = parse_entries(split_names(models), split_names(views))
     config = with_whole_paths(TrainingConfig.from_recipe(recipe, **settings))
+    if str(recipe) in recipe_names():  # what it says of gates is for its own network, and here there are others
+        config = without_recipe_gates(config, settings)
     data = _load(config)
     config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
     grid = Grid(Path(output or f"runs/compare-{config.data.replace('/', '_')}"), entries, seeds, config, {})

@@ -10,9 +10,10 @@ import yaml
 
 from cmpe_se.config import GATE_FIELDS, TrainingConfig
 from cmpe_se.errors import UserError
+from cmpe_se.gate_settings import with_pretrained_gates
 from cmpe_se.networks.registry import is_ours, view_of
 from cmpe_se.run_folder import RunFolder
-from cmpe_se.views import VIEWS
+from cmpe_se.views import TABLE, VIEWS
 
 _COMPETITIVE = "cmpe_se_"
 _WITHOUT_GATES = {field.name: field.default for field in fields(TrainingConfig) if field.name in GATE_FIELDS}
@@ -102,7 +103,9 @@ class Grid:
 
     def config_of(self, cell: Cell) -> TrainingConfig:
         """The whole configuration of a run."""
-        return self.config.changed(**cell.entry.settings, seed=cell.seed)
+        config = self.config.changed(**cell.entry.settings, seed=cell.seed)
+        # As train does: gates are those of the weights that they start from.
+        return with_pretrained_gates(config, dict(cell.entry.options)) if config.pretrained else config
 
     def settings_of(self, cell: Cell) -> dict[str, Any]:
         """What a run is told beside the recipe: its network, its seed, and every other field that it has of its own.
@@ -150,7 +153,8 @@ def parse_entries(models: Sequence[str], views: Sequence[str]) -> tuple[Entry, .
     """Networks from names, ``NAME[:VIEW][:key=value...]``; a name with our prefix and no view takes all ``views``.
 
     Raises:
-        UserError: an unknown view, a setting that is none of :data:`GATE_FIELDS` or is for a network without gates,
+        UserError: an unknown view, a setting that is none of :data:`GATE_FIELDS`, makes no difference to the view or is
+            for a network without gates,
             a name twice, views for no network, fewer than two networks.
     """
     entries, used = [], False
@@ -166,6 +170,13 @@ def parse_entries(models: Sequence[str], views: Sequence[str]) -> tuple[Entry, .
             f"{gateless[0].label}: {gateless[0].model} has no gates to set; name a view, such as "
             f"{gateless[0].model}:se:{gateless[0].label.split(':')[1]}"
         )
+    for entry in entries:
+        kind = TABLE[view_of(entry.model, entry.view)] if entry.options else None
+        if kind and (ignored := [name for name, _ in entry.options if name not in kind.settings]):
+            raise UserError(
+                f"{entry.label}: {ignored[0]} makes no difference to this gate; these settings do: "
+                f"{', '.join(kind.settings)}"
+            )
     if views and not used:
         raise UserError(f"--views are for names that begin with {_COMPETITIVE}, and --models has none; write NAME:VIEW")
     if twice := [entry.label for entry in entries if entries.count(entry) > 1]:

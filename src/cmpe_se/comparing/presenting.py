@@ -127,7 +127,8 @@ def to_rich(outcomes: Sequence[Outcome], question: Question = USUAL) -> Table:
     """What matters most of it, for the screen."""
     rows, differences = summary_rows(outcomes), paired_differences(outcomes, outcomes[0], question)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = "difference to the first network with half its 95 % interval, p by Holm; compare.md has the rest"
+    adjusted = "p by Holm except the primary one" if question.primary else "p by Holm"
+    table.caption = f"difference to the first network with half its 95 % interval, {adjusted}; compare.md has the rest"
     if primary := primary_comparison(outcomes, question):
         own, other = question.primary
         p = f", p {p_value(primary.p)}" if p_value(primary.p) else ""

@@ -30,7 +30,7 @@ def run_cells(grid: Grid, cells: Sequence[Cell], place: Place, console: Console)
     """Train the unfinished ones of ``cells``; returns why some have not finished, one line each.
 
     Raises:
-        ComparisonInterrupted: Ctrl-C, or the system's wish to end.
+        ComparisonInterrupted: Ctrl-C or SIGTERM.
     """
     waiting = [cell for cell in cells if not cell.run.result.exists()]
     failures: dict[Cell, str] = {}
@@ -126,6 +126,6 @@ def finish_or_complain(failures: dict[Cell, str]) -> None:
         cell, reason = next(iter(failed.items()))
         others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise UserError(
-            f"{cell.entry.label} with seed {cell.seed} failed{others}: {reason}; its log is {cell.log}; mend it, and "
-            "the same command goes on"
+            f"{cell.entry.label} with seed {cell.seed} failed{others}: {reason}; its log is {cell.log}; correct it, "
+            "and the same command goes on"
         )

@@ -113,7 +113,11 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
             handles += _listen(name, gate, seen)
         for name, block in model.named_modules():
             if isinstance(block, PreActBlock) and name in gates and gates[name].takes_squeezes:
-                handles.append(block.register_forward_hook(partial(_after_block, seen, gates[name])))
+                made = {}
+                kind = TABLE[gates[name].view]
+                if kind.mixed or "residual" not in kind.reads:  # r by itself is nowhere but where the residual is made
+                    handles.append(block.last_conv.register_forward_hook(partial(_keep_squeeze, made)))
+                handles.append(block.register_forward_hook(partial(_after_block, seen, gates[name], made)))
         output = model(images.to(like))
     finally:
         for handle in handles:
@@ -189,15 +193,25 @@ def _listen_to_maps(name: str, gate: nn.Module, seen: list[dict[str, Any]], part
     return [module.register_forward_hook(keep_factor) for module in inner] + [gate.register_forward_hook(added)]
 
 
-def _after_block(seen: list[dict[str, Any]], gate: nn.Module, block: PreActBlock, inputs: tuple, output: tuple) -> None:
+def _keep_squeeze(made: dict[str, Tensor], _, __, output: Tensor) -> None:
+    made["residual_squeeze"] = squeeze(output)
+
+
+def _after_block(
+    seen: list[dict[str, Any]],
+    gate: nn.Module,
+    made: dict[str, Tensor],
+    block: PreActBlock,
+    inputs: tuple,
+    output: tuple,
+) -> None:
     """Split what one of our own blocks returned into the shortcut and what was added to it."""
     x, y = inputs[0], output[0]
     # The layers' own forwards: nobody else's hooks shall hear a second call.
     shortcut = x if block.shortcut is None else block.shortcut.forward(torch.relu(block.bn1.forward(x)))
     record = next(record for record in reversed(seen) if record["module"] is gate)
     added = y - shortcut
-    record.update(shortcut=squeeze(shortcut), identity=_energy(shortcut), residual=_energy(added))
-    record["behind_gate"] = squeeze(added) / record["gate"]  # r, for gates that do not read it
+    record.update(shortcut=squeeze(shortcut), identity=_energy(shortcut), residual=_energy(added), **made)
 
 
 def _view(record: dict[str, Any]) -> BlockView:
@@ -234,8 +248,8 @@ def _squeezes(record: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
     if reads == ("residual",):
         return read, shortcut
     if reads == ("identity",):
-        return record.get("behind_gate"), read
-    return tuple(read.chunk(2, dim=1)) if read.shape[1] == 2 * channels else (record.get("behind_gate"), shortcut)
+        return record.get("residual_squeeze"), read
+    return tuple(read.chunk(2, dim=1)) if read.shape[1] == 2 * channels else (record.get("residual_squeeze"), shortcut)
 
 
 def _map_size(gate: CompetitiveSE) -> tuple[int, int]:

@@ -53,7 +53,6 @@ def _merge_where_called(block: nn.Module, static: dict[str, CompetitiveSE], name
             continue
         _scale(layer, _constant(static[call.target]))
         with graph.inserting_after(call):
-            # The residual is fresh, so the sum may be written over it, as timm's own blocks do.
             total = graph.call_function(operator.add, (residual, identity))
         call.replace_all_uses_with(total)
         graph.erase_node(call)

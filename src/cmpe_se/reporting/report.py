@@ -129,9 +129,6 @@ def report(
     }
 
 
-_LOCAL = ("timm_cbam", "aff")  # gates that differ from position to position
-
-
 def _inside_text(blocks: Sequence[BlockStatistics]) -> str:
     pictured = all(TABLE[block.view].form == "picture" for block in blocks)
     shown, end = ("picture of", " that were read off it") if pictured else ("squeezes of", "")
@@ -206,7 +203,7 @@ def _gates(tested: Gathered, data: ImageData, still: str | None) -> Section:
         exhibits.append(depth_exhibits.class_differences(blocks, data.classes))
         exhibits.append(depth_exhibits.telling_channels(blocks, data.classes))
     text = f"Over {len(tested.labels):,} test images."
-    if any(block.view in _LOCAL for block in blocks):
+    if any(TABLE[block.view].by_position for block in blocks):
         text += " A gate that differs from position to position is shown by its mean over them."
     heading = "Gates over depth" if still else "Gates over depth, and by class"
     return Section("gates", heading, f"{text} {still}" if still else text, exhibits)
