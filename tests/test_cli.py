@@ -90,7 +90,7 @@ def test_console_script_is_installed():
 def test_models():
     done = succeed("models", "--as-json", "true")
     records = {record["name"]: record for record in json.loads(done.out)}
-    assert len(records) == 27
+    assert len(records) == 30
     assert records["preact_resnet164"]["params"] == 1_703_258
     assert records["cmpe_se_preact_resnet164"]["params"] == 1_956_644
     # By hand: 3x3 convolutions of preact_resnet20, its two projections and its classifier.

@@ -43,6 +43,7 @@ def test_our_networks(kind, view, merged):
                 torch.testing.assert_close(held(x), with_gate(model, block, gate, x), rtol=1e-9, atol=1e-9)
                 view_of = {view.name: view for view in inspect(held, x)}
             torch.testing.assert_close(view_of[block].gate, gate.expand(len(x), -1), rtol=0, atol=1e-15)
+            assert view_of[block].residual_squeeze.isfinite().all()  # also where a closed gate hides the residual
     with torch.no_grad():
         assert torch.equal(held(x), before)
 

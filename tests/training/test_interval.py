@@ -1,6 +1,7 @@
 """Tests of the network between epochs, now and then instead of always."""
 
 import json
+import shutil
 
 import pytest
 
@@ -31,3 +32,13 @@ def test_the_tests_do_not_touch_the_training(tmp_path):
 def test_an_interval_below_one_is_refused(tmp_path):
     with pytest.raises(UserError, match="test_interval is 0, should be at least 1"):
         train(test_interval=0, output=tmp_path / "run")
+
+
+def test_what_was_measured_on_corrupted_images_goes_when_training_goes_on(short_run, tmp_path):
+    shutil.copytree(short_run, tmp_path / "run")
+    record = tmp_path / "run" / "corruptions.json"
+    record.write_text("{}")
+    train(resume=tmp_path / "run")  # it has finished
+    assert record.exists()
+    train(resume=tmp_path / "run", epochs=3)
+    assert not record.exists()

@@ -105,7 +105,9 @@ def test_other_images_at_the_trained_size(digit_folder, tmp_path):
     figures = evaluate(str(tmp_path / "run"), data_dir=str(large), corruptions=True)
     assert figures["images"] == 8
     assert figures["corruptions"]["clean"] == pytest.approx(figures["test_top1"])
-    assert (tmp_path / "run" / "corruptions.json").is_file()
+    # Of other images than the run's own: compare, which looks into the run's folder, is not to find it.
+    assert not (tmp_path / "run" / "corruptions.json").exists()
+    assert (tmp_path / "run" / "evaluation" / "corruptions.json").is_file()
 
 
 def test_unfinished_run(tmp_path, digits_run):
