@@ -10,6 +10,7 @@ from cmpe_se.comparing import compare, latency
 from cmpe_se.config import TrainingConfig
 from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
+from cmpe_se.gate_settings import without_recipe_gates
 from cmpe_se.provenance import provenance
 from cmpe_se.run_folder import RunFolder
 from cmpe_se.training import create_network
@@ -32,7 +33,7 @@ def kept(tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "_TURNS", 5)
     for model, accuracies in MODELS.items():
         for seed, top1 in enumerate(accuracies):
-            config = TrainingConfig.from_recipe(**SETTINGS, model=model, seed=seed)
+            config = without_recipe_gates(TrainingConfig.from_recipe(**SETTINGS, model=model, seed=seed), ())
             keep(RunFolder(tmp_path / "cells" / f"{model}-seed{seed}"), config, top1)
     return tmp_path
 
