@@ -64,6 +64,10 @@ train_plan() { # what the repository has is not trained again; a line that fails
       echo "gpu.sh: $data has no $images/: give cifar100-16px.tar.xz, or what experiment.sh unpack makes of it" >&2
       return 1
     fi
+    if [ "$(left)" -le 30 ]; then
+      echo "gpu.sh: the time is up before $name" >&2
+      return 124
+    fi
     # shellcheck disable=SC2086 # several flags
     many_runs --models "$models" --recipe "$records/recipe.yaml" --data-dir "$data/$images" --epochs="$epochs" \
       --first-seed "$first" --seeds "$seeds" --recorded-data-dir "$home/data/$images" --output "$output/$name" \
