@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The experiment of results/experiments/cifar100-16px: one run at a time on one core, at the lowest priority.
 #
-#     benchmarks/experiment.sh start ARCHIVE         go on with the plan, in the background; ARCHIVE is cifar100-16px.tar.xz
+#     benchmarks/experiment.sh start ARCHIVE         go on with the plan, in the background (cifar100-16px.tar.xz)
 #     benchmarks/experiment.sh status                finished runs, the one under way, and what it last said
 #     benchmarks/experiment.sh stop                  save a checkpoint and stop; what is finished is collected
 #     benchmarks/experiment.sh pause | resume        hold the processes while something is timed, and let them go on
@@ -22,7 +22,7 @@ records=${RECORDS:-$root/results/experiments/cifar100-16px}
 home=${EXPERIMENT_HOME:-/tmp/cmpe-se-experiment}
 data=$home/data runs=$home/runs log=$home/log pid_file=$home/pid
 core=${CORE:-$(($(nproc) - 1))}
-small_files=(config.yaml metrics.jsonl result.json corruptions.json commit) # as _SMALL_FILES of many_runs/table.py
+small_files=(config.yaml metrics.jsonl result.json corruptions.json commit) # as in many_runs/table.py
 usage="start ARCHIVE | status | stop | pause | resume | collect | unpack ARCHIVE [DIR]"
 
 refuse() {
@@ -58,7 +58,8 @@ install() { # a wheel of the fixed commit
   local commit
   commit=$(cat "$records/COMMIT")
   if [ "$(cat "$home/installed" 2>/dev/null)" = "$commit" ]; then return; fi
-  git -C "$root" cat-file -e "$commit^{commit}" 2>/dev/null || refuse "commit $commit of $records/COMMIT is not in this repository"
+  git -C "$root" cat-file -e "$commit^{commit}" 2>/dev/null ||
+    refuse "commit $commit of $records/COMMIT is not in this repository"
   echo "installing commit $commit in $home/env (a CUDA build of PyTorch comes with it: minutes)"
   rm -rf "$home/source" "$home/wheel"
   mkdir -p "$home/source"
@@ -207,9 +208,11 @@ stop() {
   if [ -n "$pids" ]; then
     # shellcheck disable=SC2086
     kill -KILL $pids 2>/dev/null || true
-    rm -f "$pid_file"
     echo "experiment.sh ended: killed, as it had not stopped after ${STOP_SECONDS:-120} s" | tee -a "$log"
+  elif [ -f "$pid_file" ]; then # an older version of this script, which says nothing itself
+    echo "experiment.sh ended: stopped on request" >>"$log"
   fi
+  rm -f "$pid_file"
   collect
   echo "stopped; $(finished "$runs"/*) runs are finished"
 }

@@ -5,14 +5,14 @@
 #
 #     tests       the tests that need CUDA; DATA is not read
 #     experiment  small networks by the hundred: python -m benchmarks.many_runs. Without --models, what the plan of
-#                 results/experiments/cifar100-16px still asks for, line after line: DATA is cifar100-16px.tar.xz, or the
-#                 folder that `benchmarks/experiment.sh unpack` makes of it; OUTPUT/COMPARISON.tar.gz has a line's files
+#                 results/experiments/cifar100-16px still asks for, line after line: DATA is cifar100-16px.tar.xz, or
+#                 what `benchmarks/experiment.sh unpack` makes of it; OUTPUT/COMPARISON.tar.gz has a line's files
 #     benchmark   what attention costs in ResNet-50 at 224 pixels and in ResNet-164: `cmpe-se benchmark`; DATA is not read
 #     wrn         WRN-16-4 with every view of the paper, in bfloat16 and compiled: `cmpe-se compare`
 #
-# Else DATA has class folders (train/<class>/, test/<class>/); for torchvision's files add --data=cifar10. The package is
-# taken from src/, installed or not. experiment and wrn go on where they were stopped. A part's table is what it prints
-# last, and benchmark packs its files into benchmark.tar.gz. PYTHON, SECONDS_LEFT, and for benchmark TURNS, BATCH, SIDE,
+# Else DATA has class folders (train/<class>/, test/<class>/); for torchvision's files add --data=cifar10. The package
+# is taken from src/, installed or not. experiment and wrn go on where they were stopped. A part's table is what it
+# prints last, and benchmark packs its files into benchmark.tar.gz. PYTHON, SECONDS_LEFT, and for benchmark TURNS, BATCH, SIDE,
 # SMALL_BATCH, ENGINES, MODES and CONTENDERS, can be set from outside; RECORDS and EXPERIMENT_HOME are for tests.
 set -uo pipefail
 usage="usage: benchmarks/gpu.sh tests|experiment|benchmark|wrn DATA OUTPUT [flags]"

@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_ends_its_run(recipe, tmp_path):
         (["--lr"], "--lr has no value"),
         (["--flip", "--lr=0.1"], "--flip has no value"),
         (["--lr", "[0.1"], r"--lr cannot be '\[0.1': while parsing"),
-        (["--models=preact_resnet20:se,se_preact_resnet20:se"], "are the same network"),
+        (["--models=preact_resnet20:se,preact_resnet20:se:reduction=16"], "are the same network"),
         (["--primary=preact_resnet20:se_preact_resnet20"], "is not two networks of this comparison"),
         (["--seeds=0"], "seeds 0 and lanes 12 should be at least 1"),
     ],
