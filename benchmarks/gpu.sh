@@ -4,14 +4,16 @@
 #     benchmarks/gpu.sh PART DATA OUTPUT [more flags of the part's command]
 #
 #     tests       the tests that need CUDA; DATA is not read
-#     experiment  small networks by the hundred: python -m benchmarks.many_runs, whose --models has to be given
+#     experiment  small networks by the hundred: python -m benchmarks.many_runs. Without --models, what the plan of
+#                 results/experiments/cifar100-16px still asks for, line after line: DATA is cifar100-16px.tar.xz, or
+#                 what `benchmarks/experiment.sh unpack` makes of it; OUTPUT/COMPARISON.tar.gz has a line's files
 #     benchmark   what attention costs in ResNet-50 at 224 pixels and in ResNet-164: `cmpe-se benchmark`; DATA is not read
 #     wrn         WRN-16-4 with every view of the paper, in bfloat16 and compiled: `cmpe-se compare`
 #
-# DATA has class folders (train/<class>/, test/<class>/); for torchvision's files add --data=cifar10. The package is
-# taken from src/, installed or not. experiment and wrn go on where they were stopped. A part's table is what it prints
-# last, and benchmark packs its files into benchmark.tar.gz. PYTHON, SECONDS_LEFT, and for benchmark TURNS, BATCH, SIDE, SMALL_BATCH,
-# ENGINES, MODES and CONTENDERS, can be set from outside.
+# Else DATA has class folders (train/<class>/, test/<class>/); for torchvision's files add --data=cifar10. The package
+# is taken from src/, installed or not. experiment and wrn go on where they were stopped. A part's table is what it
+# prints last, and benchmark packs its files into benchmark.tar.gz. PYTHON, SECONDS_LEFT, and for benchmark TURNS, BATCH, SIDE,
+# SMALL_BATCH, ENGINES, MODES and CONTENDERS, can be set from outside; RECORDS and EXPERIMENT_HOME are for tests.
 set -uo pipefail
 usage="usage: benchmarks/gpu.sh tests|experiment|benchmark|wrn DATA OUTPUT [flags]"
 part=${1:?$usage} data=${2:?$usage} output=${3:?$usage}
@@ -20,18 +22,75 @@ python=${PYTHON:-python3}
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$output"
 data=$(realpath -m "$data") output=$(realpath "$output")
+records=$(realpath -m "${RECORDS:-$root/results/experiments/cifar100-16px}")
+home=$(realpath -m "${EXPERIMENT_HOME:-/tmp/cmpe-se-experiment}")
+export RECORDS=$records EXPERIMENT_HOME=$home
 cd "$root"
 export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 # Nine minutes for the whole part, less what has gone by.
-limit() { timeout --signal=INT --kill-after=20 $((${SECONDS_LEFT:-540} - SECONDS)) "$@"; }
+left() { echo $((${SECONDS_LEFT:-540} - SECONDS)); }
+
+limit() {
+  local seconds
+  seconds=$(left)
+  if [ "$seconds" -lt 1 ]; then # to timeout, 0 is no limit
+    echo "gpu.sh: the time is up" >&2
+    return 124
+  fi
+  timeout --signal=INT --kill-after=20 "$seconds" "$@"
+}
+
+many_runs() { # which ends by itself half a minute before it would be ended
+  local seconds=$(($(left) - 30))
+  [ "$seconds" -ge 0 ] || seconds=0
+  limit "$python" -m benchmarks.many_runs --minutes="$((seconds / 60)).$(printf %02d $((seconds % 60 * 100 / 60)))" "$@"
+}
+
+train_plan() { # what the repository has is not trained again; a line that fails does not end the others
+  local lines name images epochs models first seeds flags networks count status worst=0
+  lines=$(bash benchmarks/experiment.sh plan) || return
+  if [ -f "$data" ]; then
+    bash benchmarks/experiment.sh unpack "$data" || return
+    data=$home/data
+  fi
+  bash benchmarks/experiment.sh restore "$output" || return
+  while IFS='|' read -r name images epochs models first seeds flags; do
+    networks=$(tr ',' '\n' <<<"$models" | wc -l)
+    count=$(find "$records/cells/$name" -mindepth 2 -maxdepth 2 -name result.json 2>/dev/null | wc -l)
+    echo "$name: $count of $((networks * seeds)) runs are in the repository"
+    if [ "$count" -ge $((networks * seeds)) ]; then continue; fi
+    if [ ! -d "$data/$images" ]; then
+      echo "gpu.sh: $data has no $images/: give cifar100-16px.tar.xz, or what experiment.sh unpack makes of it" >&2
+      return 1
+    fi
+    if [ "$(left)" -le 30 ]; then
+      echo "gpu.sh: the time is up before $name" >&2
+      return 124
+    fi
+    # shellcheck disable=SC2086 # several flags
+    many_runs --models "$models" --recipe "$records/recipe.yaml" --data-dir "$data/$images" --epochs="$epochs" \
+      --first-seed "$first" --seeds "$seeds" --recorded-data-dir "$home/data/$images" --output "$output/$name" \
+      $flags "$@" </dev/null
+    status=$?
+    if [ "$status" != 0 ]; then
+      worst=$status
+      echo "gpu.sh: $name ended with status $status" >&2
+    fi
+    [ ! -f "$output/$name/cells.tar.gz" ] || cp "$output/$name/cells.tar.gz" "$output/$name.tar.gz"
+  done <<<"$lines"
+  return "$worst"
+}
 
 case $part in
   tests)
     limit "$python" -m pytest tests/gpu -q -p no:cacheprovider --durations=5 "$@" 2>&1 | tee "$output/tests.log"
     ;;
   experiment)
-    limit "$python" -m benchmarks.many_runs --minutes=8.5 --data=folder --data-dir "$data" --output "$output" "$@"
+    case " $* " in
+      *" --models"[\ =]*) many_runs --data=folder --data-dir "$data" --output "$output" "$@" ;;
+      *) train_plan "$@" ;;
+    esac
     ;;
   benchmark)
     # A command for each engine, mode and network, the quick ones first: what is not done in time is named and left out.

@@ -16,6 +16,8 @@ from benchmarks.many_runs.table import pack, print_table
 from rich.console import Console
 from torch import nn
 
+from cmpe_se.comparing.compare import VARIED
+from cmpe_se.comparing.differences import USUAL, ask
 from cmpe_se.comparing.grid import Cell, Grid, parse_entries
 from cmpe_se.config import TrainingConfig, split_names
 from cmpe_se.corruptions import corrupted_test_sets
@@ -84,6 +86,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
         description=package.__doc__,
         epilog="All other flags, such as --epochs=24, are settings as `cmpe-se train` takes them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --model and --seed are not --models and --seeds
     )
     parser.add_argument("--models", required=True, help="networks with commas between, as `cmpe-se compare` takes them")
     parser.add_argument("--views", default="", help="views for each name that begins with cmpe_se_")
@@ -99,6 +102,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--minutes", type=float, default=1e6, help="time limit of the whole call")
     parser.add_argument("--keep-weights", choices=("none", "first", "all"), default="none", help="seeds to keep")
     parser.add_argument("--recorded-data-dir", help="data_dir to write down, where another machine goes on")
+    report = parser.add_argument_group("for the report of `cmpe-se compare`, whose flags may be given as they are")
+    report.add_argument("--primary", help="the planned comparison; only checked here")
+    report.add_argument("--margin", type=float, default=USUAL.margin, help="of equivalence; only checked here")
     options, rest = parser.parse_known_args(arguments)
     return options, _settings(rest)
 
@@ -110,13 +116,25 @@ def _settings(arguments: Sequence[str]) -> dict:
         name, equals, value = words.pop(0).partition("=")
         if not name.startswith("--"):
             raise UserError(f"'{name}' is no setting; write --name=value")
-        value = value if equals else words.pop(0) if words else ""
-        settings[name.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
+        if not equals and words and not words[0].startswith("--"):
+            value = words.pop(0)
+        if not value.strip():
+            raise UserError(f"{name} has no value; write {name}=VALUE")
+        try:
+            settings[name.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{name} cannot be '{value}': {' '.join(str(error).split())}") from None
+    if given := [name for name in VARIED if name in settings]:
+        raise UserError(f"a comparison sets {given[0]} by itself; give --models, --views and --seeds")
     return settings
 
 
 def _prepare(options: argparse.Namespace, settings: dict) -> tuple[Grid, SmallImages]:
     """The grid, with its folder and recipe written, and the images."""
+    if options.seeds < 1 or options.lanes < 1:
+        raise UserError(f"seeds {options.seeds} and lanes {options.lanes} should be at least 1")
+    if options.first_seed < 0:
+        raise UserError(f"first_seed is {options.first_seed}, should be at least 0")
     config = with_whole_paths(TrainingConfig.from_recipe(options.recipe, **settings))
     data = load_data(config.data, config.data_dir, image_size=config.image_size, workers=options.workers)
     if not isinstance(data, SmallImages):
@@ -127,6 +145,8 @@ def _prepare(options: argparse.Namespace, settings: dict) -> tuple[Grid, SmallIm
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     entries = parse_entries(split_names(options.models), split_names(options.views))
     grid = Grid(options.output, entries, seeds, config, {})
+    grid.check_entries()
+    ask(options.primary, options.margin, [entry.label for entry in entries])
     grid.check_runs()
     (grid.folder / "cells").mkdir(parents=True, exist_ok=True)
     write_text(grid.recipe, config.to_yaml())

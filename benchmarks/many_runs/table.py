@@ -11,7 +11,7 @@ from cmpe_se.comparing.grid import Grid
 from cmpe_se.comparing.outcomes import collect
 from cmpe_se.comparing.statistics import compare_paired, summarise
 
-_SMALL_FILES = ("config.yaml", "metrics.jsonl", "result.json", "corruptions.json")
+_SMALL_FILES = ("config.yaml", "metrics.jsonl", "result.json", "corruptions.json", "commit")  # as in experiment.sh
 
 
 def print_table(grid: Grid, console: Console) -> None:

@@ -232,11 +232,22 @@ def test_a_loss_that_is_not_finite_ends_its_run(recipe, tmp_path):
         (["--optimizer=adamw"], "train with optimizer sgd, not adamw"),
         (["--epoch=3"], "setting epoch does not exist"),
         (["epochs=3"], "'epochs' is no setting"),
+        (["--model", "a,b"], "a comparison sets model by itself; give --models, --views and --seeds"),
+        (["--seed", "7"], "a comparison sets seed by itself"),
+        (["--view=se"], "a comparison sets view by itself"),
+        (["--lr="], "--lr has no value; write --lr=VALUE"),
+        (["--lr"], "--lr has no value"),
+        (["--flip", "--lr=0.1"], "--flip has no value"),
+        (["--lr", "[0.1"], r"--lr cannot be '\[0.1': while parsing"),
+        (["--models=preact_resnet20:se,preact_resnet20:se:reduction=16"], "are the same network"),
+        (["--primary=preact_resnet20:se_preact_resnet20"], "is not two networks of this comparison"),
+        (["--seeds=0"], "seeds 0 and lanes 12 should be at least 1"),
     ],
 )
 def test_settings_that_it_does_not_know(flags, words, recipe, tmp_path):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as raised:
         script.main(arguments(recipe, tmp_path, *flags))
+    assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
