@@ -149,7 +149,7 @@ def test_what_a_recipe_says_of_gates_is_for_its_own_network(tmp_path):
         config = TrainingConfig.from_recipe(recipe, **settings)
         return without_foreign_gates(config, recipe, settings).gate_settings
 
-    own = {"reduction": 4, "min_hidden": 4, "bias": True}
+    own = {"reduction": 2, "min_hidden": 8, "bias": True}
     assert gates("digits") == gates("digits", view="se") == own
     assert gates("digits", model="se_preact_resnet164") == gates("digits", model="preact_resnet20") == {}
     assert gates("digits", model="se_preact_resnet164", reduction=8) == {"reduction": 8}

@@ -210,7 +210,7 @@ def test_torn_result(short_run, tmp_path):
     assert_same_run(short_run, folder)
 
 
-@pytest.mark.parametrize("flags", [["--model", "wrn16_4"], ["--optimizer", "adamw"]])
+@pytest.mark.parametrize("flags", [["--model", "cmpe_se_wrn16_4"], ["--optimizer", "adamw"]])
 def test_resume_with_settings_that_do_not_fit(flags, stopped, short_run):
     before = everything_in(stopped)
     done = run("train", "--resume", stopped, *flags)
