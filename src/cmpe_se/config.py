@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from cmpe_se.data import Augmentation
 from cmpe_se.errors import UserError
-from cmpe_se.views import STARTS, VIEWS
+from cmpe_se.views import GATE_SETTINGS, STARTS, VIEWS
 
 DEFAULT_RECIPE = "digits"
 
@@ -190,7 +190,7 @@ class TrainingConfig:
         return "# repeat: cmpe-se train --recipe THIS_FILE\n" + yaml.safe_dump(values, sort_keys=False)
 
 
-GATE_FIELDS = ("start", "reduction", "min_hidden", "bias", "mask")
+GATE_FIELDS = GATE_SETTINGS
 """Fields that describe gates, whatever their view."""
 _DEFAULTS = {field.name: field.default for field in fields(TrainingConfig)}
 _LEAST = {

@@ -6,6 +6,9 @@
 
 from dataclasses import dataclass
 
+GATE_SETTINGS = ("start", "reduction", "min_hidden", "bias", "mask")
+"""What can be set of a gate besides its view, the same words everywhere."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -32,7 +35,7 @@ class View:
     half: float = 0.5
     mixed: bool = False
     by_position: bool = False
-    settings: tuple[str, ...] = ("start", "reduction", "min_hidden", "bias", "mask")
+    settings: tuple[str, ...] = GATE_SETTINGS
 
     @property
     def competitive(self) -> bool:
