@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from cmpe_se.figures import BLUE, GREY
-from cmpe_se.provenance import write_results
-from cmpe_se.run_folder import RunFolder
 from cmpe_se.training import train
+from cmpe_se.training.provenance import write_results
+from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.utils.plots import BLUE, GREY
 
 
 def main() -> None:

@@ -13,11 +13,11 @@ import timm
 
 import cmpe_se
 from cmpe_se.cli import COMMANDS
-from cmpe_se.config import TrainingConfig
+from cmpe_se.training.config import TrainingConfig
 from tests.training.processes import CONSOLE_SCRIPT, empty_folder, run, shown_on_terminal, succeed
 
 
-@pytest.mark.parametrize("command", ["train", *COMMANDS])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(command):
     assert re.match(rf"usage: cmpe-se .*\b{command} \[", succeed(command, "--help").out)
 
@@ -25,9 +25,10 @@ def test_help(command):
 def test_help_names_every_command():
     text = " ".join(succeed("--help").out.split())
     assert "usage: cmpe-se" in text
-    for name, (module, summary) in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         assert f"{name} {summary}" in text
-        assert getattr(importlib.import_module(f"cmpe_se.{module}"), name).__doc__.strip().splitlines()[0] == summary
+        function = getattr(importlib.import_module(f"cmpe_se.commands.{name}"), name)
+        assert function.__doc__.strip().splitlines()[0] == summary
 
 
 def test_a_command_imports_no_other():
@@ -39,8 +40,8 @@ def test_a_command_imports_no_other():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     imported = set(done.stderr.split())
-    assert "cmpe_se.config" in imported
-    others = {f"cmpe_se.{module}" for module, _ in COMMANDS.values()}
+    assert "cmpe_se.training.config" in imported
+    others = {f"cmpe_se.commands.{name}" for name in COMMANDS if name != "train"}
     assert not imported & (others | {"sklearn", "torchmetrics", "matplotlib", "captum", "gradio"})
 
 

@@ -16,17 +16,18 @@ from benchmarks.many_runs.table import pack, print_table
 from rich.console import Console
 from torch import nn
 
-from cmpe_se.comparing.compare import VARIED
-from cmpe_se.comparing.differences import USUAL, ask
-from cmpe_se.comparing.grid import Cell, Grid, parse_entries
-from cmpe_se.config import TrainingConfig, split_names
-from cmpe_se.corruptions import corrupted_test_sets
+from cmpe_se.commands.compare.compare import VARIED
+from cmpe_se.commands.compare.differences import USUAL, ask
+from cmpe_se.commands.compare.grid import Cell, Grid, parse_entries
 from cmpe_se.data import SmallImages, load_data
+from cmpe_se.data.corruptions import corrupted_test_sets
 from cmpe_se.errors import UserError
-from cmpe_se.provenance import provenance
-from cmpe_se.robustness import corruption_metrics, write_corruption_record
-from cmpe_se.run_folder import write_text
-from cmpe_se.training import with_whole_paths, without_foreign_augmentation
+from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.data_settings import with_whole_paths, without_foreign_augmentation
+from cmpe_se.training.provenance import provenance
+from cmpe_se.training.robustness import corruption_metrics, write_corruption_record
+from cmpe_se.training.run_folder import write_text
+from cmpe_se.utils.text import split_names
 
 _SPARE = 15.0  # seconds of the time limit that are left for the table and the archive
 

@@ -12,15 +12,15 @@ from benchmarks.many_runs.plans import Plans
 from benchmarks.many_runs.program import Program
 from torch import nn
 
-from cmpe_se.comparing.grid import Cell
-from cmpe_se.config import TrainingConfig
-from cmpe_se.cost import count_multiply_adds, count_parameters
+from cmpe_se.commands.compare.grid import Cell
 from cmpe_se.data import SmallImages
 from cmpe_se.errors import UserError
-from cmpe_se.evaluation import collect_logits, count_correct
-from cmpe_se.seeding import seed_everything
-from cmpe_se.summary import UNTESTED, summarise, test_record
-from cmpe_se.training import create_network
+from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.metrics import collect_logits, count_correct
+from cmpe_se.training.network import create_network
+from cmpe_se.training.seeding import seed_everything
+from cmpe_se.training.summary import UNTESTED, summarise, test_record
+from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 
 _CHUNK, _CHUNKS = 8, 3  # steps between two marks in a lane's queue, and marks that the host may be ahead
 _TEST_BATCH = 2048  # images, on a GPU
@@ -79,7 +79,7 @@ def train_cell(
         begun: its first weights; the trained ones replace them where they are kept.
         program: for a network of this kind.
         plans: of the epochs.
-        source: :func:`cmpe_se.provenance.provenance`.
+        source: :func:`cmpe_se.training.provenance.provenance`.
         keep_weights: write the network, too.
         after: see :data:`After`.
         on_epoch: called with the number of finished epochs.

@@ -17,10 +17,10 @@ from benchmarks.many_runs.cells import After, OutOfTime, Start, start, train_cel
 from benchmarks.many_runs.plans import Plans
 from benchmarks.many_runs.program import Program, check_config
 
-from cmpe_se.comparing.grid import Cell, Entry, Grid
+from cmpe_se.commands.compare.grid import Cell, Entry, Grid
 from cmpe_se.data import SmallImages
 from cmpe_se.errors import UserError
-from cmpe_se.provenance import provenance
+from cmpe_se.training.provenance import provenance
 
 _FAILURES = 3  # failed runs, if no more have finished, after which none is begun
 _PACE_EPOCHS = 3  # of the first runs, after which a pace is printed

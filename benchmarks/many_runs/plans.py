@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from cmpe_se.config import TrainingConfig
 from cmpe_se.data import SmallImages
+from cmpe_se.training.config import TrainingConfig
 
 
 class Plans:

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpe_se.config import TrainingConfig
 from cmpe_se.data import SmallImages
 from cmpe_se.errors import UserError
 from cmpe_se.networks.blocks import Stage
-from cmpe_se.optimisation import create_optimizer
-from cmpe_se.seeding import seed_everything
-from cmpe_se.step_sums import part_sums
+from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.optimisation import create_optimizer
+from cmpe_se.training.seeding import seed_everything
+from cmpe_se.training.step_sums import part_sums
 
 _WARM_UP_STEPS = 3  # the libraries choose their kernels and take their memory before the capture
 _OFF = {"mixup": 0, "cutmix": 0, "drop_rate": 0, "drop_path_rate": 0, "clip_grad": 0, "ema": 0, "accumulate": 1}

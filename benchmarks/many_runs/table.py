@@ -7,9 +7,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cmpe_se.comparing.grid import Grid
-from cmpe_se.comparing.outcomes import collect
-from cmpe_se.comparing.statistics import compare_paired, summarise
+from cmpe_se.commands.compare.grid import Grid
+from cmpe_se.commands.compare.outcomes import collect
+from cmpe_se.commands.compare.statistics import compare_paired, summarise
 
 _SMALL_FILES = ("config.yaml", "metrics.jsonl", "result.json", "corruptions.json", "commit")  # as in experiment.sh
 

@@ -4,15 +4,16 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from importlib import import_module
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from cmpe_se import __version__
-from cmpe_se.config import DEFAULT_RECIPE, TrainingConfig, read_recipe, recipe_names
 from cmpe_se.errors import UserError
-from cmpe_se.interruption import Interrupted
-from cmpe_se.launching import failed_elsewhere, is_main_process, launch, missing_processes
+from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe, recipe_names
+from cmpe_se.training.interruption import Interrupted
+from cmpe_se.training.launching import failed_elsewhere, is_main_process, launch, missing_processes
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 # Switches that a positional argument may follow.
@@ -24,35 +25,20 @@ _SWITCHES = (
 )
 
 COMMANDS = {
-    "compare": ("comparing", "Train networks under one recipe with several seeds, and compare them seed by seed."),
-    "evaluate": ("evaluation", "Test a finished run: accuracy, each class, confusion matrix and calibration."),
-    "predict": ("prediction", "Say what a finished run's network sees in images."),
-    "report": (
-        "reporting",
-        "Show a finished run and the competition inside its network: one HTML page, each figure as PNG and CSV too.",
-    ),
+    "train": "Train a network, and leave a run folder with settings, metrics, curves and weights.",
+    "compare": "Train networks under one recipe with several seeds, and compare them seed by seed.",
+    "evaluate": "Test a finished run: accuracy, each class, confusion matrix and calibration.",
+    "predict": "Say what a finished run's network sees in images.",
+    "report": "Show a finished run and the competition inside its network: one HTML page, plots as PNG and CSV.",
     "explore": (
-        "explorer",
-        "Open a page on this machine to play with finished runs: predictions, pictures, gates and what hangs on them.",
+        "Open a page on this machine to play with finished runs: predictions, pictures, gates and what hangs on them."
     ),
-    "export": (
-        "exporting",
-        "Write a finished run's network for ONNX, torch.export or OpenVINO, compared with PyTorch before it is kept.",
-    ),
-    "push": (
-        "sharing",
-        "Share a finished run's network: config.json, model.safetensors and a card with the run's figures.",
-    ),
-    "models": (
-        "listing",
-        "List our networks with parameters and multiply-adds: plain, SE, and a competitive view.",
-    ),
-    "benchmark": (
-        "benchmarking",
-        "Measure what attention costs on this machine, against the plain network in the same run.",
-    ),
+    "export": "Write a finished run's network for ONNX, torch.export or OpenVINO, verified against PyTorch.",
+    "push": "Share a finished run's network: config.json, model.safetensors and a card with the run's figures.",
+    "models": "List our networks with parameters and multiply-adds: plain, SE, and a competitive view.",
+    "benchmark": "Measure what attention costs on this machine, against the plain network in the same run.",
 }
-"""Name of each command but ``train`` to the module of the function of that name, and to what it does. Only the one that
+"""Name of each command to what it does: it is the function of that name in ``cmpe_se.commands.NAME``. Only the one that
 is asked for is imported: all of them together take as long as PyTorch."""
 
 _DESCRIPTION = """Competitive inner-imaging squeeze-and-excitation (arXiv 1807.08920): train, test and use residual
@@ -92,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(command, parsed[command], arguments)
         return 0
     except ArgumentError as error:
-        known = [word for word in arguments[:1] if word in ("train", *COMMANDS)]
+        known = [word for word in arguments[:1] if word in COMMANDS]
         return _complain(f"{error.message or error} ({' '.join(['cmpe-se', *known, '--help'])})", _USAGE)
     except Interrupted as interruption:
         return _complain(str(interruption), _INTERRUPTED) if is_main_process() else _INTERRUPTED
@@ -117,39 +103,26 @@ def _run(command: str, parsed: Namespace, arguments: Sequence[str]) -> None:
     if command in ("train", "compare"):  # what was typed wins over the recipe, and says more than its default would
         typed = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
         values = {name: value for name, value in values.items() if name in typed}
-    if command == "train":
-        import json
-
-        from cmpe_se.training import train
-
-        result = train(**values)
-        shown = ("test_top1", "test_top5", "test_loss", "train_seconds", "images_per_second", "params", "run")
-        if is_main_process():
-            print(json.dumps({name: result[name] for name in shown}, indent=2))
-    else:
-        _function(command)(**values)
+    _function(command)(**values)
 
 
 def _function(command: str) -> Callable:
-    module, _ = COMMANDS[command]
-    return getattr(import_module(f"cmpe_se.{module}"), command)
+    return getattr(import_module(f"cmpe_se.commands.{command}"), command)
 
 
 def _parser(arguments: Sequence[str]) -> ArgumentParser:
     parser = _new_parser(description=_DESCRIPTION, prog="cmpe-se", version=__version__)
     subcommands = parser.add_subcommands(required=True)
     asked = next((word for word in arguments if not word.startswith("-")), None)
-    train = _train_parser(arguments) if asked == "train" else _new_parser()
-    subcommands.add_subcommand("train", train, help="train a network, and leave a run folder")
-    for name, (_, summary) in COMMANDS.items():
-        command = _command_parser(name, arguments) if asked == name else _new_parser()
-        subcommands.add_subcommand(name, command, help=summary)
+    for name, summary in COMMANDS.items():
+        make = _train_parser if name == "train" else partial(_command_parser, name)
+        subcommands.add_subcommand(name, make(arguments) if asked == name else _new_parser(), help=summary)
     return parser
 
 
 def _command_parser(name: str, arguments: Sequence[str]) -> ArgumentParser:
     """The flags of a command: its function's parameters."""
-    command = _new_parser(description=COMMANDS[name][1])
+    command = _new_parser(description=COMMANDS[name])
     command.add_function_arguments(_function(name), as_positional=True, skip={"images", "runs"})
     if name == "compare":
         _add_settings(command, arguments)
@@ -180,7 +153,7 @@ def _train_parser(arguments: Sequence[str]) -> ArgumentParser:
 
 def _add_settings(command: ArgumentParser, arguments: Sequence[str]) -> None:
     """A comparison's settings: those of a training run, but for what it varies."""
-    from cmpe_se.comparing.compare import VARIED
+    from cmpe_se.commands.compare.compare import VARIED
 
     command.description = _COMPARE_HELP
     command.add_class_arguments(TrainingConfig, as_group=False, skip=set(VARIED))
@@ -198,7 +171,7 @@ def _recipe_values(arguments: Sequence[str]) -> dict:
     except argparse.ArgumentError:
         return {}  # the whole parser will say what is wrong
     if named.resume:
-        from cmpe_se.run_folder import RunFolder
+        from cmpe_se.training.run_folder import RunFolder
 
         return asdict(RunFolder.open(named.resume).read_config())
     return read_recipe(named.recipe)

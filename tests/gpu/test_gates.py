@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cmpe_se import VIEWS, CompetitiveSE, convert, merge
-from cmpe_se.addition import add_gated, add_gated_pointwise, with_squeeze
+from cmpe_se.layers.gated_addition import add_gated, add_gated_pointwise, with_squeeze
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 

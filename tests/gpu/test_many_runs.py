@@ -10,9 +10,9 @@ from benchmarks.many_runs.cells import start
 from benchmarks.many_runs.program import Program
 
 from cmpe_se import VIEWS
-from cmpe_se.config import TrainingConfig
 from cmpe_se.data import load_data
 from cmpe_se.training import train
+from cmpe_se.training.config import TrainingConfig
 
 SETTINGS = {"epochs": 2, "batch_size": 128, "label_smoothing": 0.1, "crop_padding": 1, "flip": True, "cutout": 2}
 

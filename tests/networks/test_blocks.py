@@ -9,7 +9,7 @@ import torch.nn.utils.prune
 from torch import nn
 
 from cmpe_se import CompetitiveSE
-from cmpe_se.addition import squeeze
+from cmpe_se.layers.gated_addition import squeeze
 from cmpe_se.networks.blocks import PreActBasic, PreActBottleneck
 from tests.networks.naive import SMALL_NETWORKS, SQUEEZE_VIEWS, naive_block, naive_flows, naive_gate, randomise
 

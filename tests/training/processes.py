@@ -22,7 +22,7 @@ from cmpe_se.cli import COMMANDS
 
 _FORKS = multiprocessing.get_context("forkserver")
 _IMPORTED_LATE = ["sklearn.datasets", "sklearn.model_selection", "torchmetrics.functional.classification"]
-_MODULES = ["cli", "training", *(module for module, _ in COMMANDS.values())]
+_MODULES = ["cli", *(f"commands.{name}" for name in COMMANDS)]
 _FORKS.set_forkserver_preload(["pytest", *(f"cmpe_se.{module}" for module in _MODULES), *_IMPORTED_LATE])
 CONSOLE_SCRIPT = Path(sys.executable).with_name("cmpe-se")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from cmpe_se.checkpoint import Checkpoints
-from cmpe_se.run_folder import RunFolder
+from cmpe_se.training.checkpoint import Checkpoints
+from cmpe_se.training.run_folder import RunFolder
 from tests.training.processes import Running, start
 
 _TIMES = ("seconds", "images_per_second", "epoch_seconds", "train_seconds")

@@ -12,8 +12,8 @@ import torchvision
 from PIL import Image
 
 import cmpe_se
-from cmpe_se.config import TrainingConfig
 from cmpe_se.data import load_data
+from cmpe_se.training.config import TrainingConfig
 from tests.training.processes import default_run
 from tests.training.runs import assert_same_tensors, checkpoint, metrics, result, weights
 

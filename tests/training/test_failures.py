@@ -11,8 +11,8 @@ import subprocess
 
 import pytest
 
-from cmpe_se.checkpoint import Checkpoints
-from cmpe_se.run_folder import RunFolder
+from cmpe_se.training.checkpoint import Checkpoints
+from cmpe_se.training.run_folder import RunFolder
 from tests.training.processes import run, succeed
 from tests.training.runs import assert_same_run, everything_in, metrics, place, result, start_until
 

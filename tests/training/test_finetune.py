@@ -9,13 +9,13 @@ import timm
 import torch
 
 from cmpe_se import CompetitiveSE, conversion_report
-from cmpe_se.config import TrainingConfig
 from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
-from cmpe_se.gate_settings import with_pretrained_gates, without_foreign_gates
-from cmpe_se.optimisation import create_optimizer
-from cmpe_se.run_folder import RunFolder
-from cmpe_se.training import create_network
+from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.gate_settings import with_pretrained_gates, without_foreign_gates
+from cmpe_se.training.network import create_network
+from cmpe_se.training.optimisation import create_optimizer
+from cmpe_se.training.run_folder import RunFolder
 from tests.training.conftest import write_digits
 from tests.training.processes import run, succeed
 from tests.training.runs import assert_same_run, result, weights

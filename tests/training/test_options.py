@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cmpe_se.config import TrainingConfig
-from cmpe_se.optimisation import create_optimizer
+from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.optimisation import create_optimizer
 from tests.training.conftest import write_digits
 from tests.training.processes import run, succeed
 from tests.training.runs import metrics, result, weights

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cmpe_se.evaluation import evaluate
+from cmpe_se.commands.evaluate import evaluate
 from tests.training.processes import empty_folder
 from tests.training.runs import checkpoint, metrics, result, weights
 

@@ -7,8 +7,8 @@ import signal
 import pytest
 import yaml
 
-from cmpe_se.checkpoint import Checkpoints
 from cmpe_se.training import train
+from cmpe_se.training.checkpoint import Checkpoints
 from tests.training.conftest import EVERYTHING
 from tests.training.processes import run, start, succeed
 from tests.training.runs import (

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from cmpe_se import CompetitiveSE
-from cmpe_se.config import TrainingConfig
 from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
-from cmpe_se.run_folder import RunFolder
-from cmpe_se.training import create_network, train
+from cmpe_se.training import train
+from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.network import create_network
+from cmpe_se.training.run_folder import RunFolder
 
 
 @pytest.fixture

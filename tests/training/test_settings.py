@@ -7,8 +7,8 @@ import pytest
 import timm
 import yaml
 
-from cmpe_se.config import TrainingConfig, recipe_names
 from cmpe_se.errors import UserError
+from cmpe_se.training.config import TrainingConfig, recipe_names
 from tests.training.processes import run, succeed
 from tests.training.runs import assert_same_run, metrics, result, weights
 
@@ -19,7 +19,7 @@ def test_recipe_names():
 
 @pytest.mark.parametrize("name", ["cifar-fast", "cifar-paper", "digits", "finetune", "imagenet"])
 def test_recipes_load(name):
-    values = yaml.safe_load(files("cmpe_se.recipes").joinpath(f"{name}.yaml").read_text())
+    values = yaml.safe_load(files("cmpe_se.training.recipes").joinpath(f"{name}.yaml").read_text())
     config = asdict(TrainingConfig.from_recipe(name))
     defaults = asdict(TrainingConfig())
     assert config == defaults | values

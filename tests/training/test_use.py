@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from cmpe_se.commands.evaluate import evaluate
+from cmpe_se.commands.predict import predict
 from cmpe_se.data import load_data
-from cmpe_se.evaluation import evaluate
-from cmpe_se.prediction import predict
 from tests.training.conftest import write_digits
 from tests.training.processes import run, succeed
 from tests.training.runs import result

@@ -15,12 +15,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from cmpe_se.attention import CompetitiveSE
 from cmpe_se.conversion.additions import Addition, Unconvertible, count_convolutions, find_additions, trace
 from cmpe_se.conversion.blocks import replace_forward
 from cmpe_se.conversion.report import remember_skipped
 from cmpe_se.errors import UserError
-from cmpe_se.views import STARTS, VIEWS
+from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.layers.views import STARTS, VIEWS
 
 CHILD = "competition"
 """Name of the gate among the children of a converted block."""

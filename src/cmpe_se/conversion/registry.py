@@ -12,7 +12,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from cmpe_se.conversion.convert import CHILD, convert
-from cmpe_se.views import GATE_SETTINGS
+from cmpe_se.layers.views import GATE_SETTINGS
 
 BASES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
 """Networks of timm that have a name with the prefix ``cmpe_se_``."""

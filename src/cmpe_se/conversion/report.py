@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from cmpe_se.attention import CompetitiveSE
-from cmpe_se.cost import count_multiply_adds, count_parameters
 from cmpe_se.errors import UserError
+from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 
 _ATTRIBUTE = "_cmpe_se_skipped"
 

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from cmpe_se.errors import UserError
 
@@ -75,3 +77,15 @@ def convert_image(image: Image.Image, *, in_chans: int = 3) -> Image.Image:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image.convert("L" if in_chans == 1 else "RGB")
+
+
+def image_files(path: Path) -> list[Path]:
+    """An image file itself, or all of a folder; raises UserError where there is none."""
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in IMG_EXTENSIONS)
+        if not found:
+            raise UserError(f"folder {path} holds no images (png, jpg, ...)")
+        return found
+    if not path.exists():
+        raise UserError(f"no image at {path}; name image files, or folders of them")
+    return [path]

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmpe_se.addition import squeeze
-from cmpe_se.attention import CompetitiveSE
 from cmpe_se.errors import UserError
-from cmpe_se.folding import unfold
+from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.layers.folding import unfold
+from cmpe_se.layers.gated_addition import squeeze
+from cmpe_se.layers.views import TABLE
 from cmpe_se.merging import MergedGate
 from cmpe_se.networks.blocks import PreActBlock
-from cmpe_se.views import TABLE
 
 
 @dataclass(frozen=True, eq=False)

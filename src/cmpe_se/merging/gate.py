@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d, linear
 
-from cmpe_se.addition import squeeze
-from cmpe_se.attention import CompetitiveSE
 from cmpe_se.errors import UserError
-from cmpe_se.folding import unfold
-from cmpe_se.hooks import is_recorded
-from cmpe_se.precision import without_autocast
+from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.layers.folding import unfold
+from cmpe_se.layers.gated_addition import squeeze
+from cmpe_se.layers.hooks import is_recorded
+from cmpe_se.layers.precision import without_autocast
 
 
 class MergedGate(nn.Module):

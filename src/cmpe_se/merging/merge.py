@@ -12,15 +12,15 @@ from functools import partial
 
 from torch import fx, nn
 
-from cmpe_se.addition import squeeze
-from cmpe_se.attention import CompetitiveSE, is_pointwise
 from cmpe_se.conversion.blocks import replace_forward
 from cmpe_se.errors import UserError
-from cmpe_se.hooks import is_watched
+from cmpe_se.layers.attention import CompetitiveSE, is_pointwise
+from cmpe_se.layers.gated_addition import squeeze
+from cmpe_se.layers.hooks import is_watched
+from cmpe_se.layers.views import TABLE
 from cmpe_se.merging.gate import MergedGate, merge_gate
 from cmpe_se.merging.norms import fold_norms, trace_eval
 from cmpe_se.merging.static import NOTHING_IN_EVAL, merge_static_gates
-from cmpe_se.views import TABLE
 
 
 def merge(model: nn.Module) -> nn.Module:

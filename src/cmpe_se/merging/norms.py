@@ -9,7 +9,7 @@ from timm.layers.norm_act import FrozenBatchNorm2d as TimmFrozenBatchNorm2d
 from torch import fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from cmpe_se.hooks import is_watched
+from cmpe_se.layers.hooks import is_watched
 
 _CONVOLUTIONS = (nn.Conv2d.forward, Conv2dSame.forward)  # those that use their weight as it is
 _WITH_ACTIVATION = (BatchNormAct2d.forward, FrozenBatchNormAct2d.forward, SyncBatchNormAct.forward)

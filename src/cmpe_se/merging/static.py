@@ -7,9 +7,9 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, fx, nn
 
-from cmpe_se.attention import CompetitiveSE
 from cmpe_se.conversion.blocks import replace_forward
-from cmpe_se.hooks import is_watched
+from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.layers.hooks import is_watched
 from cmpe_se.merging.norms import is_plain_convolution, is_plain_norm, trace_eval
 from cmpe_se.networks.blocks import PreActBlock
 

@@ -18,9 +18,9 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from cmpe_se.addition import add_gated, add_gated_pointwise, squeeze, with_squeeze
-from cmpe_se.attention import CompetitiveSE, is_pointwise, squeeze_through
-from cmpe_se.hooks import is_watched
+from cmpe_se.layers.attention import CompetitiveSE, is_pointwise, squeeze_through
+from cmpe_se.layers.gated_addition import add_gated, add_gated_pointwise, squeeze, with_squeeze
+from cmpe_se.layers.hooks import is_watched
 
 
 class PreActBlock(nn.Module):

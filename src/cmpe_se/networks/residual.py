@@ -9,7 +9,7 @@ from timm.layers import ClassifierHead, calculate_drop_path_rates
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from cmpe_se.attention import CompetitiveSE
+from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.networks.blocks import PreActBasic, PreActBlock, PreActBottleneck, Stage
 
 STEM_CHANNELS = 16

@@ -1,5 +1,0 @@
-"""What attention costs on this machine, in one run against the plain network."""
-
-from cmpe_se.benchmarking.benchmark import benchmark
-
-__all__ = ["benchmark"]

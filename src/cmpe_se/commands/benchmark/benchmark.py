@@ -1,0 +1,199 @@
+"""The ``benchmark`` command: what attention costs on this machine, each kind against the plain network in one run."""
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN, build, check_contenders
+from cmpe_se.commands.benchmark.presenting import plot_ratios, tables_of
+from cmpe_se.errors import UserError
+from cmpe_se.layers.precision import emulation_warning
+from cmpe_se.merging import merge
+from cmpe_se.runtimes.engines import DTYPES, ENGINES, MODES, make_step, why_not
+from cmpe_se.runtimes.timing import keep_heap, paired_ratio, peak_memory, take_turns
+from cmpe_se.training.provenance import write_results
+from cmpe_se.utils.text import split_names
+
+
+class _Group(NamedTuple):
+    """Contenders that take turns with each other."""
+
+    mode: str
+    dtype: str
+    engine: str
+    merged: bool
+
+    def __str__(self) -> str:
+        return f"{self.mode} {self.dtype} {self.engine}{' merged' if self.merged else ''}"
+
+
+def benchmark(
+    model: str = "preact_resnet164",
+    *,
+    contenders: str = "timm_se,folded_3x3,folded_3x3_naive",
+    start: str | None = None,
+    reduction: int = 16,
+    min_hidden: int = 1,
+    bias: bool = False,
+    mask: float = 0.0,
+    modes: str = "forward,training",
+    dtypes: str = "float32",
+    engines: str = "eager",
+    merged: bool = True,
+    batch_size: int = 64,
+    image_size: int | None = None,
+    repeats: int = 15,
+    threads: int | None = None,
+    channels_last: bool = True,
+    device: str = "auto",
+    output: str = "results",
+) -> list[dict[str, Any]]:
+    """Measure what attention costs on this machine, against the plain network in the same run.
+
+    Contenders take turns, so that a machine that drifts drifts for all. Figures are medians; ratios are of pairs within
+    a turn, with the 95 % confidence interval of their median, and one whose interval holds 1 is not printed. glibc is
+    told to keep freed memory, for all contenders alike.
+
+    Args:
+        model: name of the plain network: one of ours, or any in timm with residual blocks, which is converted.
+        contenders: views with commas between (docs/gates.md lists them), such as timm_se, folded_3x3 or static; each
+            of the paper's with _naive too (its plain form). The plain network always takes part.
+        start: value that gates begin at, half or one; the network's own if left out.
+        reduction: channels divided by the width of a gate's hidden layer.
+        min_hidden: least units of a gate's hidden layer.
+        bias: biases in the gates' linear maps.
+        mask: probability with which a squeeze is hidden from the gate in training.
+        modes: forward, training (forward and backward pass, without the optimiser), or both.
+        dtypes: float32, bfloat16 (the whole network in forward, autocast in training), or both.
+        engines: eager, compiled (torch.compile), cudagraphs (compiled, CUDA only), onnxruntime; several with commas.
+        merged: measure the merged networks too, in forward, against the merged plain one.
+        batch_size: images in a batch.
+        image_size: side of the images in pixels; the network's own if left out.
+        repeats: turns of each contender.
+        threads: of PyTorch on the CPU; as they are if left out.
+        channels_last: memory format of the tensors.
+        device: auto, cpu or cuda.
+        output: folder for the CSV and the bar chart.
+
+    Returns:
+        The rows of the CSV: ``mode``, ``dtype``, ``engine``, ``merged``, ``contender``, ``images_per_second``,
+        ``milliseconds`` (of a step, median), ``ratio`` to plain (None where the spread swallows it), ``low``, ``high``
+        (its interval), ``peak_mib`` (memory that a step adds) and ``memory_ratio``.
+
+    Raises:
+        UserError: unknown names, a network that cannot be built so, nothing to measure.
+    """
+    names = [PLAIN, *(name for name in split_names(contenders) if name != PLAIN)]
+    check_contenders(names)
+    chosen = {"modes": split_names(modes), "dtypes": split_names(dtypes), "engines": split_names(engines)}
+    for kind, known in (("modes", MODES), ("dtypes", tuple(DTYPES)), ("engines", ENGINES)):
+        if unknown := [value for value in chosen[kind] if value not in known]:
+            raise UserError(f"unknown {kind} '{unknown[0]}'; choose of {', '.join(known)}")
+    if repeats < 3 or batch_size < 1 or (threads is not None and threads < 1):
+        raise UserError(f"repeats {repeats} should be at least 3, batch_size {batch_size} and threads at least 1")
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    place = _device(device)
+    if warning := next(filter(None, (emulation_warning(dtype, place.type) for dtype in chosen["dtypes"])), None):
+        console.print(warning, highlight=False, soft_wrap=True)
+    groups = _groups(chosen, merged, place, console)
+    heap = keep_heap() if place.type == "cpu" else False
+
+    gates = {"reduction": reduction, "min_hidden": min_hidden, "bias": bias, "mask": mask}
+    gates |= {} if start is None else {"start": start}
+    networks = {name: build(model, name, **gates) for name in names}
+    side = image_size or networks[PLAIN].default_cfg["input_size"][-1]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = torch.randn(batch_size, 3, side, side).to(place, memory_format=layout)
+    labels = torch.randint(networks[PLAIN].num_classes, (batch_size,)).to(place)
+    rows = []
+    for group in groups:
+        torch.compiler.reset()  # frees the last group's compiled code and its memory
+        with console.status(f"preparing {group}"):
+            steps = {
+                name: make_step(_ready(network, group.merged, place, layout), images, labels, *_how(group))
+                for name, network in networks.items()
+                if not (group.merged and name.endswith(NAIVE))
+            }
+        rows += _measure(group, steps, repeats, batch_size, place, console)
+
+    setup = f"{model}, batch {batch_size}, {side}x{side}, {'channels_last' if channels_last else 'contiguous'}"
+    Console().print(tables_of(rows, setup))
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        hardware = f"{torch.get_num_threads()}-threads" if place.type == "cpu" else ""
+        what = f"benchmark-{model}-b{batch_size}-{'-'.join(split_names(dtypes) + split_names(engines))}"
+        path = write_results(folder, what, rows, setup=hardware, network=setup, turns=str(repeats), heap_kept=str(heap))
+        plot_ratios(rows, setup, path.with_suffix(".png"))
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    console.print(f"{path}\n{path.with_suffix('.png')}", highlight=False)
+    return rows
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"device '{device}' is not at hand; choose auto, cpu or cuda")
+    return torch.device(device)
+
+
+def _groups(chosen: dict[str, list[str]], merged: bool, device: torch.device, console: Console) -> list[_Group]:
+    groups = []
+    for engine, mode, dtype in itertools.product(chosen["engines"], chosen["modes"], chosen["dtypes"]):
+        if reason := why_not(engine, mode, dtype, device):
+            console.print(f"left out: {mode} {dtype} {engine} ({reason})", highlight=False)
+            continue
+        groups.append(_Group(mode, dtype, engine, False))
+        if merged and mode == "forward":
+            groups.append(_Group(mode, dtype, engine, True))
+    if not groups:
+        raise UserError("nothing is left to measure; choose other modes, dtypes or engines")
+    return groups
+
+
+def _ready(network: nn.Module, merged: bool, device: torch.device, layout: torch.memory_format) -> nn.Module:
+    network = merge(network) if merged else copy.deepcopy(network)
+    return network.to(device).to(memory_format=layout)
+
+
+def _how(group: _Group) -> tuple[str, str, str]:
+    return group.engine, group.mode, group.dtype
+
+
+def _measure(
+    group: _Group, steps: dict, repeats: int, batch_size: int, device: torch.device, console: Console
+) -> list[dict[str, Any]]:
+    turns = track(range(repeats), str(group), console=console, transient=True, disable=not console.is_terminal)
+    seconds = take_turns(steps, turns, device)
+    memory = {
+        name: None if group.engine == "onnxruntime" else peak_memory(step, device) for name, step in steps.items()
+    }
+    rows = []
+    for name, times in seconds.items():
+        ratio = paired_ratio(times, seconds[PLAIN])
+        median = sorted(times)[len(times) // 2]
+        known = name != PLAIN and ratio.resolved
+        rows.append(
+            group._asdict()
+            | {
+                "contender": name,
+                "images_per_second": round(batch_size / median, 1),
+                "milliseconds": round(1000 * median, 2),
+                "ratio": 1.0 if name == PLAIN else round(ratio.median, 3) if known else None,
+                "low": round(ratio.low, 3),
+                "high": round(ratio.high, 3),
+                "peak_mib": None if memory[name] is None else round(memory[name] / 2**20, 1),
+                "memory_ratio": round(memory[name] / memory[PLAIN], 3) if memory[PLAIN] else None,
+            }
+        )
+    return rows

@@ -1,0 +1,94 @@
+"""The networks that a benchmark compares: one plain network, and that network with each kind of attention."""
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from cmpe_se.conversion import convert
+from cmpe_se.errors import UserError
+from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.layers.views import PAPER_VIEWS, VIEWS
+from cmpe_se.networks.blocks import PreActBlock
+from cmpe_se.networks.registry import PLAIN_NETWORKS
+
+PLAIN = "plain"
+NAIVE = "_naive"
+CONTENDERS = (PLAIN, *VIEWS, *(view + NAIVE for view in PAPER_VIEWS))
+"""Every view of :data:`cmpe_se.VIEWS`; ``_naive`` is the paper's plain form of its own."""
+
+
+def check_contenders(names: list[str]) -> None:
+    """Refuse names that are none of :data:`CONTENDERS`."""
+    if unknown := [name for name in names if name not in CONTENDERS]:
+        raise UserError(f"unknown contender '{unknown[0]}'; choose of {', '.join(CONTENDERS)}")
+
+
+def build(model: str, contender: str, **gates: Any) -> nn.Module:
+    """A contender with random weights, the same seed for all.
+
+    Args:
+        model: name of the plain network in timm, ours or another.
+        contender: one of :data:`CONTENDERS`.
+        gates: start, reduction, min_hidden, bias and mask of its gates.
+
+    Raises:
+        UserError: unknown network, one without residual additions, or one whose channels the view cannot fold.
+    """
+    torch.manual_seed(0)
+    if contender == PLAIN:
+        return _create(model)
+    view = contender.removesuffix(NAIVE)
+    if model not in PLAIN_NETWORKS:
+        network = convert(_create(model), view=view, **gates)
+        return _replace_gates(network, _NaiveGate) if contender.endswith(NAIVE) else network
+    network = _create(model, view=view, **gates)
+    if contender.endswith(NAIVE):
+        for block in network.modules():
+            if isinstance(block, PreActBlock):
+                block.attention = _NaiveGate(block.attention)
+                block.forward = _naive_forward.__get__(block)
+    return network
+
+
+def _create(model: str, **settings) -> nn.Module:
+    try:
+        return timm.create_model(model, **settings)
+    except RuntimeError as error:  # timm's for a name that it does not know
+        raise UserError(f"no network '{model}': {error}; `cmpe-se models` lists ours") from None
+
+
+class _NaiveGate(nn.Module):
+    """A gate as the paper writes it: every squeeze reads its tensor, and scaling and addition are a pass each."""
+
+    def __init__(self, gate: CompetitiveSE):
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, residual: Tensor, identity: Tensor) -> Tensor:
+        gate, r, i = self.gate, residual.mean((2, 3)), identity.mean((2, 3))
+        if gate.view == "se":
+            hidden = gate.fc1(r).relu()
+        elif gate.view == "double_fc":
+            hidden = torch.cat((gate.fc_residual(r).relu(), gate.fc_identity(i).relu()), dim=1)
+        else:
+            maps = gate.map_norm(gate.map_conv(gate.picture(r, i)))
+            hidden = gate.fc1(maps.mean(1).flatten(1)).relu()
+        scale = gate.gain * gate.fc2(hidden).sigmoid()
+        return identity + scale[:, :, None, None] * residual
+
+
+def _naive_forward(block: PreActBlock, x: Tensor, _=None) -> tuple[Tensor, None]:
+    h = torch.relu(block.bn1(x))
+    shortcut = x if block.shortcut is None else block.shortcut(h)
+    return block.attention(block.last_conv(block.branch(h)), shortcut), None
+
+
+def _replace_gates(network: nn.Module, replacement: Callable[[CompetitiveSE], nn.Module]) -> nn.Module:
+    for block in list(network.modules()):
+        for name, child in list(block.named_children()):
+            if isinstance(child, CompetitiveSE):
+                setattr(block, name, replacement(child))
+    return network

@@ -1,0 +1,76 @@
+"""A benchmark's rows as a table and as a bar chart."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN
+from cmpe_se.utils.plots import BLUE, GREY, ORANGE
+
+Rows = Sequence[dict[str, Any]]
+
+
+def tables_of(rows: Rows, setup: str) -> Group:
+    """Rows for the screen: a table for each group of contenders."""
+    tables = []
+    for name, group in _grouped(rows):
+        table = Table(title=f"[bold]{name}[/bold]", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("", min_width=18)
+        for column in ("images/s", "time", "95 % interval", "MiB", "memory"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in group:
+            plain = row["contender"] == PLAIN
+            ratio = "" if plain else "none seen" if row["ratio"] is None else f"{row['ratio']:.3f}"
+            spread = "" if plain else f"{row['low']:.3f}-{row['high']:.3f}"
+            memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
+            more = "" if plain or row["memory_ratio"] is None else f"{row['memory_ratio']:.3f}"
+            table.add_row(row["contender"], f"{row['images_per_second']:,.1f}", ratio, spread, memory, more)
+        tables.append(table)
+    remarks = "time, memory: ratios to plain. 'none seen': the interval of the median holds 1."
+    return Group(setup + "\n", *tables, remarks)
+
+
+def plot_ratios(rows: Rows, setup: str, path: Path) -> None:
+    """Overheads over the plain network as bars with their intervals, a panel for each group, as PNG."""
+    groups = [(name, [row for row in group if row["contender"] != PLAIN]) for name, group in _grouped(rows)]
+    groups = [(name, group) for name, group in groups if group]
+    if not groups:
+        return
+    heights = [len(group) + 0.8 for _, group in groups]
+    figure = Figure(figsize=(8, 0.42 * sum(heights) + 1.2), layout="constrained")
+    panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})
+    for axes, (name, group) in zip(panels[:, 0], groups, strict=True):
+        for place, row in enumerate(reversed(group)):
+            middle = 100 * ((row["ratio"] or (row["low"] + row["high"]) / 2) - 1)
+            low, high = 100 * (row["low"] - 1), 100 * (row["high"] - 1)
+            axes.barh(place, middle, color=_colour(row), alpha=0.9 if row["ratio"] else 0.3)
+            axes.plot((low, high), (place, place), color="black", linewidth=1.5)
+            said = f"{middle:+.1f} %" if row["ratio"] else "none seen"
+            axes.annotate(said, (max(high, 0), place), (6, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set_yticks(range(len(group)), [row["contender"] for row in reversed(group)])
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.margins(x=0.18)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1, 0].set_xlabel("time over the plain network, %  (line: 95 % confidence interval of the median)")
+    figure.suptitle(f"What attention costs: {setup}", fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def _colour(row: dict[str, Any]) -> str:
+    if row["contender"].startswith("timm_") or row["contender"] == "se":
+        return GREY
+    return ORANGE if row["contender"].endswith(NAIVE) else BLUE
+
+
+def _grouped(rows: Rows) -> list[tuple[str, list[dict[str, Any]]]]:
+    def key(row: dict[str, Any]) -> str:
+        return f"{row['mode']}, {row['dtype']}, {row['engine']}{', merged' if row['merged'] else ''}"
+
+    return [(name, list(group)) for name, group in groupby(rows, key)]

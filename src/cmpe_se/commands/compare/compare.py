@@ -1,0 +1,239 @@
+"""The ``compare`` command: train a grid of networks and seeds, and say what the differences are worth."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cmpe_se.commands.compare.corruptions import CorruptionOutcomes, measure_corruptions
+from cmpe_se.commands.compare.differences import USUAL, Question, ask
+from cmpe_se.commands.compare.estimate import estimate, table_of_costs
+from cmpe_se.commands.compare.grid import Cell, Grid, parse_entries
+from cmpe_se.commands.compare.latency import measure_latencies
+from cmpe_se.commands.compare.outcomes import Latency, collect
+from cmpe_se.commands.compare.places import Machine, Place, RayCluster
+from cmpe_se.commands.compare.power import POWER, seeds_needed
+from cmpe_se.commands.compare.presets import preset_grids
+from cmpe_se.commands.compare.report import write_report
+from cmpe_se.commands.compare.running import finish_or_complain, run_cells
+from cmpe_se.data import ImageData, load_data
+from cmpe_se.errors import UserError
+from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, recipe_names
+from cmpe_se.training.data_settings import with_whole_paths, without_foreign_augmentation
+from cmpe_se.training.gate_settings import without_recipe_gates
+from cmpe_se.training.network import create_network
+from cmpe_se.training.run_folder import write_text
+from cmpe_se.utils.text import split_names
+
+VARIED = ("model", "view", "convert", "seed")
+"""Fields of a configuration that a comparison sets by itself."""
+
+
+def compare(
+    *,
+    models: str | None = None,
+    views: str = "",
+    seeds: int = 3,
+    first_seed: int = 0,
+    preset: str | None = None,
+    recipe: str | Path = DEFAULT_RECIPE,
+    output: str | Path | None = None,
+    jobs: int | None = None,
+    part: str = "1/1",
+    ray: str | None = None,
+    primary: str | None = None,
+    margin: float = USUAL.margin,
+    corruptions: bool = False,
+    dry_run: bool = False,
+    plan: bool = False,
+    effect: float | None = None,
+    sd: float | None = None,
+    power: float | None = None,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Train networks under one recipe with several seeds, and compare them seed by seed.
+
+    For one seed, all networks see the same images in the same order with the same augmentation. The same command goes
+    on after an interruption, and leaves finished runs alone; more networks, or more seeds, can be added to it.
+
+    Args:
+        models: networks with commas between, the first one being what the others are compared with: names that timm
+            knows, NAME:VIEW for a view of our attention (which converts networks that are not ours), and
+            NAME:VIEW:key=value for a gate setting of that network alone (start, reduction, min_hidden, bias, mask).
+        views: views with commas between, each of which every name that begins with cmpe_se_ is trained with.
+        seeds: number of seeds.
+        first_seed: the first one; the others follow it.
+        preset: paper-resnet or paper-wrn: the paper's networks, recipe and published figures instead of models, views
+            and recipe; one comparison for each base network and column. --data and --mixup choose columns.
+        recipe: name of a recipe, or path of a YAML file.
+        output: folder of the comparison; runs/compare-DATA if left out.
+        jobs: runs at a time; one on each GPU, or one on each core, if left out.
+        part: I/N leaves all but every N-th run, from the I-th, to others: for SLURM arrays. A last call without it
+            writes the report.
+        ray: address of a Ray cluster that does the runs, such as auto.
+        primary: A:B (or A,B), two of the networks: the one planned comparison, A against B. It is reported first and is
+            not adjusted; all others become secondary.
+        margin: difference in points below which two networks count as the same in the equivalence test.
+        corruptions: test the networks on corrupted images too (as ``cmpe-se evaluate --corruptions`` does), and compare
+            the mean over them as a second measure.
+        dry_run: only measure a few steps, and print what it would cost.
+        plan: only print the number of seeds that show --effect at --sd; no networks are needed.
+        effect: of a plan: the difference to show, in points.
+        sd: of a plan: standard deviation of the differences between two networks over the seeds, in points.
+        power: of a plan: probability of showing the effect; 0.8 if left out.
+        settings: fields of :class:`cmpe_se.training.config.TrainingConfig`; they win over the recipe.
+
+    Returns:
+        The rows of ``compare.csv``, one for each network (of a dry run: of its table), grid after grid. Of a plan, one
+        row with ``effect``, ``sd``, ``power`` and ``seeds``.
+
+    Raises:
+        UserError: settings that cannot be used, runs in the folder that were made with others, or runs that failed.
+        ComparisonInterrupted: Ctrl-C or SIGTERM; runs under way have saved what they had.
+    """
+    console = Console(stderr=True)
+    planned = {name: value for name, value in (("effect", effect), ("sd", sd), ("power", power)) if value is not None}
+    if plan:
+        others = {"models": models, "views": views, "preset": preset, "jobs": jobs, "ray": ray, "primary": primary}
+        others |= {"corruptions": corruptions, "dry_run": dry_run, "seeds": seeds != 3, "first_seed": first_seed}
+        others |= {"part": part != "1/1", "margin": margin != USUAL.margin, "recipe": recipe != DEFAULT_RECIPE}
+        others |= settings
+        if ignored := [name for name, value in others.items() if value]:
+            raise UserError(
+                f"a plan needs no {ignored[0]}; give --plan --effect POINTS --sd POINTS [--power], and nothing else"
+            )
+        return [_plan(**planned)]
+    if planned:
+        raise UserError(f"{next(iter(planned))} is for a plan; add --plan, or leave it out")
+    if given := [name for name in VARIED if name in settings]:
+        raise UserError(f"a comparison sets {given[0]} by itself; give --models, --views and --seeds")
+    if seeds < 1 or (jobs is not None and jobs < 1):
+        raise UserError(f"seeds {seeds} and jobs {jobs} should be at least 1")
+    if first_seed < 0:
+        raise UserError(f"first_seed is {first_seed}, should be at least 0")
+    if preset is not None and (models or views):
+        raise UserError("a preset has its own networks; leave --models and --views out")
+    numbers = range(first_seed, first_seed + seeds)
+    if preset is not None:
+        grids = preset_grids(preset, Path(output or f"runs/compare-{preset}"), numbers, settings)
+    else:
+        grids = [_own_grid(models, views, numbers, recipe, output, settings)]
+    if preset is not None and primary is not None:
+        raise UserError("primary is for one comparison, and a preset has several; leave --primary out")
+    question = ask(primary, margin, [entry.label for entry in grids[0].entries])
+    own, parts = _part(part)
+    shares: dict[Path, list[Cell]] = {}
+    number = 0
+    for grid in grids:
+        grid.check_runs()
+        shares[grid.folder] = [cell for index, cell in enumerate(grid.cells, start=number) if index % parts == own]
+        number += len(grid.cells)
+    if dry_run:
+        return _estimate_all(grids, shares, console)
+    if preset is not None:
+        for config in {grid.config.data: grid.config for grid in grids}.values():
+            _load(config)
+    for grid in grids:
+        _prepare(grid)
+    place = _place(grids, shares, jobs, ray)
+    rows = []
+    try:
+        for grid in grids:
+            if len(grids) > 1:
+                console.rule(str(grid.folder))
+            failures = run_cells(grid, shares[grid.folder], place, console)
+            if corruptions:
+                measure_corruptions(grid, shares[grid.folder], console)
+            rows += _report(grid, question, console, corruptions=corruptions)
+            finish_or_complain(failures)
+    finally:
+        place.close()
+    return rows
+
+
+def _plan(effect: float | None = None, sd: float | None = None, power: float = POWER) -> dict[str, Any]:
+    if effect is None or sd is None:
+        raise UserError("a plan needs --effect and --sd in points, such as --effect 0.3 --sd 0.4")
+    seeds = seeds_needed(effect, sd, power)
+    Console().print(
+        f"{seeds} seeds show a difference of {effect:g} points with a power of {100 * power:g} %, if the differences "
+        f"between two networks have a standard deviation of {sd:g} points (paired t-test, two-sided 5 %)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return {"effect": effect, "sd": sd, "power": power, "seeds": seeds}
+
+
+def _own_grid(
+    models: str | None, views: str, seeds: range, recipe: str | Path, output: str | Path | None, settings: dict
+) -> Grid:
+    if not models:
+        raise UserError("name the networks: --models preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20")
+    entries = parse_entries(split_names(models), split_names(views))
+    config = with_whole_paths(TrainingConfig.from_recipe(recipe, **settings))
+    if str(recipe) in recipe_names():  # what it says of gates is for its own network, and here there are others
+        config = without_recipe_gates(config, settings)
+    data = _load(config)
+    config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
+    grid = Grid(Path(output or f"runs/compare-{config.data.replace('/', '_')}"), entries, seeds, config, {})
+    grid.check_entries()
+    for entry in entries:  # what cannot be made should not be found out by the last run
+        create_network(config.changed(**entry.settings, pretrained=None), data)
+    return grid
+
+
+def _load(config: TrainingConfig) -> ImageData:
+    """The data; this fetches and decodes it once, before runs side by side would all do so."""
+    return load_data(
+        config.data, config.data_dir, download=config.download, image_size=config.image_size, workers=config.workers
+    )
+
+
+def _part(part: str) -> tuple[int, int]:
+    """I/N as the rest and the divisor of a run's number."""
+    own, slash, parts = part.partition("/")
+    if not (slash and own.isdigit() and parts.isdigit() and 1 <= int(own) <= int(parts)):
+        raise UserError(f"part is '{part}': give I/N with I from 1 to N, such as 2/8")
+    return int(own) - 1, int(parts)
+
+
+def _estimate_all(grids: list[Grid], shares: dict[Path, list[Cell]], console: Console) -> list[dict[str, Any]]:
+    rows = []
+    for grid in grids:
+        costs = estimate(grid, shares[grid.folder], console)
+        Console().print(table_of_costs(grid, costs))
+        rows += costs
+    if len(grids) > 1:
+        Console().print(f"all of it: {sum(row['hours'] for row in rows):,.1f} hours", highlight=False)
+    return rows
+
+
+def _prepare(grid: Grid) -> None:
+    try:
+        (grid.folder / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {grid.folder}: {error.strerror or error}") from None
+    write_text(grid.recipe, grid.config.to_yaml())
+
+
+def _place(grids: list[Grid], shares: dict[Path, list[Cell]], jobs: int | None, ray: str | None) -> Place:
+    cpu = grids[0].config.device == "cpu"
+    if ray is not None:
+        return RayCluster(ray, jobs, cpu=cpu)
+    return Machine(jobs, max(len(cells) for cells in shares.values()), cpu=cpu)
+
+
+def _report(grid: Grid, question: Question, console: Console, *, corruptions: bool) -> list[dict[str, Any]]:
+    """Write and print what is known; forward passes are timed once all runs have finished."""
+    open_cells = [cell for cell in grid.cells if not cell.run.result.exists()]
+    if len(open_cells) == len(grid.cells):
+        return []
+    latencies: dict[str, Latency] = {}
+    if not open_cells:
+        try:
+            latencies = measure_latencies(grid, console)
+        except UserError as error:  # a network that cannot be merged takes nothing from what was trained
+            console.print(f"latency left out: {error}", highlight=False, soft_wrap=True)
+    outcomes = collect(grid, latencies)
+    second = CorruptionOutcomes(grid, outcomes, question.margin) if corruptions else None
+    return write_report(grid, outcomes, missing=len(open_cells), question=question, corruptions=second)

@@ -1,0 +1,104 @@
+"""What a comparison will cost, from a few steps of each network."""
+
+from typing import Any, NamedTuple
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from cmpe_se.commands.compare.grid import Cell, Grid
+from cmpe_se.data import load_data
+from cmpe_se.runtimes.engines import make_step
+from cmpe_se.runtimes.timing import keep_heap, take_turns
+from cmpe_se.training.network import create_network
+
+_TURNS = 3
+
+
+class Shape(NamedTuple):
+    """What the cost depends on of a data set."""
+
+    classes: tuple[str, ...]
+    in_chans: int
+    image_size: tuple[int, int]
+    train_size: int
+    test_size: int
+
+
+_CIFAR = {
+    name: Shape(("",) * count, 3, (32, 32), 50_000, 10_000) for name, count in (("cifar10", 10), ("cifar100", 100))
+}
+
+
+def shape_of(grid: Grid) -> Shape:
+    """Of the grid's data; CIFAR's need not be there."""
+    config = grid.config
+    if config.data in _CIFAR:
+        return _CIFAR[config.data]
+    data = load_data(config.data, config.data_dir, image_size=config.image_size, workers=config.workers)
+    return Shape(data.classes, data.in_chans, data.image_size, data.train_size, data.test_size)
+
+
+def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, Any]]:
+    """Hours that the unfinished runs of a grid take on this device, one after the other.
+
+    Returns:
+        A row for each network: ``model``, ``runs`` (unfinished), ``milliseconds`` of a training step (median of three),
+        ``hours`` for all its runs.
+    """
+    shape, config = shape_of(grid), grid.config
+    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    device = torch.device("cpu" if cpu else "cuda")
+    if cpu:
+        keep_heap()
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    batch = min(config.batch_size, shape.train_size)
+    images = torch.randn(batch, shape.in_chans, *shape.image_size).to(device, memory_format=layout)
+    labels = torch.randint(len(shape.classes), (batch,)).to(device)
+    dtype = "float32" if config.precision == "float32" else "bfloat16"
+    engine = "compiled" if config.compile else "eager"
+    rows = []
+    for entry in track(grid.entries, "measuring", console=console, transient=True, disable=not console.is_terminal):
+        runs = sum(cell.entry == entry and not cell.run.result.exists() for cell in cells)
+        steps = {}
+        for mode in ("training", "forward"):
+            network, _ = create_network(config.changed(**entry.settings, pretrained=None), shape)
+            network = network.to(device).to(memory_format=layout)
+            steps[mode] = make_step(network, images, labels, engine if mode == "training" else "eager", mode, dtype)
+        median = {mode: sorted(times)[_TURNS // 2] for mode, times in take_turns(steps, range(_TURNS), device).items()}
+        tests = -(-config.epochs // config.test_interval)
+        training = config.epochs * max(1, shape.train_size // batch) * median["training"]
+        seconds = training + tests * shape.test_size / batch * median["forward"]
+        rows.append(
+            {
+                "model": entry.label,
+                "runs": runs,
+                "milliseconds": round(1000 * median["training"], 2),
+                "hours": runs * seconds / 3600,
+            }
+        )
+    return rows
+
+
+def table_of_costs(grid: Grid, rows: list[dict[str, Any]]) -> Table:
+    """The rows for the screen, with their sum."""
+    config = grid.config
+    gpu = config.device != "cpu" and torch.cuda.is_available()
+    unit = "GPU-hours" if gpu else f"hours on {torch.get_num_threads()} CPU threads"
+    table = Table(
+        title=f"{grid.folder}: {config.epochs} epochs of {config.data}, batch {config.batch_size}, {config.precision}",
+        title_justify="left",
+        caption=f"{unit} for the runs to go, from {_TURNS} steps of each; without optimiser and augmentation",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("", overflow="fold")
+    for column in ("runs", "ms a step", "hours"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["model"], str(row["runs"]), f"{row['milliseconds']:.1f}", f"{row['hours']:.2f}")
+    table.add_section()
+    table.add_row("together", str(sum(row["runs"] for row in rows)), "", f"{sum(row['hours'] for row in rows):.2f}")
+    return table

@@ -1,0 +1,116 @@
+"""What a comparison leaves for people and programs: compare.md, compare.csv, cells.csv and figures."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cmpe_se.commands.compare.corruptions import CorruptionOutcomes
+from cmpe_se.commands.compare.differences import USUAL, Question
+from cmpe_se.commands.compare.grid import Cell, Grid
+from cmpe_se.commands.compare.outcomes import Outcome
+from cmpe_se.commands.compare.plots import plot_differences, plot_learning_curves, plot_pareto
+from cmpe_se.commands.compare.presenting import references, summary_rows, to_markdown, to_rich
+from cmpe_se.errors import UserError
+from cmpe_se.training.provenance import provenance, write_table
+from cmpe_se.training.run_folder import write_text
+
+
+def write_report(
+    grid: Grid,
+    outcomes: list[Outcome],
+    *,
+    missing: int,
+    question: Question = USUAL,
+    corruptions: CorruptionOutcomes | None = None,
+) -> list[dict[str, Any]]:
+    """Write all of it into the grid's folder and print the table; returns the rows of ``compare.csv``.
+
+    Args:
+        grid: that the outcomes are of.
+        outcomes: networks with at least one finished run.
+        missing: runs that have not finished.
+        question: margin and primary comparison.
+        corruptions: the second measure, where it was asked for.
+    """
+    folder, config = grid.folder, grid.config
+    rows = summary_rows(outcomes, question)
+    if corruptions:
+        rows = [row | corruptions.columns(row["model"]) for row in rows]
+    sections = [corruptions.to_markdown()] if corruptions else []
+    data = Path(config.data_dir).name if config.data == "folder" and config.data_dir else config.data
+    title = f"{len(outcomes)} networks on {data}, {config.epochs} epochs"
+    results = [(cell, cell.run.read_result()) for cell in grid.cells if cell.run.result.exists()]
+    notes = _notes(grid, [result for _, result in results], missing)
+    try:
+        write_table(folder / "compare.csv", rows)
+        write_table(folder / "cells.csv", _cell_rows(results, corruptions))
+        text = to_markdown(outcomes, title=title, notes=notes, question=question, sections=sections)
+        write_text(folder / "compare.md", text)
+        plot_pareto(outcomes, title, folder / "accuracy_latency.png")
+        plot_learning_curves(outcomes, title, folder / "learning_curves.png")
+        for reference, name in zip(references(outcomes), ("differences.png", "differences_to_se.png"), strict=False):
+            others = outcomes if reference is outcomes[0] else outcomes[1:]
+            plot_differences(others, title, folder / name, reference=reference.label, question=question)
+        if corruptions and corruptions.outcomes:
+            below = f"{title}, mean corruption accuracy"
+            plot_differences(corruptions.outcomes, below, folder / "differences_corruptions.png")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    console = Console()
+    console.print(to_rich(outcomes, question))
+    if corruptions:
+        corruptions.show(console)
+    console.print(f"{folder / 'compare.md'}", highlight=False, soft_wrap=True)
+    return rows
+
+
+def _cell_rows(
+    results: list[tuple[Cell, dict[str, Any]]], corruptions: CorruptionOutcomes | None
+) -> list[dict[str, Any]]:
+    """A row for each finished run, with what made it."""
+    return [
+        {
+            "model": cell.entry.label,
+            "seed": cell.seed,
+            **{name: result[name] for name in ("params", "macs", "test_top1", "test_top5", "test_loss", "epochs")},
+            **(corruptions.cell_columns(cell) if corruptions else {}),
+            "train_seconds": round(result["train_seconds"], 1),
+            "images_per_second": round(result["images_per_second"], 1),
+            "cpu": result["hardware"]["cpu"],
+            "threads": result["hardware"]["threads"],
+            "gpu": result["hardware"]["gpu"],
+            "torch": result["versions"]["torch"],
+            "timm": result["versions"]["timm"],
+            "commit": result["commit"],
+        }
+        for cell, result in results
+    ]
+
+
+def _notes(grid: Grid, results: list[dict[str, Any]], missing: int) -> list[str]:
+    """What a reader has to know beside the tables."""
+    config, source = grid.config, provenance()
+    hardware = sorted({_device(result["hardware"]) for result in results})
+    commits = sorted({str(result["commit"]) for result in results})
+    notes = [
+        f"{results[0]['train_images']:,} training images, all {results[0]['test_images']:,} test images after the "
+        f"last epoch; batch {config.batch_size}, {config.optimizer} at {config.lr:g}, {config.schedule} schedule, "
+        f"weight decay {config.weight_decay:g}, {config.precision}. `recipe.yaml` has everything.",
+        f"Trained on {', '.join(hardware)}; commit {', '.join(commits)}; "
+        + ", ".join(f"{name} {version}" for name, version in source["versions"].items())
+        + ".",
+        "Training time is the median over seeds, as it was: of runs beside others where several shared the machine. "
+        "Latency is of merged networks (`cmpe_se.merge`, the same outputs), in float32 and in turns on one device, "
+        "as a ratio to the first network with its 95 % interval.",
+        f"Command: `{source['command']}`",
+    ]
+    if missing:
+        notes.insert(
+            0, f"**{missing} run(s) have not finished**; the differences are over the seeds that two networks share."
+        )
+    return notes
+
+
+def _device(hardware: dict[str, Any]) -> str:
+    return hardware["gpu"] or f"{hardware['cpu']} ({hardware['threads']} thread(s))"

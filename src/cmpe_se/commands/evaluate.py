@@ -1,0 +1,180 @@
+"""How good a network is: figures over test images, and the ``evaluate`` command."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from cmpe_se.data import ImageData, is_fixed_size, load_data
+from cmpe_se.errors import UserError
+from cmpe_se.training.metrics import collect_logits, test_figures
+from cmpe_se.training.run_folder import RunFolder, write_text
+from cmpe_se.utils.plots import plot_confusion
+
+_PRINTED_CLASSES = 20  # in the table on the screen; the files have them all
+
+
+def evaluate(
+    run: str,
+    *,
+    data: str | None = None,
+    data_dir: str | None = None,
+    batch_size: int = 256,
+    workers: int = 2,
+    output: str | None = None,
+    corruptions: bool = False,
+) -> dict[str, Any]:
+    """Test a finished run: accuracy, each class, confusion matrix and calibration.
+
+    Writes ``evaluation.json``, ``per_class.csv``, ``confusion.csv`` and ``confusion.png``.
+
+    Args:
+        run: run folder.
+        data: data set to test on; the run's own if left out. Its classes must be the run's.
+        data_dir: folder of that data set.
+        batch_size: images that go through the network at a time.
+        workers: processes that decode images.
+        output: folder for the files; RUN/evaluation if left out.
+        corruptions: test on corrupted images too: contrast, brightness, noise, blur and JPEG compression, each at five
+            severities. Writes ``corruptions.json``, ``corruptions.csv`` and ``corruptions.png`` into ``output``, or
+            into RUN if that is left out. Takes 26 times as long.
+
+    Returns:
+        ``test_top1``, ``test_top5`` (percent), ``test_loss``, ``calibration_error`` (expected calibration error with
+        15 bins, percent), ``images``, and ``per_class`` (class to accuracy in percent); with ``corruptions``, what
+        :func:`cmpe_se.training.robustness.corruption_metrics` returns under that name.
+
+    Raises:
+        UserError: no finished run, other classes than the run's, or streamed data with ``corruptions``.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}, should be at least 1")
+    folder = RunFolder.open(run)
+    config = folder.read_config()
+    model = folder.load_model()
+    trained = folder.model_config()
+    name, image_size = data or config.data, config.image_size
+    if (data or data_dir) and not is_fixed_size(name):
+        image_size = trained["input_size"][-1]  # other images, but of the size that the network knows
+    dataset = load_data(name, data_dir or config.data_dir, image_size=image_size, workers=workers)
+    _check_fits(folder, dataset, trained)
+    device = Accelerator(cpu=config.device == "cpu").device
+    model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    steps = -(-dataset.test_size // batch_size)
+    console = Console(stderr=True)
+    as_trained = _as_trained(dataset, trained)
+    batches = (
+        (as_trained(images), labels) for images, labels in dataset.test_batches(batch_size=batch_size, device=device)
+    )
+    shown = track(batches, "testing", steps, console=console, transient=True, disable=not console.is_terminal)
+    logits, labels = collect_logits(model, shown, channels_last=config.channels_last)
+
+    figures = _all_figures(logits, labels, dataset.classes)
+    _write(Path(output) if output else folder.path / "evaluation", figures, dataset.classes)
+    _print(folder.path, figures)
+    del figures["confusion"]
+    if corruptions:
+        # Only here: torchvision's second transforms take a while to import, as torchmetrics does below.
+        from cmpe_se.training.robustness import corruption_metrics, table_of_corruptions, write_corruptions
+
+        figures["corruptions"] = corruption_metrics(
+            lambda images: model(as_trained(images)),
+            dataset,
+            batch_size=batch_size,
+            device=device,
+            channels_last=config.channels_last,
+            progress="testing on corrupted images",
+        )
+        # compare looks into the run's folder: only what is of the run's own test images belongs there.
+        place = folder.path / "evaluation" if data or data_dir else folder.path
+        write_corruptions(Path(output) if output else place, figures["corruptions"], dataset)
+        Console().print(table_of_corruptions(figures["corruptions"]))
+    return figures
+
+
+def _check_fits(folder: RunFolder, dataset: ImageData, trained: dict[str, Any]) -> None:
+    classes = trained["label_names"]
+    if list(dataset.classes) != list(classes):
+        raise UserError(
+            f"{dataset.name} has the classes {', '.join(dataset.classes[:5])}, ... ({len(dataset.classes)}), but "
+            f"{folder.path} was trained on {', '.join(classes[:5])}, ... ({len(classes)}); test on the same classes"
+        )
+    if dataset.in_chans != trained["input_size"][0]:
+        raise UserError(
+            f"{dataset.name} has images of {dataset.in_chans} channels, but {folder.path} was trained on "
+            f"{trained['input_size'][0]}; `cmpe-se predict` converts images"
+        )
+
+
+def _as_trained(dataset: ImageData, trained: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Normalises a batch as the training images were, where the tested data set has another mean and deviation."""
+    if (tuple(trained["mean"]), tuple(trained["std"])) == (dataset.mean, dataset.std):
+        return lambda images: images
+    statistics = torch.tensor([dataset.mean, dataset.std, trained["mean"], trained["std"]])[..., None, None]
+
+    def renormalise(images: Tensor) -> Tensor:
+        mean, std, trained_mean, trained_std = statistics.to(images.device)  # each (C, 1, 1)
+        return (images * std + mean - trained_mean) / trained_std
+
+    return renormalise
+
+
+def _all_figures(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+    # Only here: torchmetrics takes a second to import, and training needs the rest of this module.
+    from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
+    confusion = multiclass_confusion_matrix(logits, labels, num_classes=len(classes))  # (true, predicted)
+    error = multiclass_calibration_error(logits.softmax(1), labels, num_classes=len(classes), n_bins=15, norm="l1")
+    counts = confusion.sum(1).clamp(min=1)
+    accuracy = 100 * confusion.diagonal() / counts
+    return test_figures(logits, labels) | {
+        "calibration_error": 100 * error.item(),
+        "images": len(labels),
+        "per_class": dict(zip(classes, accuracy.tolist(), strict=True)),
+        "confusion": confusion,
+    }
+
+
+def _write(folder: Path, figures: dict[str, Any], classes: tuple[str, ...]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        summary = {key: value for key, value in figures.items() if key != "confusion"}
+        write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
+        with open(folder / "per_class.csv", "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["class", "images", "top1"])
+            for name, count, accuracy in zip(
+                classes, figures["confusion"].sum(1).tolist(), figures["per_class"].values(), strict=True
+            ):
+                rows.writerow([name, count, f"{accuracy:.2f}"])
+        with open(folder / "confusion.csv", "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["true \\ predicted", *classes])
+            for name, row in zip(classes, figures["confusion"].tolist(), strict=True):
+                rows.writerow([name, *row])
+        plot_confusion(figures["confusion"], classes, folder / "confusion.png")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+
+
+def _print(run: Path, figures: dict[str, Any]) -> None:
+    table = Table(title=f"{run}: {figures['images']:,} test images", title_justify="left")
+    table.add_column("")
+    table.add_column("%", justify="right")
+    table.add_row("top-1", f"{figures['test_top1']:.2f}")
+    table.add_row("top-5", f"{figures['test_top5']:.2f}")
+    table.add_row("calibration error", f"{figures['calibration_error']:.2f}", end_section=True)
+    worst_first = sorted(figures["per_class"].items(), key=lambda item: item[1])
+    for name, accuracy in worst_first[:_PRINTED_CLASSES]:
+        table.add_row(name, f"{accuracy:.2f}")
+    if len(worst_first) > _PRINTED_CLASSES:
+        table.add_row(f"... {len(worst_first) - _PRINTED_CLASSES} better ones in per_class.csv", "")
+    Console().print(table)

@@ -1,0 +1,149 @@
+"""What a network says of an image, as a piece of the page: words, bars and figures, each in one piece of HTML."""
+
+import base64
+import io
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jinja2 import Environment, Template
+from matplotlib.figure import Figure
+
+from cmpe_se.commands.explore.network import Answer, Force, Network
+from cmpe_se.exhibits.choosing import Photo
+from cmpe_se.exhibits.drawing import draw_block, draw_one_image, draw_overlay
+from cmpe_se.exhibits.photos import depth_of
+from cmpe_se.inspecting import BlockView
+
+SPEAKS = ("Grad-CAM at this block", "Integrated gradients")
+"""Ways to show what speaks for an answer."""
+_ROWS = 5  # classes with a bar
+_DPI = 130  # of figures of five inches: sharp on a phone, small enough to send at every step of a slider
+
+
+class Row(NamedTuple):
+    """A class and its probability, also as trained where gates are held."""
+
+    name: str
+    now: float
+    before: float | None
+
+
+class Picture(NamedTuple):
+    """A figure, and what is seen in it."""
+
+    title: str
+    text: str
+    picture: str
+
+
+def render(heading: str, network: Network, photo: Photo, *, block: str | None, force: Force | None, speaks: str) -> str:
+    """The answer as HTML that needs nothing else; what comes from runs and files is escaped.
+
+    Args:
+        heading: the network's name.
+        network: asked.
+        photo: about this image.
+        block: shown; None for a network without gates.
+        force: on which gates are held, if any are; where they cannot be, the answer is as trained and says so.
+        speaks: one of :data:`SPEAKS`.
+    """
+    unheld = network.unheld(force.block) if force else ""
+    force = None if unheld else force
+    trained = network.ask(photo)
+    held = network.ask(photo, force) if force else trained
+    figures = []
+    if block is not None:
+        figures = [_inside(network, held, block), _over_depth(held, block)]
+    figures.append(_speaks(network, photo, held, None if speaks == SPEAKS[1] else block, force))
+    return _template().render(
+        heading=heading,
+        missing=network.missing,
+        said=f"{_said(network, photo, trained, held, force)} {unheld}".rstrip(),
+        rows=_rows(network, trained, held),
+        figures=figures,
+    )
+
+
+def _said(network: Network, photo: Photo, trained: Answer, held: Answer, force: Force | None) -> str:
+    truth = "" if photo.label is None else f" ({network.classes[photo.label]})"
+    said = _says(network, photo, trained)
+    if force:
+        to = "held to their mean" if force.to == "mean" else f"held {force.to}"
+        said = f"with the gates of {force.block} {to} {_says(network, photo, held)}; as trained {said}"
+    return f"{photo.name}{truth}: {said}." + ("" if network.blocks else " This network has no gates to look at.")
+
+
+def _says(network: Network, photo: Photo, said: Answer) -> str:
+    best = int(said.probabilities.argmax())
+    judged = "" if photo.label is None else ", which is right" if best == photo.label else ", which is wrong"
+    return f"it says {network.classes[best]} ({100 * said.probabilities[best].item():.1f} %){judged}"
+
+
+def _rows(network: Network, trained: Answer, held: Answer) -> list[Row]:
+    highest = torch.maximum(trained.probabilities, held.probabilities)
+    shown = highest.topk(min(_ROWS, len(highest))).indices
+    shown = shown[held.probabilities[shown].argsort(descending=True, stable=True)].tolist()
+    now, before = held.probabilities.tolist(), trained.probabilities.tolist()
+    return [Row(network.classes[i], now[i], None if held is trained else before[i]) for i in shown]
+
+
+def _inside(network: Network, said: Answer, block: str) -> Picture:
+    view = _view(said, block)
+    depth = depth_of(view, 0, network.usual.get(block))
+    closed = int((depth.gate < depth.closed).sum())
+    mean = f"; the black line is the mean over {network.sample} test images" if block in network.usual else ""
+    drawn = "picture" if view.picture is not None else "squeezes"
+    return Picture(
+        f"{block} closes {closed} of {len(depth.gate)} channels",
+        f"Above the {drawn} of residual (r) and identity (i), purple above zero and orange below; in the middle the "
+        f"same after gating; below the gate of each channel{mean}.",
+        _embedded(draw_block(depth, drawn)),
+    )
+
+
+def _over_depth(said: Answer, block: str) -> Picture:
+    parts = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    quantiles = np.stack([view.gate[0].float().cpu().quantile(parts).numpy() for view in said.views])
+    shares = [None if view.residual_share is None else view.residual_share[0].item() for view in said.views]
+    names, most = [view.name for view in said.views], max(said.views, key=lambda view: view.gain)
+    known = [share for share in shares if share is not None]
+    title = "Competition over depth"
+    if known:
+        title = f"The residual is {100 * min(known):.0f} to {100 * max(known):.0f} % of a block's sum"
+    return Picture(
+        title,
+        "Above, the gates of each block: the middle half of the channels dark, 90 % light, a line for the median. "
+        "Below, how much of each block's sum is gated residual (blue) and how much identity (orange), by energy. The "
+        "grey strip is the block shown.",
+        _embedded(draw_one_image(names, quantiles, shares, block, neutral=most.neutral, gain=most.gain)),
+    )
+
+
+def _speaks(network: Network, photo: Photo, said: Answer, block: str | None, force: Force | None) -> Picture:
+    target = int(said.probabilities.argmax())
+    heat = network.attribute(photo, target, block, force)
+    way = f"Grad-CAM at {block}" if block else "integrated gradients on the input"
+    return Picture(
+        f"What speaks for {network.classes[target]}",
+        f"Purple speaks for it, orange against it: {way} (captum).",
+        _embedded(draw_overlay(photo.pixels, heat.numpy())),
+    )
+
+
+def _view(said: Answer, block: str) -> BlockView:
+    return next(view for view in said.views if view.name == block)
+
+
+def _embedded(figure: Figure) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=_DPI)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string((files("cmpe_se.commands.explore") / "answer.html.j2").read_text(encoding="utf-8"))

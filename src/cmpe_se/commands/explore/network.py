@@ -1,0 +1,206 @@
+"""A finished run's network, ready to be asked about single images, also with gates that are held."""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from cmpe_se.commands.explore.images import Picture, photographs, thumbnail
+from cmpe_se.data import ImageData, StreamedImages, load_data
+from cmpe_se.data.reading import convert_image
+from cmpe_se.errors import UserError
+from cmpe_se.exhibits.choosing import Photo, choose_images, photo
+from cmpe_se.inspecting import BlockView, can_hold, find_gates, forced_gates, look
+from cmpe_se.inspecting.attribution import grad_cam, integrated_gradients
+from cmpe_se.inspecting.gathering import Gathered, gather
+from cmpe_se.training.run_data import load_run_data
+from cmpe_se.training.run_folder import RunFolder
+
+_SAMPLE = 500  # test images that the mean gates are of, and the examples are chosen from
+_BATCH = 50
+_RIGHT, _WRONG = 12, 6  # examples: of all classes, recognised and not
+_KEPT = 4  # networks in memory at a time
+
+FORCES = ("closed", "open", "mean")
+"""What a block's gates can be held to: 0, their largest value, or each to its mean over the test images."""
+
+
+class Force(NamedTuple):
+    """A block, and which of :data:`FORCES` its gates are held to."""
+
+    block: str
+    to: str
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a network says of one image.
+
+    Args:
+        probabilities: of the classes, (K,), on the CPU.
+        views: of its gates for the image alone; empty for a network without any.
+    """
+
+    probabilities: Tensor
+    views: list[BlockView]
+
+
+class Network:
+    """A run's network with what it says of itself.
+
+    Args:
+        folder: of a finished run.
+        load: ``load_data``, or one that remembers what it has loaded.
+
+    Raises:
+        UserError: an unfinished run, or one whose network cannot be loaded.
+    """
+
+    def __init__(self, folder: RunFolder, load: Callable[..., ImageData] = load_data):
+        self.result, self.trained = folder.read_result(), folder.model_config()
+        self.classes = tuple(self.trained["label_names"])
+        self.model = folder.load_model().requires_grad_(False)
+        self._device = _device(folder.read_config().device)
+        self.model.to(self._device)
+        self._gates = _gates(self.model)
+        self.blocks = list(self._gates)
+        self.usual: dict[str, Tensor] = {}
+        """Mean gates of each block over ``sample`` test images, (C,); empty where those are not at hand."""
+        self.sample = 0
+        self.missing: str | None = None
+        """Why there are no test images, if so."""
+        try:
+            self.examples = self._meet(load_run_data(folder, load))
+        except UserError as error:
+            self.missing, self.examples = str(error), photographs()
+
+    def _meet(self, data: ImageData) -> list[Picture]:
+        """Look at a sample of the test images, for the mean gates and for examples."""
+        count = min(_SAMPLE, data.test_size)
+        streamed = isinstance(data, StreamedImages)  # of which the first ones are to be had soon
+        indices = list(range(count)) if streamed else [place * data.test_size // count for place in range(count)]
+        tested = self._gather(self._batches(data, indices))
+        self.sample = count
+        self.usual = {block.name: block.mean.float() for block in tested.blocks}
+        chosen = choose_images(tested, min(_RIGHT, count), min(_WRONG, count))
+        places = sorted(chosen)
+        images = dict(zip(places, data.test_examples([indices[place] for place in places]), strict=True))
+        pictures = []
+        for place in chosen:
+            index, (image, truth), said = indices[place], images[place], int(tested.predicted[place])
+            taken_for = self.classes[said] if said != truth else None
+            read = functools.partial(data.test_image, index)
+            pictures.append(Picture(read, f"Test image {index}", truth, taken_for, self.classes, thumbnail(image)))
+        return pictures
+
+    def _batches(self, data: ImageData, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        console = Console(stderr=True)
+        examples = track(
+            data.test_examples(indices),
+            f"looking at {len(indices)} test images",
+            len(indices),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        while some := list(islice(examples, _BATCH)):
+            tensors = [photo("", image, label, self.trained).tensor for image, label in some]
+            yield torch.stack(tensors), torch.tensor([label for _, label in some])
+
+    @torch.no_grad()
+    def _gather(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Gathered:
+        if self.blocks:
+            return gather(self.model, batches, len(self.classes))
+        pairs = [(self.model(images.to(self._device)).float().cpu(), labels) for images, labels in batches]
+        return Gathered(*(torch.cat(part) for part in zip(*pairs, strict=True)), [])
+
+    def unheld(self, block: str) -> str:
+        """A sentence for visitors where the gates of a block cannot be held; nothing where they can."""
+        gate = self._gates[block]
+        if can_hold(gate):
+            return ""
+        return f"The gates of {block} (view {gate.view}) rescale whole feature maps by themselves, and cannot be held."
+
+    def photo(self, picture: Picture) -> Photo:
+        """An image as this network gets it; its truth counts if the network has the same classes."""
+        image = convert_image(picture.read(), in_chans=self.trained["input_size"][0])
+        return photo(picture.name, image, picture.truth if picture.classes == self.classes else None, self.trained)
+
+    def ask(self, shown: Photo, force: Force | None = None) -> Answer:
+        """What it says of an image, and its gates for it; raises UserError where it says nothing finite."""
+        batch = shown.tensor[None].to(self._device)
+        with self._held(force), torch.no_grad():
+            output, views = look(self.model, batch) if self.blocks else (self.model(batch), [])
+        probabilities = output[0].float().softmax(0).cpu()
+        if not probabilities.isfinite().all():
+            raise UserError("the network answers with NaN: its training has diverged, or its weights are damaged")
+        return Answer(probabilities, views)
+
+    def attribute(self, shown: Photo, target: int, block: str | None, force: Force | None = None) -> Tensor:
+        """What speaks for a class: Grad-CAM at a block or, without one, integrated gradients on the input, (h, w)."""
+        batch = shown.tensor[None].to(self._device)
+        with self._held(force):
+            if block is None:
+                return integrated_gradients(self.model, batch, [target])[0]
+            return grad_cam(self.model, batch, [target], block)[0]
+
+    def _held(self, force: Force | None) -> AbstractContextManager:
+        if force is None:
+            return nullcontext()
+        if force.to == "mean" and force.block not in self.usual:
+            raise UserError(f"the mean of the gates is not known without test images: {self.missing}")
+        fixed = {"closed": 0.0, "open": self._gates[force.block].gain}
+        gates = fixed[force.to] if force.to in fixed else self.usual[force.block]
+        return forced_gates(self.model, force.block, gates)
+
+
+class Networks:
+    """The networks of runs, by name; loaded when they are first asked for, and the last few kept.
+
+    Args:
+        runs: folders.
+    """
+
+    def __init__(self, runs: Sequence[RunFolder]):
+        names = [Path(os.path.abspath(run.path)).name for run in runs]  # also of `.`; a link keeps its name
+        self._folders = {
+            name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs, strict=True)
+        }
+        self._load = functools.lru_cache(maxsize=_KEPT)(self._loaded)
+        self._data = functools.lru_cache(maxsize=_KEPT)(load_data)
+
+    @property
+    def names(self) -> list[str]:
+        """In the order in which they were given."""
+        return list(self._folders)
+
+    def __getitem__(self, name: str) -> Network:
+        if name not in self._folders:
+            raise UserError(f"no run is called '{name}'; there are {', '.join(self._folders)}")
+        return self._load(name)
+
+    def _loaded(self, name: str) -> Network:
+        return Network(self._folders[name], self._data)
+
+
+def _device(wanted: str) -> torch.device:
+    """Accelerate would decide once for all networks of the process."""
+    if wanted == "cpu" or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator()
+
+
+def _gates(model: nn.Module) -> dict[str, nn.Module]:
+    try:
+        return find_gates(model)
+    except UserError:
+        return {}  # a plain network, to hold the others against

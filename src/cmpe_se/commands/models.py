@@ -1,0 +1,76 @@
+"""The ``models`` command: our networks, plain and with attention side by side, and what the attention costs."""
+
+import json
+from typing import Any
+
+import timm
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cmpe_se.errors import UserError
+from cmpe_se.layers.views import VIEWS
+from cmpe_se.networks.registry import PLAIN_NETWORKS, PREFIXES
+from cmpe_se.utils.cost import count_multiply_adds, count_parameters
+
+
+def models(
+    *, view: str = "folded_3x3", num_classes: int = 10, image_size: int = 32, as_json: bool = False
+) -> list[dict]:
+    """List our networks with parameters and multiply-adds: plain, SE, and a competitive view.
+
+    Args:
+        view: the view of the last columns.
+        num_classes: classes that the networks tell apart.
+        image_size: side of the images in pixels.
+        as_json: print JSON instead of a table.
+
+    Returns:
+        A record for each name: ``name``, ``view``, ``params``, ``macs`` (multiply-adds for one image).
+    """
+    if view not in VIEWS:
+        raise UserError(f"unknown view '{view}'; choose one of {', '.join(VIEWS)}")
+    if image_size < 1 or num_classes < 1:
+        raise UserError(f"image_size {image_size} and num_classes {num_classes} should be at least 1")
+    views = {prefix: view if prefix == "cmpe_se_" else own for prefix, own in PREFIXES.items()}
+    records = [
+        _measure(prefix + base, view_of_prefix, num_classes, image_size)
+        for base in PLAIN_NETWORKS
+        for prefix, view_of_prefix in views.items()
+    ]
+    if as_json:
+        print(json.dumps(records, indent=2))
+    else:
+        Console().print(_table(records, view, image_size))
+    return records
+
+
+def _measure(name: str, view: str | None, num_classes: int, image_size: int) -> dict[str, Any]:
+    model = timm.create_model(name, view=view, num_classes=num_classes, device="meta")
+    macs = count_multiply_adds(model, (3, image_size, image_size))
+    return {"name": name, "view": view, "params": count_parameters(model), "macs": macs}
+
+
+def _table(records: list[dict[str, Any]], view: str, image_size: int) -> Table:
+    by_name = {record["name"]: record for record in records}
+    table = Table(
+        title="Parameters, and multiply-adds (M) of one image; se_ and cmpe_se_: what the attention adds",
+        caption=f"{image_size}x{image_size} images; cmpe_se_ with view {view}; every name takes view=",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption_justify="left",
+    )
+    table.add_column("name", no_wrap=True)
+    for column in ("plain", "M", "se_", "M", "cmpe_se_", "M"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for base in PLAIN_NETWORKS:
+        plain = by_name[base]
+        cells = [f"{plain['params']:,}", f"{plain['macs'] / 1e6:,.1f}"]
+        for prefix in ("se_", "cmpe_se_"):
+            record = by_name[prefix + base]
+            params, macs = record["params"] - plain["params"], record["macs"] - plain["macs"]
+            cells += [f"+{params:,}", f"+{macs / 1e6:,.2f}"]
+        table.add_row(base, *cells)
+    return table

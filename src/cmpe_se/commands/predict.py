@@ -1,0 +1,92 @@
+"""The ``predict`` command: what a trained network says of images."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from cmpe_se.data import read_image
+from cmpe_se.data.preprocessing import preprocessing
+from cmpe_se.data.reading import image_files
+from cmpe_se.errors import UserError
+from cmpe_se.runtimes.exported import is_exported, load_exported
+from cmpe_se.training.run_folder import RunFolder
+
+_SHOWN = 3  # classes a line of the table
+
+
+def predict(
+    run: str, images: str | Sequence[str], *, top: int = 5, batch_size: int = 64, as_json: bool = False
+) -> list[dict[str, Any]]:
+    """Say what a finished run's network sees in images.
+
+    Args:
+        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml, or .pt2, which can hold code: take
+            none from strangers).
+        images: image files and folders of them.
+        top: classes to report for each image.
+        batch_size: images that go through the network at a time.
+        as_json: print a line of JSON for each image instead of a table.
+
+    Returns:
+        For each image ``image`` (its path) and ``classes``: ``class`` and ``probability``, most likely first.
+
+    Raises:
+        UserError: no finished run, no exported file of one, no images, or a file that is no image.
+    """
+    if top < 1 or batch_size < 1:
+        raise UserError(f"top {top} and batch_size {batch_size} should be at least 1")
+    model, config = _load(run)
+    images = [images] if isinstance(images, (str, Path)) else images
+    paths = [path for image in images for path in image_files(Path(image))]
+    if not paths:
+        raise UserError("no images given; name image files, or folders of them")
+    transform = preprocessing(config)
+    console = Console()
+    predictions = []
+    for start in range(0, len(paths), batch_size):
+        some = paths[start : start + batch_size]
+        batch = torch.stack([transform(read_image(path, in_chans=config["input_size"][0])) for path in some])
+        with torch.inference_mode():
+            probabilities = model(batch).softmax(1)  # (B, classes)
+        records = [
+            _record(path, row, config["label_names"], top) for path, row in zip(some, probabilities, strict=True)
+        ]
+        if as_json:
+            for record in records:
+                print(json.dumps(record), flush=True)
+        predictions += records
+    if not as_json:
+        console.print(_table(predictions))
+    return predictions
+
+
+def _load(run: str) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+    """Images (N, C, H, W) to logits (N, classes), and what ``RunFolder.model_config`` says."""
+    if is_exported(run):
+        exported = load_exported(run)
+        return exported, exported.config
+    folder = RunFolder.open(run)
+    return folder.load_model(), folder.model_config()
+
+
+def _record(path: Path, probabilities: Tensor, classes: Sequence[str], top: int) -> dict[str, Any]:
+    values, indices = probabilities.topk(min(top, len(classes)))
+    ranked = zip(indices.tolist(), values.tolist(), strict=True)
+    return {"image": str(path), "classes": [{"class": classes[i], "probability": round(p, 6)} for i, p in ranked]}
+
+
+def _table(predictions: list[dict[str, Any]]) -> Table:
+    table = Table()
+    table.add_column("image", overflow="fold")
+    for rank in range(min(_SHOWN, len(predictions[0]["classes"]))):
+        table.add_column("most likely" if rank == 0 else "or")
+    for prediction in predictions:
+        cells = [f"{entry['class']} {100 * entry['probability']:.1f} %" for entry in prediction["classes"][:_SHOWN]]
+        table.add_row(prediction["image"], *cells)
+    return table

@@ -1,0 +1,115 @@
+"""The ``push`` command: a finished run's network to a folder or to the Hugging Face hub, in timm's format."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cmpe_se.errors import UserError
+from cmpe_se.training.pretrained import HUB
+from cmpe_se.training.run_folder import RunFolder, write_text
+from cmpe_se.utils.text import gate_words
+
+_FILES = ("config.json", "model.safetensors")
+
+_CARD = """---
+tags:
+- image-classification
+- timm
+- cmpe-se
+library_name: timm
+pipeline_tag: image-classification
+---
+# {title}
+
+{model}{view}, trained on {data} with cmpe-se, competitive squeeze-and-excitation
+([arXiv 1807.08920](https://arxiv.org/abs/1807.08920)).
+
+| | |
+|---|---|
+| top-1 | {test_top1:.2f} % |
+| top-5 | {test_top5:.2f} % |
+| test loss | {test_loss:.4f} |
+| test images | {test_images:,} |
+| parameters | {params:,} |
+| multiply-adds | {macs:,} |
+| epochs | {epochs} |
+| seed | {seed} |
+| commit | {commit} |
+| versions | {versions} |
+
+```python
+import timm
+
+import cmpe_se  # timm learns the network's name
+
+model = timm.create_model("{address}", pretrained=True)
+```
+"""
+
+
+def push(run: str, destination: str, *, private: bool = False) -> str:
+    """Share a finished run's network: config.json, model.safetensors and a card with the run's figures.
+
+    It loads with ``timm.create_model("local-dir:FOLDER", pretrained=True)`` or ``timm.create_model("hf-hub:NAME",
+    pretrained=True)`` after ``import cmpe_se``.
+
+    Args:
+        run: run folder.
+        destination: a folder that does not exist or is empty, or hf-hub:USER/NAME (after `hf auth login`).
+        private: make a new repository of the hub private.
+
+    Returns:
+        What to load it by.
+
+    Raises:
+        UserError: no finished run, a folder with something in it, a hub that cannot be reached.
+    """
+    folder = RunFolder.open(run)
+    figures = folder.read_result()
+    if missing := [name for name in _FILES if not (folder.model / name).is_file()]:
+        raise UserError(
+            f"{folder.model} lacks {', '.join(missing)}; `cmpe-se train --resume {folder.path}` writes them"
+        )
+    if destination.startswith(HUB):
+        address = destination
+        with tempfile.TemporaryDirectory() as temporary:
+            _write(folder, Path(temporary), figures, address)
+            _upload(Path(temporary), destination.removeprefix(HUB), private)
+    else:
+        address = f"local-dir:{destination}"
+        target = Path(destination).expanduser()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{destination} is not an empty folder; name a new one")
+        _write(folder, target, figures, address)
+    print(address)
+    return address
+
+
+def _write(run: RunFolder, target: Path, figures: dict[str, Any], address: str) -> None:
+    words = gate_words(run.read_config().gate_settings)
+    view = f" (view {figures['view']}{words})" if figures["view"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
+    shown = figures | {"view": view, "versions": versions}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            shutil.copyfile(run.model / name, target / name)
+    except OSError as error:
+        raise UserError(f"cannot write to {target}: {error.strerror or error}") from None
+    title = f"{figures['model']} on {figures['data']}"
+    write_text(target / "README.md", _CARD.format(title=title, address=address, **shown))
+
+
+def _upload(folder: Path, repository: str, private: bool) -> None:
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi(library_name="cmpe-se")
+        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        api.upload_folder(folder_path=folder, repo_id=name, commit_message="Network and figures of a run")
+    except Exception as error:  # the hub's client raises many kinds, from names that cannot be to closed networks
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"cannot push to {repository} ({reason}); log in with `hf auth login`, or push to a folder"
+        ) from None

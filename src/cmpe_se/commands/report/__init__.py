@@ -1,0 +1,5 @@
+"""The ``report`` command: a finished run on one page, and the competition inside its network in pictures."""
+
+from cmpe_se.commands.report.report import report
+
+__all__ = ["report"]

@@ -1,0 +1,59 @@
+"""The report as one HTML file that needs nothing else: no network, no scripts, every picture inside."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+from cmpe_se.exhibits.exhibit import Exhibit
+from cmpe_se.training.run_folder import write_text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A small table on the page; ``note`` stands below it."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Args:
+        name: of its anchor.
+        heading: of the part.
+        text: before its figures.
+        exhibits: its figures.
+        table: behind them, or None.
+    """
+
+    name: str
+    heading: str
+    text: str = ""
+    exhibits: Sequence[Exhibit] = field(default_factory=tuple)
+    table: Table | None = None
+
+
+def write_page(path: Path, title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> None:
+    """Write the page; the exhibits' files have to be beside it already.
+
+    Args:
+        path: of the HTML file.
+        title: of the page.
+        facts: names and values, first on the page.
+        sections: parts, in order.
+    """
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["embedded"] = lambda name: _embedded(path.parent / name)
+    template = environment.from_string((files("cmpe_se.commands.report") / "page.html.j2").read_text(encoding="utf-8"))
+    write_text(path, template.render(title=title, facts=facts, sections=sections))
+
+
+def _embedded(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

@@ -1,0 +1,252 @@
+"""The ``report`` command: statistics are computed, figures drawn from them, and a page written around those."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from cmpe_se.commands.report.facts import facts_of
+from cmpe_se.commands.report.page import Section, Table, write_page
+from cmpe_se.data import ImageData
+from cmpe_se.data.reading import image_files
+from cmpe_se.errors import UserError
+from cmpe_se.exhibits import depth as depth_exhibits
+from cmpe_se.exhibits import photos as photo_exhibits
+from cmpe_se.exhibits.choosing import (
+    Photo,
+    choose_blocks,
+    choose_images,
+    confused_pairs,
+    named_blocks,
+    photo,
+    photo_of_file,
+)
+from cmpe_se.exhibits.exhibit import Exhibit, write_csv
+from cmpe_se.inspecting import gated_blocks, look
+from cmpe_se.inspecting.attribution import attribute
+from cmpe_se.inspecting.gathering import Gathered, gather
+from cmpe_se.inspecting.statistics import BlockStatistics
+from cmpe_se.layers.views import TABLE
+from cmpe_se.training.run_data import load_run_data
+from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.utils.packages import require
+
+_MOST_IMAGES = 12  # that a page shows
+_RIGHT, _WRONG = 2, 2  # test images that are shown by themselves
+_PAIRS, _PAIR_IMAGES = 5, 7  # confused pairs, and images of each
+_CHANNELS = 12  # numbers of channels in a cell of the table
+
+
+def report(
+    run: str,
+    *,
+    images: str | Sequence[str] | None = None,
+    blocks: str | None = None,
+    output: str | None = None,
+    batch_size: int = 256,
+) -> dict[str, Any]:
+    """Show a finished run and the competition inside its network: one HTML page, plots as PNG and CSV.
+
+    The page has the run's figures, the paper's figure for some images, the gates and the competition over depth and by
+    class, what speaks for the network's answers, and what it confuses. It needs nothing from the internet.
+
+    Args:
+        run: run folder of a network with competition.
+        images: image files and folders of them to show the inside for; test images of different classes, two that are
+            recognised and two that are not, if left out.
+        blocks: names of the blocks to show it at, with commas between; of each stage the one whose gates vary most if
+            left out.
+        output: folder for the files; RUN/report if left out.
+        batch_size: images that go through the network at a time.
+
+    Returns:
+        ``page`` (path of the HTML file), ``test_top1`` (percent), ``blocks`` (those shown), ``images`` (those shown),
+        and ``seen``: a sentence for each figure, by its file's name, and one called ``gates`` where they are
+        the same for every image.
+
+    Raises:
+        UserError: no finished run, no competition in its network, its data set gone, unknown blocks, a file that is no
+            image, or a missing package.
+    """
+    require(("captum", "jinja2"), "cmpe-se report", extra="report")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}, should be at least 1")
+    folder = RunFolder.open(run)
+    result, config = folder.read_result(), folder.read_config()
+    model, trained = folder.load_model(), folder.model_config()
+    known = _known_blocks(model, folder)
+    shown_blocks = named_blocks(blocks, known) if blocks is not None else None
+    photos = [photo_of_file(path, trained) for path in _paths(images)]
+    target = Path(output).expanduser() if output else folder.path / "report"
+    _make(target)
+
+    console = Console(stderr=True)
+    with console.status("loading test images"):
+        data = load_run_data(folder)
+    model.to(Accelerator(cpu=config.device == "cpu").device)
+    steps = -(-data.test_size // batch_size)
+    batches = data.test_batches(batch_size=batch_size)
+    shown = track(batches, "testing", steps, console=console, transient=True, disable=not console.is_terminal)
+    tested = gather(model, shown, len(data.classes))
+
+    shown_blocks = shown_blocks or choose_blocks(tested.blocks)
+    if not photos:
+        photos = _test_photos(data, tested, choose_images(tested, _RIGHT, _WRONG), trained)
+    with console.status("looking into the network"):
+        inside, attributions = _single_images(model, photos, tested, shown_blocks, data.classes)
+    still = depth_exhibits.standstill(tested.blocks)
+    with console.status("drawing"):
+        sections = [
+            Section("run", "The run", exhibits=[photo_exhibits.curves(folder.read_metrics())]),
+            Section("inside", "Inside the network, image by image", _inside_text(tested.blocks), inside),
+            _gates(tested, data, still),
+            _competition(tested.blocks, still),
+            Section("attribution", "What speaks for the answers", exhibits=[attributions]),
+            _mistakes(data, tested, trained),
+        ]
+    exhibits = [exhibit for section in sections for exhibit in section.exhibits]
+    page, top1 = target / "report.html", 100 * (tested.predicted == tested.labels).double().mean().item()
+    try:
+        for exhibit in track(exhibits, "saving", console=console, transient=True, disable=not console.is_terminal):
+            exhibit.save(target)
+        write_csv(target / "channels.csv", depth_exhibits.CHANNEL_COLUMNS, depth_exhibits.channel_rows(tested.blocks))
+        write_page(page, f"{result['model']} on {data.name}: the competition", facts_of(folder, top1), sections)
+    except OSError as error:
+        raise UserError(f"cannot write to {target}: {error.strerror or error}") from None
+    seen = {exhibit.name: exhibit.title for exhibit in exhibits} | ({"gates": still} if still else {})
+    _print(page, seen)
+    return {
+        "page": str(page),
+        "test_top1": top1,
+        "blocks": shown_blocks,
+        "images": [shown.name for shown in photos],
+        "seen": seen,
+    }
+
+
+def _inside_text(blocks: Sequence[BlockStatistics]) -> str:
+    pictured = all(TABLE[block.view].form == "picture" for block in blocks)
+    shown, end = ("picture of", " that were read off it") if pictured else ("squeezes of", "")
+    return (
+        f"As in the paper's figure: at a block of each stage the {shown} residual and identity"
+        f"{' squeezes' if pictured else ''}, the same after gating, and the gates{end}."
+    )
+
+
+def _known_blocks(model: nn.Module, folder: RunFolder) -> list[str]:
+    try:
+        return gated_blocks(model)
+    except UserError as error:
+        raise UserError(f"{folder.path}: {error}") from None
+
+
+def _paths(images: str | Sequence[str] | None) -> list[Path]:
+    if images is None:
+        return []
+    given = [images] if isinstance(images, (str, Path)) else images
+    paths = [path for image in given for path in image_files(Path(image))]
+    if not 1 <= len(paths) <= _MOST_IMAGES:
+        raise UserError(f"a report shows 1 to {_MOST_IMAGES} images, not {len(paths)}; name fewer files")
+    return paths
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}; name another --output") from None
+
+
+def _test_photos(data: ImageData, tested: Gathered, indices: Iterable[int], trained: dict[str, Any]) -> list[Photo]:
+    labels = tested.labels.tolist()
+    return [photo(f"Test image {index}", data.test_image(index), labels[index], trained) for index in indices]
+
+
+def _single_images(
+    model: nn.Module, photos: Sequence[Photo], tested: Gathered, blocks: Sequence[str], classes: Sequence[str]
+) -> tuple[list[Exhibit], Exhibit]:
+    """The paper's figure for each image, and the attributions: for the answer and, where that is wrong, the truth."""
+    device = next(model.parameters()).device
+    batch = torch.stack([photo.tensor for photo in photos]).to(device)
+    output, views = look(model, batch)
+    probabilities = output.float().softmax(1).cpu()
+    said = [photo_exhibits.answer(*pair, classes) for pair in zip(photos, probabilities, strict=True)]
+    chosen = [view for view in views if view.name in blocks]
+    statistics = {block.name: block for block in tested.blocks}
+    inside = [
+        photo_exhibits.inside(number + 1, shown, said[number], chosen, number, statistics)
+        for number, shown in enumerate(photos)
+    ]
+    asked = []
+    for index, (shown, row) in enumerate(zip(photos, probabilities, strict=True)):
+        best = int(row.argmax())
+        asked.append((index, best))
+        if shown.label not in (None, best):
+            asked.append((index, shown.label))
+    indices, targets = zip(*asked, strict=True)
+    maps = attribute(model, batch[list(indices)], targets, blocks)
+    pairs = list(zip(indices, maps, strict=True))
+    return inside, photo_exhibits.attributions(photos, said, pairs, classes)
+
+
+def _gates(tested: Gathered, data: ImageData, still: str | None) -> Section:
+    """Gates over depth and by class; of gates that stand ``still`` only what there is to see."""
+    blocks, exhibits = tested.blocks, []
+    if any(block.moved for block in blocks):
+        exhibits.append(depth_exhibits.gates_over_depth(blocks))
+    if not still:
+        exhibits.append(depth_exhibits.class_differences(blocks, data.classes))
+        exhibits.append(depth_exhibits.telling_channels(blocks, data.classes))
+    text = f"Over {len(tested.labels):,} test images."
+    if any(TABLE[block.view].by_position for block in blocks):
+        text += " A gate that differs from position to position is shown by its mean over them."
+    heading = "Gates over depth" if still else "Gates over depth, and by class"
+    return Section("gates", heading, f"{text} {still}" if still else text, exhibits)
+
+
+def _competition(blocks: Sequence[BlockStatistics], still: str | None) -> Section:
+    shares = depth_exhibits.shares_over_depth(blocks)
+    exhibits, heading = [shares] if shares else [], "Residual against identity"
+    if still and not any(bool(block.closed.any() or block.open.any()) for block in blocks):
+        return Section("competition", heading, "No gate closes its channel, and none is saturated.", exhibits)
+    exhibits.append(depth_exhibits.closing_over_depth(blocks))
+    constant = all(block.constant for block in blocks)
+    columns = {"closed": "always closed", "open": "always open"} | ({} if constant else {"dead": "dead"})
+    rows = []
+    for block in blocks:
+        kinds = block.kinds
+        rows.append([block.name, str(block.channels), *(_listed(kinds[kind]) for kind in columns)])
+    note = depth_exhibits.definitions(constant=constant) + " All channels: channels.csv."
+    return Section("competition", heading, "", exhibits, Table(["block", "channels", *columns.values()], rows, note))
+
+
+def _listed(channels: Sequence[int]) -> str:
+    if not channels:
+        return "none"
+    more = f" and {len(channels) - _CHANNELS} more" if len(channels) > _CHANNELS else ""
+    return f"{len(channels)}: {', '.join(map(str, channels[:_CHANNELS]))}{more}"
+
+
+def _mistakes(data: ImageData, tested: Gathered, trained: dict[str, Any]) -> Section:
+    counts = multiclass_confusion_matrix(tested.logits, tested.labels, num_classes=len(data.classes))
+    exhibits = [photo_exhibits.confusion(counts, data.classes)]
+    confused = confused_pairs(tested)
+    text = "No test image is mistaken."
+    if confused:
+        shown = [_test_photos(data, tested, pair.images[:_PAIR_IMAGES], trained) for pair in confused[:_PAIRS]]
+        exhibits.append(photo_exhibits.pairs(confused, shown, data.classes))
+        text = f"{sum(len(pair.images) for pair in confused):,} of {len(tested.labels):,} test images are mistaken."
+    return Section("mistakes", "What it confuses", text, exhibits)
+
+
+def _print(page: Path, seen: dict[str, str]) -> None:
+    console = Console()
+    for sentence in seen.values():
+        console.print(f"- {sentence}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{page}", highlight=False, markup=False, soft_wrap=True)

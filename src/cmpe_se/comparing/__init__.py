@@ -1,5 +1,0 @@
-"""The ``compare`` command: networks under one recipe, paired by seed, from a question to a table."""
-
-from cmpe_se.comparing.compare import compare
-
-__all__ = ["compare"]

@@ -1,0 +1,1 @@
+"""Plots of the competition inside a network, each with its sentence and the numbers behind it."""

@@ -1,0 +1,217 @@
+"""Exhibits of single images: a network's inside for them, what speaks for its answers, and what it confuses."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmpe_se.exhibits.choosing import ConfusedPair, Photo
+from cmpe_se.exhibits.drawing import draw_attributions, draw_inside, draw_pairs
+from cmpe_se.exhibits.drawing.depth import short_name, titled
+from cmpe_se.exhibits.drawing.photos import Depth, Explained
+from cmpe_se.exhibits.exhibit import Exhibit
+from cmpe_se.inspecting import BlockView
+from cmpe_se.inspecting.attribution import Attribution
+from cmpe_se.inspecting.statistics import CLOSED, BlockStatistics
+from cmpe_se.layers.views import TABLE
+from cmpe_se.utils.plots import draw_confusion, draw_curves
+
+
+def answer(photo: Photo, probabilities: Tensor, classes: Sequence[str]) -> str:
+    """What the network says of an image, and whether that is so."""
+    best = int(probabilities.argmax())
+    said = f"{classes[best]} ({100 * probabilities[best].item():.0f} %)"
+    if photo.label is None or photo.label == best:
+        return said if photo.label is None else f"{said}, right"
+    return f"{said}, but it is {classes[photo.label]}"
+
+
+def inside(
+    number: int,
+    photo: Photo,
+    said: str,
+    views: Sequence[BlockView],
+    index: int,
+    statistics: dict[str, BlockStatistics],
+) -> Exhibit:
+    """The paper's figure for one image.
+
+    Args:
+        number: of the figure, from 1.
+        photo: the image.
+        said: :func:`answer` for it.
+        views: the blocks to show, for a batch of images.
+        index: of the image in that batch.
+        statistics: of each block by its name.
+    """
+    depths, rows, shut = [], [], []
+    for view in views:
+        gate, usual = view.gate[index].cpu(), statistics[view.name].mean
+        depths.append(depth_of(view, index, usual))
+        shut.append(int((gate < depths[-1].closed).sum()))
+        numbers = (view.residual_squeeze[index], view.identity_squeeze[index], gate, usual)
+        rows += [
+            [view.name, channel, *row]
+            for channel, row in enumerate(zip(*(vector.tolist() for vector in numbers), strict=True))
+        ]
+    most = int(np.argmax([count / len(depth.gate) for count, depth in zip(shut, depths, strict=True)]))
+    if shut[most]:
+        seen = f"{depths[most].name} closes {shut[most]} of {len(depths[most].gate)} channels"
+    else:
+        seen = "no channel is closed at these depths"
+    title = f"{photo.name[-48:]}: {said}; {seen}"
+    pictured = views[0].picture is not None
+    drawn = "picture" if pictured else "squeezes"
+    shows, special = _reading(views[0].view)
+    return Exhibit(
+        f"inside-{number}",
+        title,
+        f"Rows r are the residual's squeezes, rows i the identity's{shows}; purple above zero, orange below. After "
+        f"gating, the residual's rows are multiplied by the gates below. {special}",
+        draw_inside(title, photo.pixels, said.replace(", but", ",\nbut"), depths, drawn),
+        ["block", "channel", "residual_squeeze", "identity_squeeze", "gate", "mean_gate_of_test"],
+        rows,
+    )
+
+
+def _reading(view: str) -> tuple[str, str]:
+    """How a gate came from the squeezes above it, and how its points stand to the line through them."""
+    kind = TABLE[view]
+    if kind.form == "constant":
+        return ", which this gate does not look at", "Gates are sorted; they are the same for every image."
+    shows = {"picture": "", "maps": ", of which this gate computes its own, from whole feature maps"}
+    if kind.form == "squeezes":
+        read = f"the {kind.reads[0]}'s are" if len(kind.reads) == 1 else "both are"
+        shows["squeezes"] = f"; {read} read without a picture"
+    special = (
+        "Gates are sorted by their mean over the test images (black line); points above it are more open for this "
+        "image than usual."
+    )
+    return shows[kind.form], special
+
+
+def depth_of(view: BlockView, index: int, usual: Tensor | None) -> Depth:
+    """One block of the figure, for an image of the batch; ``usual`` (C,) is the mean gate over the test images."""
+    gate, closed = view.gate[index].cpu().numpy(), CLOSED * view.gain
+    mean = None if usual is None else usual.numpy()
+    return Depth(view.name, *shown_pictures(view, index), gate, mean, view.neutral, view.gain, closed)
+
+
+def shown_pictures(view: BlockView, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Picture before and after gating as a figure shows them: pairs lie, and squeezes stand for what has no picture."""
+    if view.picture is None:
+        residual, identity = view.residual_squeeze[index], view.identity_squeeze[index]
+        pictures = [torch.stack((r, identity)) for r in (residual, view.gate[index] * residual)]
+    else:
+        pictures = [picture[index, 0] for picture in (view.picture, view.attentional_picture)]
+        if view.view != "folded_3x3":
+            pictures = [picture.T for picture in pictures]
+    return tuple(picture.cpu().numpy() for picture in pictures)
+
+
+def attributions(
+    photos: Sequence[Photo], said: Sequence[str], explained: Sequence[tuple[int, Attribution]], classes: Sequence[str]
+) -> Exhibit:
+    """What speaks for and against classes.
+
+    Args:
+        photos: images.
+        said: :func:`answer` for each.
+        explained: indices of photos, with an attribution each.
+        classes: names.
+    """
+    rows, table = [], []
+    names = list(explained[0][1].blocks)
+    for index, attribution in explained:
+        photo, target = photos[index], classes[attribution.target]
+        maps = {"input": attribution.pixels, **attribution.blocks}
+        heats = [heat.numpy() for heat in maps.values()]
+        rows.append(Explained(photo.pixels, f"{target}\n{_role(photo, attribution.target, said[index])}", heats))
+        for place, heat in maps.items():
+            for y, line in enumerate(heat.tolist()):
+                table += [[photo.name, target, place, y, x, value] for x, value in enumerate(line)]
+    wrong = sum(map(_mistaken, said))
+    title = f"What speaks for (purple) and against (orange) a class in {len(photos)} images"
+    if wrong:
+        title += f"; for {wrong} mistaken ones, both for the answer and for the truth"
+    return Exhibit(
+        "attributions",
+        title,
+        "Integrated gradients on the input, and Grad-CAM at the outputs of blocks from the input on (captum). Each map "
+        "has its own scale.",
+        draw_attributions(title, ["integrated gradients", *(f"Grad-CAM {short_name(name)}" for name in names)], rows),
+        ["image", "class", "at", "row", "column", "attribution"],
+        table,
+    )
+
+
+def _role(photo: Photo, target: int, said: str) -> str:
+    if photo.label == target:
+        return "the truth" if _mistaken(said) else "the answer, right"
+    return "the answer" if photo.label is None else "the answer, wrong"
+
+
+def _mistaken(said: str) -> bool:
+    return ", but it is " in said
+
+
+def curves(history: Sequence[dict]) -> Exhibit:
+    """Training curves."""
+    tested = [record for record in history if record.get("test_top1") is not None]
+    title = epochs = f"{len(history)} epoch{'s' if len(history) != 1 else ''}"
+    if tested:
+        best = max(tested, key=lambda record: record["test_top1"])
+        title = f"Test accuracy ends at {tested[-1]['test_top1']:.2f} % after {epochs}"
+        if best["test_top1"] > tested[-1]["test_top1"]:
+            title += f", and was highest at epoch {best['epoch']} ({best['test_top1']:.2f} %)"
+    columns = list(dict.fromkeys(key for record in history for key in record))
+    return Exhibit(
+        "curves",
+        title,
+        "Loss and accuracy over the epochs. The network of the last epoch is the one that is shown here.",
+        titled(draw_curves(history, ""), title),
+        columns,
+        [[record.get(column) for column in columns] for record in history],
+    )
+
+
+def confusion(counts: Tensor, classes: Sequence[str]) -> Exhibit:
+    """Confusion matrix of counts (true, predicted)."""
+    accuracy = counts.diagonal() / counts.sum(1).clamp(min=1)
+    seen = torch.where(counts.sum(1) > 0, accuracy, torch.nan)
+    best, worst = (int(torch.nan_to_num(seen, nan=fill).mul(sign).argmax()) for fill, sign in ((-1, 1), (2, -1)))
+    title = (
+        f"Hardest class: '{classes[worst]}' ({100 * accuracy[worst].item():.1f} % right); easiest: '{classes[best]}' "
+        f"({100 * accuracy[best].item():.1f} %)"
+    )
+    return Exhibit(
+        "confusion",
+        title,
+        "A row for each true class, in percent of it; the diagonal is right.",
+        titled(draw_confusion(counts, classes), title),
+        ["true \\ predicted", *classes],
+        [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)],
+    )
+
+
+def pairs(confused: Sequence[ConfusedPair], shown: Sequence[Sequence[Photo]], classes: Sequence[str]) -> Exhibit:
+    """The most confused pairs, with some of their images; ``shown`` are those of the first pairs."""
+    names = [f"{classes[pair.true]} taken for {classes[pair.predicted]}" for pair in confused]
+    title = f"Most frequent mistake: {names[0]} ({_times(len(confused[0].images))})"
+    captions = [f"{name}\n{_times(len(pair.images))}" for name, pair, _ in zip(names, confused, shown, strict=False)]
+    return Exhibit(
+        "confused-pairs",
+        title,
+        "The pairs of classes that are confused most, with the images of which the network was surest.",
+        draw_pairs(title, captions, [[photo.pixels for photo in photos] for photos in shown]),
+        ["true", "predicted", "images", "surest_test_images"],
+        [
+            [classes[pair.true], classes[pair.predicted], len(pair.images), " ".join(map(str, pair.images[:20]))]
+            for pair in confused
+        ],
+    )
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

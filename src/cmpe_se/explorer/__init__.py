@@ -1,5 +1,0 @@
-"""The ``explore`` command: a page on this machine to play with finished runs and single images."""
-
-from cmpe_se.explorer.explore import explore
-
-__all__ = ["explore"]

@@ -1,0 +1,133 @@
+"""What the gates of a network do over many images: sums that grow batch by batch, and what follows from them."""
+
+import torch
+from torch import Tensor
+
+from cmpe_se.inspecting import BlockView
+from cmpe_se.layers.views import TABLE
+
+CLOSED, OPEN = 0.05, 0.95
+"""A gate below the first part of its largest value closes its channel; above the second it is saturated."""
+ALWAYS = 0.99
+"""Part of the images for which a channel has to be closed, or open, to count as always so."""
+DEAD = 0.005
+"""A channel whose gate has a smaller deviation over the images, as a part of the largest value, takes no notice."""
+MOVED = 0.01
+"""A gate whose mean is closer to where it began, as a part of the largest value, has not moved."""
+_BINS = 2000  # of the histogram that quantiles are read from
+
+
+class BlockStatistics:
+    """Gates and energies of one block over the images of K classes; C channels.
+
+    Args:
+        view: of the first images, for the block's name and sizes.
+        classes: K.
+    """
+
+    def __init__(self, view: BlockView, classes: int):
+        self.name, self.view, self.gain, self.channels = view.name, view.view, view.gain, view.gate.shape[1]
+        self.neutral, self.constant = view.neutral, TABLE[view.view].form == "constant"
+        self.images = torch.zeros(classes, dtype=torch.float64)  # of each class
+        self._sums = torch.zeros(classes, self.channels, dtype=torch.float64)
+        self._squares, self._closed, self._open = torch.zeros(3, self.channels, dtype=torch.float64)
+        self._histogram = torch.zeros(_BINS, dtype=torch.float64)
+        self._shares: list[Tensor] = []
+        self._share_labels: list[Tensor] = []
+
+    def add(self, view: BlockView, labels: Tensor) -> None:
+        """Count the images of a batch; labels (N,), on the CPU."""
+        gate = view.gate.double().cpu() / self.gain  # (N, C) in (0, 1)
+        self.images.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
+        self._sums.index_add_(0, labels, gate)
+        self._squares += gate.square().sum(0)
+        self._closed += (gate < CLOSED).sum(0)
+        self._open += (gate > OPEN).sum(0)
+        bins = (gate * _BINS).long().clamp(0, _BINS - 1).flatten()
+        self._histogram += torch.bincount(bins, minlength=_BINS)
+        if view.residual_share is not None:
+            self._shares.append(view.residual_share.double().cpu())
+            self._share_labels.append(labels)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean gate of each channel, (C,)."""
+        return self.gain * self._sums.sum(0) / self.images.sum()
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of each channel's gate over the images, (C,)."""
+        return self._variance.sqrt() * self.gain
+
+    @property
+    def _variance(self) -> Tensor:
+        total = self.images.sum()
+        return (self._squares / total - (self._sums.sum(0) / total).square()).clamp(min=0)
+
+    @property
+    def class_means(self) -> Tensor:
+        """Mean gate of each class and channel, (K, C); of a class without images the mean of all."""
+        means = self.gain * self._sums / self.images.clamp(min=1)[:, None]
+        return torch.where(self.images[:, None] > 0, means, self.mean)
+
+    @property
+    def closed(self) -> Tensor:
+        """Part of the images for which each channel is closed, (C,)."""
+        return self._closed / self.images.sum()
+
+    @property
+    def open(self) -> Tensor:
+        """Part of the images for which each channel's gate is saturated, (C,)."""
+        return self._open / self.images.sum()
+
+    @property
+    def varies(self) -> bool:
+        """Whether a gate takes notice of the image."""
+        return not self.constant and bool((self.std >= DEAD * self.gain).any())
+
+    @property
+    def moved(self) -> bool:
+        """Whether a gate is elsewhere than where it began."""
+        return self.varies or bool(((self.mean - self.neutral).abs() >= MOVED * self.gain).any())
+
+    @property
+    def kinds(self) -> dict[str, list[int]]:
+        """Numbers of the channels that are always ``closed``, always ``open``, and ``dead`` (may overlap).
+
+        Gates that are constants by design are not dead: they were never to look at the image.
+        """
+        dead = (self.std < DEAD * self.gain) & (not self.constant)
+        masks = {"closed": self.closed >= ALWAYS, "open": self.open >= ALWAYS, "dead": dead}
+        return {kind: mask.nonzero().flatten().tolist() for kind, mask in masks.items()}
+
+    def quantiles(self, *parts: float) -> list[float]:
+        """Gates below which these parts of all gates lie, over channels and images."""
+        below = self._histogram.cumsum(0) / self._histogram.sum()
+        places = torch.searchsorted(below, torch.tensor(parts, dtype=torch.float64)).clamp(max=_BINS - 1)
+        return (self.gain * (places + 0.5) / _BINS).tolist()
+
+    @property
+    def between(self) -> Tensor:
+        """Variance between the classes' means of each channel's gate, (C,)."""
+        deviations = (self.class_means - self.mean).square()
+        return (self.images[:, None] * deviations).sum(0) / self.images.sum()
+
+    @property
+    def explained(self) -> float:
+        """Part of the gates' variance over images that the class explains, over all channels (eta squared)."""
+        total = self.std.square().sum()
+        return (self.between.sum() / total).item() if total > 1e-12 else 0.0
+
+    @property
+    def residual_shares(self) -> Tensor | None:
+        """Of each image, (N,): see :attr:`cmpe_se.inspecting.BlockView.residual_share`."""
+        return torch.cat(self._shares) if self._shares else None
+
+    @property
+    def class_residual_shares(self) -> list[float | None]:
+        """Mean residual share of each class's images; None of a class without images."""
+        if not self._shares:
+            return [None] * len(self.images)
+        sums = torch.zeros_like(self.images).index_add_(0, torch.cat(self._share_labels), self.residual_shares)
+        pairs = zip(sums.tolist(), self.images.tolist(), strict=True)
+        return [total / count if count else None for total, count in pairs]

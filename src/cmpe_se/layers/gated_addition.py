@@ -1,0 +1,166 @@
+"""The gated addition ``identity + gate * residual``, and gradients of it that spare time and memory.
+
+Plain PyTorch would be right everywhere. These functions are for eager training: the large tensors are what a training
+step spends its time and memory on, so each backward pass here makes and keeps as few of them as the arithmetic allows.
+Under ``torch.compile``, which fuses the plain form itself, and without gradients, the plain form is what runs.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, conv2d
+
+from cmpe_se.layers.hooks import is_recorded, is_watched
+from cmpe_se.layers.precision import autocasts
+
+
+def add_gated(identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
+    """``identity + gate * residual`` in one pass: (N, C, H, W), (N, C), (N, C, H, W) to (N, C, H, W)."""
+    gate = gate.to(residual.dtype)[:, :, None, None]
+    if _plain_is_best() or identity.dtype != residual.dtype:
+        return torch.addcmul(identity, gate, residual)
+    return _AddGated.apply(identity, gate, residual)
+
+
+def add_gated_pointwise(identity: Tensor, gate: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """``identity + gate * conv(x)`` for a pointwise convolution of stride 1; in training ``conv(x)`` is not kept.
+
+    Args:
+        identity: (N, C, H, W).
+        gate: (N, C).
+        conv: see :func:`cmpe_se.layers.attention.is_pointwise`.
+        x: the convolution's input, (N, C_in, H, W).
+    """
+    simple = identity.dtype == x.dtype == conv.weight.dtype and conv.bias is None
+    if _plain_is_best() or is_watched(conv) or not simple or autocasts(x.device.type):
+        return add_gated(identity, gate, conv(x))
+    return _AddGatedPointwise.apply(identity, gate.to(x.dtype), conv.weight, x)
+
+
+def with_squeeze(residual: Tensor) -> tuple[Tensor, Tensor]:
+    """A tensor (N, C, H, W) and its squeeze (N, C), whose gradient is added to the tensor's own in place."""
+    if _plain_is_best() or residual.dtype not in (torch.float32, torch.float64):
+        return residual, squeeze(residual)
+    return _WithSqueeze.apply(residual)
+
+
+def squeeze(x: Tensor) -> Tensor:
+    """Global average of each channel, (N, C, H, W) to (N, C), in float32 or the input's wider dtype."""
+    if _rows_first(x):
+        rows = avg_pool2d(x, (1, x.shape[3]))  # (N, C, H, 1), summed in float32 and rounded as x's own numbers are
+        return rows.mean(dim=(2, 3), dtype=torch.float32)
+    return x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _rows_first(x: Tensor) -> bool:
+    """Where a mean in float32 would first copy all of x to float32: it costs five times as much as pooling."""
+    if torch.is_grad_enabled() or is_recorded():
+        return False
+    wide = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[1] >= 64
+    return wide and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _plain_is_best() -> bool:
+    """Without gradients all forms are one; the compiler fuses the plain one, and a tracer can save nothing else."""
+    return is_recorded() or not torch.is_grad_enabled()
+
+
+class _AddGated(torch.autograd.Function):
+    """``addcmul`` whose backward pass makes one large tensor instead of two.
+
+    Fresh memory is what the plain form's gradient spends its time on, on a CPU: the gate's gradient goes through a
+    product as large as the residual, and here the residual's own gradient overwrites it.
+    """
+
+    generate_vmap_rule = True  # with setup_context and jvp, all that torch.func and forward mode ask for
+
+    @staticmethod
+    def forward(identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
+        return torch.addcmul(identity, gate, residual)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def jvp(ctx, identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
+        saved_gate, saved_residual = ctx.saved_tensors
+        return identity + gate * saved_residual + saved_gate * residual
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate, residual = ctx.saved_tensors
+        product = gradient * residual  # (N, C, H, W)
+        gate_gradient = product.sum(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
+        if torch.is_grad_enabled():  # somebody differentiates the gradient: keep it differentiable
+            return gradient, gate_gradient, gradient * gate
+        return gradient, gate_gradient, torch.mul(gradient, gate, out=product)
+
+
+class _AddGatedPointwise(torch.autograd.Function):
+    """``identity + gate * (W x)``, whose backward pass needs neither W x nor any product as large.
+
+    With G the output's gradient, one sample's G x^T, (C, C_in), holds all that is asked for: its rows' products with
+    those of W are the gate's gradient, and its sum over samples, gated, is that of W. A gate on the output of a
+    pointwise convolution is a gate on the rows of its weight, so x's gradient is (gate W)^T G.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(identity: Tensor, gate: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+        residual = conv2d(x, weight)
+        return torch.addcmul(identity, gate[:, :, None, None], residual)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def jvp(ctx, identity: Tensor, gate: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+        saved_gate, saved_weight, saved_x = ctx.saved_tensors
+        residual = gate[:, :, None, None] * conv2d(saved_x, saved_weight)
+        branch = conv2d(saved_x, weight) + conv2d(x, saved_weight)
+        return identity + residual + saved_gate[:, :, None, None] * branch
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        gate, weight, x = ctx.saved_tensors
+        matrix, gated = weight.flatten(1), gate[:, :, None] * weight.flatten(1)  # (C, C_in) and (N, C, C_in)
+        if gradient.is_contiguous(memory_format=torch.channels_last):
+            pixels = gradient.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H W, C), the memory as it is
+            outer = torch.bmm(pixels.transpose(1, 2), x.permute(0, 2, 3, 1).flatten(1, 2))  # (N, C, C_in)
+            input_gradient = torch.bmm(pixels, gated).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        else:
+            pixels = gradient.flatten(2)  # (N, C, H W)
+            outer = torch.bmm(pixels, x.flatten(2).transpose(1, 2))
+            input_gradient = torch.bmm(gated.transpose(1, 2), pixels).view(x.shape)
+        gate_gradient = (outer * matrix).sum(2)
+        weight_gradient = (outer * gate[:, :, None]).sum(0).view_as(weight)
+        return gradient, gate_gradient, weight_gradient, input_gradient
+
+
+class _WithSqueeze(torch.autograd.Function):
+    """A tensor and its mean: the mean's gradient, the same for every pixel, joins the tensor's own without a copy."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), squeeze(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.pixels = inputs[0].shape[2] * inputs[0].shape[3]
+
+    @staticmethod
+    def jvp(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), squeeze(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, squeeze_gradient: Tensor) -> Tensor:
+        each = (squeeze_gradient / ctx.pixels)[:, :, None, None]
+        if torch.is_grad_enabled() or 0 in gradient.stride():  # to be differentiated, or one number for all pixels
+            return gradient + each
+        return gradient.add_(each)

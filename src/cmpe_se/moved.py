@@ -1,0 +1,64 @@
+"""Module paths that code written for 0.1.0 imports: they lead to where those modules are now, with a warning.
+
+``from cmpe_se.views import TABLE`` gives the objects of ``cmpe_se.layers.views``, not copies of them.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MOVED = {
+    "addition": "layers.gated_addition",
+    "attention": "layers.attention",
+    "benchmarking": "commands.benchmark",
+    "checkpoint": "training.checkpoint",
+    "comparing": "commands.compare",
+    "config": "training.config",
+    "corruptions": "data.corruptions",
+    "cost": "utils.cost",
+    "evaluation": "commands.evaluate",
+    "explorer": "commands.explore",
+    "exporting": "commands.export",
+    "folding": "layers.folding",
+    "listing": "commands.models",
+    "maps": "layers.averaged_maps",
+    "prediction": "commands.predict",
+    "reference": "networks.reference",
+    "reporting": "commands.report",
+    "robustness": "training.robustness",
+    "run_folder": "training.run_folder",
+    "sharing": "commands.push",
+    "views": "layers.views",
+}
+"""Old module path to the new one, both below ``cmpe_se``; what lies below an old one follows it."""
+
+
+class _MovedFinder:
+    """Import hook for the paths in :data:`MOVED`, and for nothing else."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None):
+        package, _, rest = name.partition(".")
+        old, *below = rest.split(".")
+        if package != "cmpe_se" or old not in MOVED:
+            return None
+        return ModuleSpec(name, cls, origin=".".join([package, MOVED[old], *below]))
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        """Leave the empty module to Python: it is replaced by the real one."""
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        old, new = module.__name__, module.__spec__.origin
+        warnings.warn(f"{old} is {new} now", DeprecationWarning, stacklevel=2)
+        sys.modules[old] = import_module(new)
+
+
+def install() -> None:
+    """Put the hook before Python's own finders, which would import what lies below an old path a second time."""
+    if _MovedFinder not in sys.meta_path:
+        sys.meta_path.insert(0, _MovedFinder)

@@ -1,5 +1,0 @@
-"""The ``report`` command: a finished run on one page, and the competition inside its network in pictures."""
-
-from cmpe_se.reporting.report import report
-
-__all__ = ["report"]

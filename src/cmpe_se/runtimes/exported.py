@@ -1,0 +1,105 @@
+"""Exported files in use: each runs in its own runtime, behind one interface."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmpe_se.errors import UserError
+from cmpe_se.utils.packages import in_one_line, quiet, require
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
+"""The formats, and what their files' names end in."""
+
+METADATA = "cmpe_se"
+"""The key under which each format keeps our JSON."""
+
+_PREPROCESSING = ("label_names", "input_size", "mean", "std", "interpolation", "crop_pct")
+_RUNTIMES = {"onnx": ("onnxruntime",), "torch-export": (), "openvino": ("openvino",)}
+
+
+class Exported:
+    """A network of an exported file, on the CPU with as many threads as PyTorch has.
+
+    Args:
+        config: the file's metadata: classes and preprocessing, under the keys of ``RunFolder.model_config``.
+        function: images to logits.
+    """
+
+    def __init__(self, config: dict[str, Any], function: Callable[[Tensor], Tensor]):
+        self.config, self._function = config, function
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised images, float32 (N, C, H, W), to logits, float32 (N, classes)."""
+        return self._function(images)
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a path is named as the files of ``cmpe-se export`` are (and is no folder)."""
+    return Path(path).suffix.lower() in SUFFIXES.values() and not Path(path).is_dir()
+
+
+def load_exported(path: str | Path) -> Exported:
+    """Open a file of ``cmpe-se export``; its suffix says in which format it is.
+
+    A .pt2 file can hold pickles, and torch opens them: take none from strangers. ONNX and OpenVINO files hold no code.
+
+    Raises:
+        UserError: no such file, one that its runtime cannot read, one without our metadata, a missing runtime.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; `cmpe-se export RUN` writes one")
+    to = next(name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower())
+    require(_RUNTIMES[to], f"running {path.name}")
+    load = {"onnx": _load_onnx, "torch-export": _load_torch_export, "openvino": _load_openvino}[to]
+    try:
+        with quiet():
+            metadata, function = load(path)
+    except Exception as error:  # each runtime raises many kinds
+        raise UserError(f"{path} cannot be read as {to} ({in_one_line(error)}); export the run again") from None
+    return Exported(_config(path, metadata), function)
+
+
+def _config(path: Path, metadata: str | None) -> dict[str, Any]:
+    try:
+        config = json.loads(metadata or "{}")
+        missing = [key for key in _PREPROCESSING if key not in config]
+    except (ValueError, TypeError):
+        missing = list(_PREPROCESSING)
+    if missing:
+        raise UserError(f"{path} does not say its {', '.join(missing)}; use a file that `cmpe-se export` wrote")
+    return config
+
+
+def _load_onnx(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # fatal errors only; all others are raised too
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    metadata = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    return metadata, lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def _load_torch_export(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
+    extra = {METADATA: ""}
+    network = torch.export.load(path, extra_files=extra).module()
+    return extra[METADATA], torch.no_grad()(network)
+
+
+def _load_openvino(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    metadata = model.get_rt_info([METADATA]).value if model.has_rt_info([METADATA]) else None
+    # By itself OpenVINO computes in bfloat16 on CPUs that can, and errs in the second digit.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    network = core.compile_model(model, "CPU", settings)
+    return metadata, lambda images: torch.from_numpy(network(images.numpy())[0].copy())

@@ -1,0 +1,16 @@
+"""Training: from settings to a run folder, and all that a run needs on its way."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cmpe_se.training.run import train
+
+__all__ = ["train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":  # only then: most readers of a run folder never train
+        from cmpe_se.training.run import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

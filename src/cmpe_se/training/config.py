@@ -1,0 +1,258 @@
+"""Everything that a training run can be told, and the recipes that set it."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from cmpe_se.data import Augmentation
+from cmpe_se.errors import UserError
+from cmpe_se.layers.views import GATE_SETTINGS, STARTS, VIEWS
+
+DEFAULT_RECIPE = "digits"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a training run. A recipe sets them, flags win over the recipe.
+
+    Args:
+        model: any network that timm knows, ours among them (`cmpe-se models` lists those).
+        view: kind of gate in our networks, such as se, folded_3x3, static or timm_eca (all in docs/gates.md); null is
+            the kind that the model's name says.
+        convert: kind of gate to put into the model, any residual network of timm; null is none.
+        start: value that gates begin at, half (1/2, as in the paper) or one (the block is at first as one without a
+            gate); null is half for our networks and one for converted ones.
+        reduction: channels for each unit of a gate's hidden layer; a larger number is a narrower layer.
+        min_hidden: smallest number of hidden units of a gate, where reduction would leave fewer.
+        bias: biases in the linear layers of the gates (se, double_fc, se_identity, se_sum and the picture views; the
+            others have rules of their own).
+        mask: probability with which each squeezed channel is hidden from the gate in training, as dropout on what
+            the gate reads; 0 is off.
+        pretrained: weights to start from, a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
+            model's own. Start, reduction, min_hidden and bias of a run's gates come along. The classifier is
+            re-initialised if the number of classes differs.
+        data: digits, cifar10, cifar100, svhn, fashion_mnist, folder (class folders), imagenet, hfds/NAME or wds/NAME.
+        data_dir: folder of the data.
+        download: fetch torchvision's data sets where they are missing.
+        image_size: side of the images in pixels; null is the data set's own.
+        workers: processes that decode images.
+        epochs: passes over the training images.
+        batch_size: images per step of the optimiser, over all processes and accumulated parts.
+        accumulate: parts in which a batch goes through the network, to save memory.
+        seed: of weights, data order, augmentation and dropout.
+        optimizer: timm's name; sgd has Nesterov momentum.
+        lr: highest learning rate.
+        momentum: of the optimizer, 0 to 1.
+        weight_decay: not applied to norms and biases.
+        layer_decay: factor on the learning rate from each layer to the one before it; 1 is the same for all.
+        gate_lr: factor on the learning rate of our attention's parameters.
+        schedule: timm's name, such as cosine, step, multistep or constant.
+        min_lr: learning rate at the schedule's end.
+        warmup_epochs: epochs over which the learning rate rises from a hundredth.
+        decay_milestones: epochs after which the multistep schedule multiplies the learning rate by decay_rate.
+        decay_epochs: epochs between two drops of the step schedule.
+        decay_rate: factor of the step and multistep schedules.
+        label_smoothing: 0 to 1.
+        mixup: alpha of mixup, 0 is off.
+        cutmix: alpha of cutmix, 0 is off.
+        drop_rate: dropout, between the convolutions in wide networks and before the classifier in the others.
+        drop_path_rate: stochastic depth in the last block, growing to that from 0.
+        clip_grad: largest norm of the gradient, 0 is off.
+        ema: decay of the exponential moving average of the weights, 0 is off. Where it is on, it is what is tested
+            and saved.
+        crop_padding: small images: pixels of padding before a random crop.
+        flip: mirror images at random.
+        cutout: small images: side in pixels of the square that is blanked.
+        scale: large images: smallest and largest part of the area that a random crop takes.
+        ratio: large images: smallest and largest width / height of a crop.
+        color_jitter: large images: strength.
+        auto_augment: large images: timm's policy name, such as rand-m9-mstd0.5.
+        random_erasing: large images: probability.
+        precision: float32, bfloat16 or float16 (automatic mixed precision).
+        channels_last: memory layout of images and weights, faster on most devices.
+        compile: compile the network with torch.compile.
+        device: auto (what Accelerate finds) or cpu.
+        checkpoint_steps: steps between two checkpoints; each epoch's end has one in any case.
+        test_interval: epochs between two tests; the last epoch has one in any case.
+        tensorboard: write TensorBoard logs into the run folder.
+    """
+
+    model: str = "cmpe_se_preact_resnet20"
+    view: str | None = None
+    convert: str | None = None
+    start: str | None = None
+    reduction: int = 16
+    min_hidden: int = 1
+    bias: bool = False
+    mask: float = 0.0
+    pretrained: str | None = None
+    data: str = "digits"
+    data_dir: str | None = None
+    download: bool = False
+    image_size: int | None = None
+    workers: int = 2
+    epochs: int = 30
+    batch_size: int = 64
+    accumulate: int = 1
+    seed: int = 0
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    layer_decay: float = 1.0
+    gate_lr: float = 1.0
+    schedule: str = "cosine"
+    min_lr: float = 0.0
+    warmup_epochs: int = 0
+    decay_milestones: list[int] | None = None
+    decay_epochs: int = 30
+    decay_rate: float = 0.1
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    clip_grad: float = 0.0
+    ema: float = 0.0
+    crop_padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] | None = None
+    color_jitter: float = 0.0
+    auto_augment: str | None = None
+    random_erasing: float = 0.0
+    precision: str = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    device: str = "auto"
+    checkpoint_steps: int = 500
+    test_interval: int = 1
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"{name} is {value}, should be at least {least}")
+        for name in ("momentum", "mask", "label_smoothing", "drop_rate", "drop_path_rate", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, should be at least 0 and below 1")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"layer_decay is {self.layer_decay}, should be above 0 and at most 1")
+        for name, known in (("view", VIEWS), ("convert", VIEWS), ("start", STARTS)):
+            if (value := getattr(self, name)) is not None and value not in known:
+                raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(known)}")
+        if self.convert is not None and self.view is not None:
+            raise UserError("view is for networks of ours and convert for all others; give one of the two")
+        if self.batch_size % self.accumulate:
+            raise UserError(f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} equal parts")
+
+    @property
+    def gate_settings(self) -> dict[str, Any]:
+        """The fields that describe gates, where they are not the network's own; the view is none of them."""
+        return {name: value for name in GATE_FIELDS if (value := getattr(self, name)) != _DEFAULTS[name]}
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The fields that change training images, as the data sets take them."""
+        return Augmentation(**{field.name: getattr(self, field.name) for field in fields(Augmentation)})
+
+    @classmethod
+    def from_recipe(cls, recipe: str | Path = DEFAULT_RECIPE, **settings: Any) -> "TrainingConfig":
+        """Settings of a recipe, changed by keyword.
+
+        Args:
+            recipe: name of a recipe that comes with the package (see :func:`recipe_names`), or path of a YAML file.
+            settings: fields that win over the recipe.
+
+        Raises:
+            UserError: no such recipe, a field that does not exist, or a value that cannot be.
+        """
+        check_names(settings, "setting")
+        return cls(**(read_recipe(recipe) | _typed(settings, "")))
+
+    def changed(self, **settings: Any) -> "TrainingConfig":
+        """A copy with other values in some fields."""
+        check_names(settings, "setting")
+        return replace(self, **_typed(settings, ""))
+
+    def to_yaml(self) -> str:
+        """The text of a recipe file that repeats the run."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return "# repeat: cmpe-se train --recipe THIS_FILE\n" + yaml.safe_dump(values, sort_keys=False)
+
+
+GATE_FIELDS = GATE_SETTINGS
+"""Fields that describe gates, whatever their view."""
+_DEFAULTS = {field.name: field.default for field in fields(TrainingConfig)}
+_LEAST = {
+    "epochs": 1,
+    "reduction": 1,
+    "min_hidden": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "seed": 0,
+    "workers": 0,
+    "lr": 0.0,
+    "weight_decay": 0.0,
+    "gate_lr": 0.0,
+    "warmup_epochs": 0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "clip_grad": 0.0,
+    "checkpoint_steps": 1,
+    "test_interval": 1,
+}
+_CHOICES = {"precision": ("float32", "bfloat16", "float16"), "device": ("auto", "cpu")}
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    found = (Path(entry.name) for entry in files("cmpe_se.training.recipes").iterdir())
+    return sorted(path.stem for path in found if path.suffix == ".yaml")
+
+
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
+    """Fields that a recipe sets, from its name or from the path of its YAML file."""
+    if str(recipe) in recipe_names():
+        text = files("cmpe_se.training.recipes").joinpath(f"{recipe}.yaml").read_text()
+    elif Path(recipe).is_file():
+        try:
+            text = Path(recipe).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"recipe {recipe} cannot be read: {error}") from None
+    else:
+        raise UserError(f"no recipe '{recipe}'; give one of {', '.join(recipe_names())}, or the path of a YAML file")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"recipe {recipe} should map settings to values, such as 'epochs: 30'")
+    check_names(values, f"recipe {recipe}: setting")
+    return _typed(values, f"recipe {recipe}: ")
+
+
+def _typed(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Each value in its field's type; ``where`` begins the message for one that cannot be."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainingConfig, as_group=False)
+    try:
+        return vars(parser.parse_object(values, defaults=False))
+    except ArgumentError as error:
+        raise UserError(where + " ".join(error.message.replace("Parser key", "setting").split())) from None
+
+
+def check_names(values: dict[str, Any], what: str) -> None:
+    """Refuse names that are no field of :class:`TrainingConfig`."""
+    known = {field.name for field in fields(TrainingConfig)}
+    if unknown := [name for name in values if name not in known]:
+        raise UserError(f"{what} {', '.join(map(str, unknown))} does not exist; `cmpe-se train --help` lists them")

@@ -1,0 +1,35 @@
+"""Settings of a run that depend on where its data are, and what they are."""
+
+import logging
+from dataclasses import fields
+from pathlib import Path
+
+from cmpe_se.data import Augmentation, ImageData
+from cmpe_se.training.config import TrainingConfig
+
+_log = logging.getLogger(__name__)
+
+
+def with_whole_paths(config: TrainingConfig) -> TrainingConfig:
+    """Paths from the root, so that the run is understood from every working directory."""
+    paths = {"data_dir": config.data_dir}
+    if config.pretrained and Path(config.pretrained).expanduser().exists():  # else it is a name
+        paths["pretrained"] = config.pretrained
+    return config.changed(**{key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path})
+
+
+def without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig, data: ImageData) -> TrainingConfig:
+    """Leave out what only the recipe asks for and these images do not know; what the user asks for stays, and fails."""
+    foreign = {
+        field.name: field.default
+        for field in fields(Augmentation)
+        if field.name not in data.augmentation_fields
+        and getattr(config, field.name) == getattr(recipe, field.name) != field.default
+    }
+    if foreign:
+        size = "x".join(map(str, data.image_size))
+        _log.warning(
+            f"the recipe's {', '.join(foreign)} left out: {data.name} is taken as {size} images, which know "
+            f"{', '.join(data.augmentation_fields)}"
+        )
+    return config.changed(**foreign)

@@ -1,0 +1,77 @@
+"""Which gate settings a run has: the user's, the recipe's, or those of the weights that it starts from."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from cmpe_se.errors import UserError
+from cmpe_se.networks.registry import PLAIN_NETWORKS, is_ours, view_of
+from cmpe_se.training.config import GATE_FIELDS, TrainingConfig, read_recipe, recipe_names
+from cmpe_se.training.pretrained import saved_network
+
+_DEFAULT = TrainingConfig()
+
+
+def has_gates(config: TrainingConfig) -> bool:
+    """Whether the network of a configuration has gates that its gate settings describe."""
+    return view_of(config.model, config.view or config.convert) is not None
+
+
+def without_foreign_gates(config: TrainingConfig, recipe: str | Path, given: Collection[str]) -> TrainingConfig:
+    """Leave out what only the recipe says of gates, where it does not mean this network.
+
+    That is a network without gates and, for a recipe that comes with the package, any network but the recipe's own:
+    others keep the numbers that their names stand for.
+
+    Args:
+        config: made from the recipe and what the user gave.
+        recipe: its name or path.
+        given: names of the settings that the user gave; they stay, and fail if the network has no gates.
+    """
+    packaged = str(recipe) in recipe_names()
+    if has_gates(config) and not (packaged and config.model != read_recipe(recipe).get("model")):
+        return config
+    return without_recipe_gates(config, given)
+
+
+def without_recipe_gates(config: TrainingConfig, given: Collection[str]) -> TrainingConfig:
+    """Gate settings at their defaults, except those that the user gave."""
+    return config.changed(**{name: getattr(_DEFAULT, name) for name in GATE_FIELDS if name not in given})
+
+
+def with_pretrained_gates(config: TrainingConfig, given: Collection[str]) -> TrainingConfig:
+    """Gates as in the run or folder that the weights come from: they would be others with the same weights.
+
+    ``mask`` is not taken from there: it acts in training alone.
+
+    Args:
+        config: of the run.
+        given: names of the settings that the user gave.
+
+    Raises:
+        UserError: gates of another view there, or a setting that the user gave otherwise.
+    """
+    saved = saved_network(config.pretrained) if config.pretrained and has_gates(config) else None
+    theirs = view_of(saved[0], saved[1].get("view")) if saved else None
+    if theirs is None:  # nothing is known of the weights, or they have no gates yet
+        return config
+    flag, own = ("convert", config.convert) if config.convert else ("view", view_of(config.model, config.view))
+    if own != theirs:
+        raise UserError(f"{config.pretrained} has gates of view {theirs}, not {own}; give --{flag} {theirs}")
+    taken = {}
+    for name in GATE_FIELDS:
+        if name == "mask":
+            continue
+        there, here = saved[1].get(name, getattr(_DEFAULT, name)), getattr(config, name)
+        if name == "start":  # None is the network's own
+            there, here = there or _begins_at(saved[0]), here or there
+        if name in given and here != there:
+            raise UserError(f"{config.pretrained} has gates of {name} {there}, not {here}; give --{name} {there}")
+        if name not in given:
+            taken[name] = saved[1].get(name, getattr(_DEFAULT, name))
+    return config.changed(**taken)
+
+
+def _begins_at(name: str) -> str:
+    """Where the gates of a network begin if nothing is said: our own at half, converted ones at one."""
+    base = name.removeprefix("cmpe_").removeprefix("se_")
+    return "half" if is_ours(name) and base in PLAIN_NETWORKS else "one"

@@ -1,0 +1,47 @@
+"""Test metrics of a network: logits over batches, accuracy and cross-entropy."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def collect_logits(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, channels_last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Run a network over batches.
+
+    Args:
+        model: network in eval mode.
+        batches: (images (B, C, H, W), labels (B,)).
+        channels_last: bring images to that memory format.
+
+    Returns:
+        Logits (N, classes) in float32 and labels (N,), both on the CPU.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    logits, labels = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]
+    for images, targets in batches:
+        logits.append(model(images.to(memory_format=layout)).float().cpu())
+        labels.append(targets.cpu())
+    start = 1 if len(logits) > 1 else 0
+    return torch.cat(logits[start:]), torch.cat(labels[start:])
+
+
+def test_figures(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent and mean cross-entropy of logits (N, classes) and labels (N,).
+
+    With fewer than five classes, top-5 counts all of them.
+    """
+    total, loss, top1, top5 = count_correct(logits, labels).tolist()
+    return {"test_top1": 100 * top1 / total, "test_top5": 100 * top5 / total, "test_loss": loss / total}
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sums, float64 (4,): images, cross-entropies, correct in the first place, correct in the first five."""
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # (N, 5)
+    loss = F.cross_entropy(logits.double(), labels, reduction="sum")
+    sums = [torch.tensor(float(len(labels))), loss, ranked[:, 0].sum(), ranked.any(1).sum()]
+    return torch.stack([value.double() for value in sums])

@@ -1,0 +1,50 @@
+"""The network of a run's settings."""
+
+from typing import Any
+
+import timm
+from torch import nn
+
+from cmpe_se.data import ImageData
+from cmpe_se.errors import UserError
+from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.gate_settings import has_gates
+from cmpe_se.training.pretrained import weights_source
+
+
+def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a configuration, and the keywords that timm made it with."""
+    model_args: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans, **config.gate_settings}
+    if config.gate_settings and not has_gates(config):
+        name = next(iter(config.gate_settings))
+        raise UserError(
+            f"{name} is for gates, and {config.model} has none; add --view or --convert, or leave --{name} out"
+        )
+    name = config.model
+    if config.view is not None:
+        model_args["view"] = config.view
+    if config.convert is not None:
+        name, model_args = "cmpe_se_converted", model_args | {"base": config.model, "view": config.convert}
+    dropping = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate") if getattr(config, name)}
+    if not timm.is_model(config.model):
+        near = timm.list_models(f"*{config.model.split('_')[-1]}*", module="registry")[:5]
+        hint = f"did you mean {', '.join(near)}?" if near else "`cmpe-se models` lists ours"
+        raise UserError(f"no network '{config.model}'; {hint}")
+    weights: dict[str, Any] = {}
+    if config.pretrained is not None:
+        own = timm.get_pretrained_cfg(config.model)
+        weights["pretrained"] = True
+        weights["pretrained_cfg_overlay"] = weights_source(config.pretrained, own.classifier if own else None)
+    try:
+        return timm.create_model(name, **model_args, **dropping, **weights), model_args
+    except UserError:
+        raise
+    except ValueError as error:  # a sentence, about a setting that does not fit
+        raise UserError(f"cannot make {config.model}: {error}") from None
+    except TypeError as error:
+        raise UserError(f"cannot make {config.model} with {model_args | dropping}: {error}") from None
+    except Exception as error:
+        if not weights:
+            raise
+        reason = " ".join(str(error).split())[:300]  # timm, torch and the hub raise many kinds
+        raise UserError(f"{config.model} cannot start from {config.pretrained}: {reason}") from None

@@ -1,0 +1,77 @@
+"""Optimiser, learning rate schedule and mixup of a configuration: timm's."""
+
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from cmpe_se.data import ImageData
+from cmpe_se.errors import UserError
+from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.training.config import TrainingConfig
+
+
+def create_optimizer(
+    config: TrainingConfig, network: nn.Module, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, Scheduler]:
+    """The optimiser, and the schedule that sets its learning rate at every step."""
+    try:
+        parameters = _parameters(config, network)
+        optimizer = create_optimizer_v2(parameters, config.optimizer, config.lr, config.weight_decay, config.momentum)
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            config.schedule,
+            num_epochs=config.epochs,
+            decay_epochs=config.decay_epochs,
+            decay_milestones=config.decay_milestones or (),
+            decay_rate=config.decay_rate,
+            min_lr=config.min_lr,
+            warmup_epochs=config.warmup_epochs,
+            warmup_lr=config.lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+        )
+    except (AssertionError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"optimizer '{config.optimizer}' or schedule '{config.schedule}': {error}") from None
+    if schedule is None:  # what "none" gives
+        raise UserError(f"schedule '{config.schedule}' sets no learning rate; for one that stays take constant")
+    return optimizer, schedule
+
+
+def _parameters(config: TrainingConfig, network: nn.Module) -> nn.Module | list[dict[str, Any]]:
+    """The network, or groups of its parameters whose ``lr_scale`` timm's schedules heed."""
+    if config.layer_decay == config.gate_lr == 1:
+        return network
+    gates = {id(p) for m in network.modules() if isinstance(m, CompetitiveSE) for p in m.parameters()}
+    groups = []
+    for group in param_groups_layer_decay(network, config.weight_decay, layer_decay=config.layer_decay):
+        own = [p for p in group["params"] if id(p) in gates]
+        others = [p for p in group["params"] if id(p) not in gates]
+        if others:
+            groups.append(group | {"params": others})
+        if own:
+            groups.append(group | {"params": own, "lr_scale": group["lr_scale"] * config.gate_lr})
+    return groups
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate as the schedule has it, before a group's factor."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get("lr_scale", 1.0)
+
+
+def create_mixup(config: TrainingConfig, data: ImageData, processes: int) -> Mixup | None:
+    """Mixup and cutmix of a batch, with label smoothing; None where both are off."""
+    if not (config.mixup or config.cutmix):
+        return None
+    images = min(config.batch_size, data.train_size)
+    if images % (2 * processes):
+        raise UserError(
+            f"mixup and cutmix pair the images of each process, but {images} images on {processes} do not pair; make "
+            f"batch_size a multiple of {2 * processes}, and no more than the {data.train_size} training images"
+        )
+    return Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=len(data.classes))

@@ -1,0 +1,168 @@
+"""What a network's accuracy is on corrupted test images, and the files and the table that say so."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+from cmpe_se.data import ImageData
+from cmpe_se.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from cmpe_se.errors import UserError
+from cmpe_se.training.provenance import provenance, write_table
+from cmpe_se.training.run_folder import write_text
+from cmpe_se.utils.plots import plot_corruptions
+
+_CLEAN = ("clean", 0)
+Key = tuple[str, int]
+"""Corruption and severity."""
+
+
+@torch.no_grad()
+def corruption_metrics(
+    network: nn.Module | Callable[[Tensor], Tensor],
+    data: ImageData,
+    *,
+    corrupted: Iterable[tuple[str, int, Tensor]] | None = None,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    channels_last: bool = False,
+    progress: str | None = None,
+) -> dict[str, Any]:
+    """Top-1 accuracy of a network on the test images as they are, and corrupted in five ways and five severities.
+
+    Args:
+        network: module in eval mode, or a function of normalised images (B, C, H, W) to logits (B, classes), on
+            ``device``.
+        data: with the test images; those that are large are decoded once, and corrupted a batch at a time.
+        corrupted: the list of ``cmpe_se.data.corruptions.corrupted_test_sets(data)``, where it is made once for many
+            networks; made here if left out.
+        batch_size: images that go through the network at a time; it does not change the corrupted images.
+        device: of the network.
+        channels_last: bring images to that memory format.
+        progress: text of a progress bar on stderr, where that is a terminal; no bar if left out.
+
+    Returns:
+        All in percent of the test images: ``clean``; for each of ``CORRUPTIONS`` a list of five, severity 1 first; and
+        ``mean``, the mean corruption accuracy, over all 25 of them without the clean one.
+
+    Raises:
+        UserError: data that are streamed.
+        ValueError: the network is in training mode, where batch norms would follow the corrupted images.
+    """
+    if getattr(network, "training", False):
+        raise ValueError("the network is in training mode; call eval() on it")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    correct: dict[Key, Tensor | int] = dict.fromkeys([_CLEAN, *_keys()], 0)
+    batches = _batches(data, batch_size) if corrupted is None else _cached_batches(data, corrupted, batch_size)
+    steps = len(correct) * -(-data.test_size // batch_size)
+    console = Console(stderr=True)
+    quiet = progress is None or not console.is_terminal
+    for key, pixels, labels in track(batches, progress or "", steps, console=console, transient=True, disable=quiet):
+        images = data.normalise(pixels.to(device, non_blocking=True)).to(memory_format=layout)
+        correct[key] += (network(images).argmax(1) == labels.to(device, non_blocking=True)).sum()
+    percent = {key: 100 * int(count) / data.test_size for key, count in correct.items()}
+    by_corruption = {name: [percent[name, severity] for severity in SEVERITIES] for name in CORRUPTIONS}
+    return {"clean": percent[_CLEAN], "mean": fmean(percent[key] for key in _keys()), **by_corruption}
+
+
+def _keys() -> list[Key]:
+    return [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+
+
+def _batches(data: ImageData, batch_size: int) -> Iterator[tuple[Key, Tensor, Tensor]]:
+    """Each batch of test images as it is and in all its corruptions, one after the other."""
+    first = 0
+    for pixels, labels in data.test_pixels(batch_size=batch_size):
+        yield _CLEAN, pixels, labels
+        for key in _keys():
+            yield key, corrupt(pixels, *key, first=first), labels
+        first += len(labels)
+
+
+def _cached_batches(
+    data: ImageData, corrupted: Iterable[tuple[str, int, Tensor]], batch_size: int
+) -> Iterator[tuple[Key, Tensor, Tensor]]:
+    images, labels = next(data.test_pixels(batch_size=data.test_size))
+    for *key, pixels in [(*_CLEAN, images), *corrupted]:
+        for part, own_labels in zip(pixels.split(batch_size), labels.split(batch_size), strict=True):
+            yield tuple(key), part, own_labels
+
+
+def corruption_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of ``corruptions.csv``: ``corruption``, ``severity`` (0 is clean), ``parameter`` and ``top1``."""
+    clean = {"corruption": "clean", "severity": 0, "parameter": None, "top1": round(metrics["clean"], 4)}
+    return [clean] + [
+        {"corruption": name, "severity": severity, "parameter": parameter, "top1": round(accuracy, 4)}
+        for name, parameters in CORRUPTIONS.items()
+        for severity, parameter, accuracy in zip(SEVERITIES, parameters, metrics[name], strict=True)
+    ]
+
+
+def write_corruptions(folder: Path, metrics: dict[str, Any], data: ImageData) -> None:
+    """Write ``corruptions.csv``, ``corruptions.png`` and, last, ``corruptions.json``, each replaced as a whole.
+
+    Args:
+        folder: where to; made if need be.
+        metrics: of ``corruption_metrics``.
+        data: that they are of.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / "corruptions.csv", lambda path: write_table(path, corruption_rows(metrics)))
+        _replace(folder / "corruptions.png", lambda path: plot_corruptions(metrics, data.name, path))
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    write_corruption_record(folder, metrics, data, provenance())
+
+
+def write_corruption_record(folder: Path, metrics: dict[str, Any], data: ImageData, source: dict[str, Any]) -> None:
+    """Write ``corruptions.json`` alone, into a folder that is there; ``source`` is what ``provenance`` says."""
+    facts = {"data": data.name, "images": data.test_size, "parameters": CORRUPTIONS}
+    write_text(folder / "corruptions.json", json.dumps(metrics | facts | source, indent=2) + "\n")
+
+
+def read_corruptions(folder: Path, data_name: str) -> dict[str, Any] | None:
+    """What ``write_corruptions`` left in a folder; None where it left nothing, or for other data or parameters."""
+    try:
+        found = json.loads((folder / "corruptions.json").read_text())
+        parameters = {name: tuple(values) for name, values in found["parameters"].items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # not there, or somebody else's
+        return None
+    return found if parameters == CORRUPTIONS and found["data"] == data_name else None
+
+
+def table_of_corruptions(metrics: dict[str, Any]) -> Table:
+    """A row for each corruption with its five accuracies and their mean, for the screen."""
+    table = Table()
+    table.add_column("top-1, % at severity")
+    for column in (*map(str, SEVERITIES), "mean"):
+        table.add_column(column, justify="right")
+    rows = {name: metrics[name] for name in CORRUPTIONS}
+    for name, values in rows.items():
+        table.add_row(name, *(f"{value:.2f}" for value in (*values, fmean(values))))
+    table.add_section()
+    means = [fmean(values) for values in zip(*rows.values(), strict=True)]
+    table.add_row("mean", *(f"{value:.2f}" for value in (*means, metrics["mean"])))
+    table.add_row("clean", *[""] * len(means), f"{metrics['clean']:.2f}")
+    return table
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file beside its old version, and put it there once it is whole."""
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")  # matplotlib looks at the suffix
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""The ``train`` command: from settings to a run folder."""
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+
+from cmpe_se.data import load_data
+from cmpe_se.errors import UserError
+from cmpe_se.layers.precision import emulation_warning
+from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig
+from cmpe_se.training.data_settings import with_whole_paths, without_foreign_augmentation
+from cmpe_se.training.gate_settings import with_pretrained_gates, without_foreign_gates
+from cmpe_se.training.interruption import Interruption
+from cmpe_se.training.network import create_network
+from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.training.seeding import seed_everything
+from cmpe_se.training.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+_MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def train(
+    *,
+    recipe: str | Path = DEFAULT_RECIPE,
+    resume: str | Path | None = None,
+    output: str | Path | None = None,
+    **settings,
+) -> dict[str, Any]:
+    """Train a network, and leave a run folder.
+
+    Args:
+        recipe: name of a recipe, or path of a YAML file.
+        resume: run folder to go on with, under its own settings (and those given here).
+        output: run folder to make; runs/MODEL-DATA-seedN if left out.
+        settings: fields of :class:`cmpe_se.training.config.TrainingConfig`; they win over the recipe.
+
+    Returns:
+        What ``result.json`` says: model, view, data, seed, epochs, params, macs, test_top1 and test_top5 in percent,
+        test_loss, train_seconds, images_per_second, versions, commit, and where the run is.
+
+    Raises:
+        UserError: settings, data or folders that cannot be used, a run that another process trains; a loss that is not
+            finite.
+        TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
+    """
+    if resume is not None:
+        if output is not None:
+            raise UserError(f"resuming goes on in {resume}: leave --output {output} out")
+        run = RunFolder.open(resume)
+        before = run.read_config()
+        config = before.changed(**settings)
+        if run.result.exists() and config.epochs <= run.read_result()["epochs"]:
+            if config != before:
+                raise UserError(f"{resume} has finished its {before.epochs} epochs; only a larger --epochs goes on")
+            return run.read_result()
+    else:
+        run, config = None, TrainingConfig.from_recipe(recipe, **settings)
+        config = with_pretrained_gates(without_foreign_gates(with_whole_paths(config), recipe, settings), settings)
+
+    # Accelerate keeps its settings for the life of the process; a second run may have others.
+    AcceleratorState._reset_state()
+    # Without an accelerator it joins processes only if told that the CPU is meant.
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    if cpu and config.precision == "float16":
+        raise UserError("precision float16 needs an accelerator; on a CPU take bfloat16 or float32")
+    accelerator = Accelerator(cpu=cpu, mixed_precision=_MIXED_PRECISION[config.precision])
+    if (warning := emulation_warning(config.precision, accelerator.device.type)) and accelerator.is_main_process:
+        _log.warning(warning)
+    with accelerator.main_process_first():  # the first one downloads and fills the cache
+        data = load_data(
+            config.data,
+            config.data_dir,
+            download=config.download,
+            image_size=config.image_size,
+            workers=config.workers,
+        )
+    if run is None:
+        config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
+    seed_everything(config.seed)
+    # A checkpoint has the weights already, and what the run started from may be gone.
+    started = run is not None and run.checkpoints.exist()
+    model, model_args = create_network(config.changed(pretrained=None) if started else config, data)
+    if run is None:
+        run = _new_run(output, config, accelerator)
+    try:
+        with Interruption() as interruption:
+            trainer = Trainer(config, data, model, model_args, run, accelerator, interruption)
+            # Only now: locking makes the run's folder, which wrong settings shall not leave.
+            with run.locked() if accelerator.is_main_process else nullcontext():
+                return trainer.fit()
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None
+
+
+def _new_run(output: str | Path | None, config: TrainingConfig, accelerator: Accelerator) -> RunFolder:
+    """The run folder to make; without a name, the main process chooses one and the others learn it."""
+    if output is not None:
+        return RunFolder.new(output)
+    view = f"-{config.view or config.convert}" if config.view or config.convert else ""
+    name = f"{config.model}{view}-{config.data}-seed{config.seed}".replace("/", "_")
+    path = [str(_unused(Path("runs") / name))]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(path)
+    return RunFolder.new(path[0])
+
+
+def _unused(base: Path) -> Path:
+    """The folder, or the first of base-2, base-3, ... that does not exist."""
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path

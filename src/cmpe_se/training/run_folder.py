@@ -1,0 +1,183 @@
+"""The run folder: all that a training run leaves, readable by people and programs.
+
+``config.yaml`` repeats the run, ``metrics.jsonl`` has a record per epoch, ``result.json`` the final figures,
+``curves.png`` shows them, ``model/`` loads with ``timm.create_model("local-dir:...")``, ``state/`` is for resuming.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from torch import nn
+
+from cmpe_se.data import ImageData, SmallImages
+from cmpe_se.errors import UserError
+from cmpe_se.training.checkpoint import Checkpoints
+from cmpe_se.training.config import TrainingConfig
+
+_log = logging.getLogger(__name__)
+_ORPHANED = "checkpoints in state/, but no config.yaml with their settings; put config.yaml back, or"
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.jsonl"
+        self.result, self.curves = self.path / "result.json", self.path / "curves.png"
+        self.model, self.logs = self.path / "model", self.path / "tensorboard"
+        self.corruptions = self.path / "corruptions.json"
+        self.lock = self.path / ".lock"
+        self.checkpoints = Checkpoints(self.path / "state")
+
+    @classmethod
+    def new(cls, path: str | Path) -> "RunFolder":
+        """A run folder yet to be written; refuse one that holds a run already, or what is left of one."""
+        run = cls(path)
+        if run.config.exists():
+            raise UserError(f"{path} holds a run already; go on with --resume {path}, or name another --output")
+        if run.checkpoints.exist():  # training would go on from them, under settings that are not theirs
+            raise UserError(f"{path} holds {_ORPHANED} name another --output")
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """An existing run folder."""
+        run = cls(path)
+        if not run.config.is_file() and run.checkpoints.exist():
+            raise UserError(f"{path} holds {_ORPHANED} train anew with another --output")
+        if not run.config.is_file():
+            raise UserError(f"{path} is no run folder: it has no config.yaml; `cmpe-se train` makes one under runs/")
+        return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While this lasts, no other process trains the run; a killed one's lock goes with it.
+
+        Raises:
+            UserError: another process trains it.
+        """
+        lock = FileLock(self.lock, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"{self.path} is being trained by another process; wait for it, or end that one") from None
+        except (OSError, NotImplementedError) as error:  # as on some network file systems
+            _log.warning(f"{self.path} cannot be locked ({error}); take care that only one process trains it")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def read_config(self) -> TrainingConfig:
+        """The settings that the run was started with, or last resumed with."""
+        return TrainingConfig.from_recipe(self.config)
+
+    def write_config(self, config: TrainingConfig) -> None:
+        """Write the settings; makes the folder."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {self.path}: {error.strerror or error}") from None
+        write_text(self.config, config.to_yaml())
+
+    def read_result(self) -> dict[str, Any]:
+        """The final figures of a finished run."""
+        if not self.result.is_file():
+            raise UserError(f"{self.path} has not finished; go on with `cmpe-se train --resume {self.path}`")
+        return _read_json(self.result)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The epochs' records."""
+        try:
+            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.metrics} cannot be read: {error}") from None
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Write the epochs' records, one JSON object a line."""
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write the final figures."""
+        write_text(self.result, json.dumps(result, indent=2) + "\n")
+
+    def save_model(self, model: nn.Module, *, model_args: dict[str, Any], data: ImageData) -> None:
+        """Write the network in timm's format: config.json and model.safetensors.
+
+        Both are written beside those of an earlier save, and replace them once they are whole.
+
+        Args:
+            model: made by ``timm.create_model``.
+            model_args: keywords that it was made with.
+            data: what it was trained on, for its classes and preprocessing.
+        """
+        pretrained_cfg = {
+            "num_classes": len(data.classes),
+            "input_size": (data.in_chans, *data.image_size),
+            "mean": data.mean,
+            "std": data.std,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0 if isinstance(data, SmallImages) else 0.875,  # what test images are cropped to
+            "label_names": list(data.classes),
+        }
+        # Left as they are, both would be stretched to three channels on loading.
+        preprocessing = {key: pretrained_cfg[key] for key in ("input_size", "mean", "std")}
+        unfinished = self.model.with_name("model.partial")
+        try:
+            timm.models.save_for_hf(
+                model,
+                unfinished,
+                model_config={"pretrained_cfg": pretrained_cfg},
+                model_args=model_args,
+                data_config=preprocessing,
+                safe_serialization=True,
+            )
+            self.model.mkdir(exist_ok=True)
+            for file in unfinished.iterdir():
+                os.replace(file, self.model / file.name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write {self.model}: {error}; make room and resume") from None
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def load_model(self) -> nn.Module:
+        """The trained network, in eval mode, from config.json and safetensors."""
+        if not (self.model / "model.safetensors").is_file():
+            raise UserError(f"{self.path} holds no trained model; finish it: `cmpe-se train --resume {self.path}`")
+        try:
+            return timm.create_model(f"local-dir:{self.model}", pretrained=True).eval()
+        except Exception as error:  # timm and safetensors raise many kinds
+            raise UserError(f"cannot load {self.model}: {' '.join(str(error).split())[:300]}") from None
+
+    def model_config(self) -> dict[str, Any]:
+        """What ``model/config.json`` says of classes and normalisation (timm's pretrained_cfg)."""
+        config = _read_json(self.model / "config.json")
+        return config["pretrained_cfg"] | {"architecture": config["architecture"]}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}; delete it, and `cmpe-se train --resume` writes it") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text as a whole: a reader, or a kill, never meets half of it."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,301 @@
+"""The training loop, on Accelerate, with timm's optimisers, schedules, mixup and moving average.
+
+A run is a function of its settings. Every random draw of a step comes from (seed, step, process), and every batch from
+(seed, epoch, batch), so a resumed run needs no generator's state and ends, on a CPU, with the same weights bit for bit.
+"""
+
+import copy
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from cmpe_se.data import ImageData
+from cmpe_se.errors import UserError
+from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.interruption import Interruption, TrainingInterrupted
+from cmpe_se.training.metrics import collect_logits, count_correct
+from cmpe_se.training.optimisation import create_mixup, create_optimizer, learning_rate
+from cmpe_se.training.progress import TensorBoardLogs, TrainingProgress
+from cmpe_se.training.provenance import provenance
+from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.training.seeding import seed_everything
+from cmpe_se.training.step_sums import StepSums, part_sums
+from cmpe_se.training.summary import UNTESTED, summarise, test_record
+from cmpe_se.utils.cost import count_multiply_adds, count_parameters
+from cmpe_se.utils.plots import plot_curves
+
+_STEPS_BETWEEN_LOOKS = 10  # at losses and, with several processes, at signals: a look waits for the device
+
+
+class Trainer:
+    """One run: what it needs, where it is, and the loop."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        data: ImageData,
+        model: nn.Module,
+        model_args: dict[str, Any],
+        run: RunFolder,
+        accelerator: Accelerator,
+        interruption: Interruption,
+    ):
+        self.config, self.data, self.run, self.model_args = config, data, run, model_args
+        self.accelerator, self.interruption = accelerator, interruption
+        self.shard = {
+            "rank": accelerator.process_index,
+            "world": accelerator.num_processes,
+            "device": accelerator.device,
+        }
+        self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        config.augmentation.only(data.augmentation_fields, f"the images of {data.name}")
+        self.mixup = create_mixup(config, data, accelerator.num_processes)
+
+        self.params, self.macs = count_parameters(model), count_multiply_adds(model, (data.in_chans, *data.image_size))
+        self.network = model.to(accelerator.device, memory_format=self.layout)
+        self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
+        self.optimizer, self.schedule = create_optimizer(config, self.network, self.steps_per_epoch)
+        if config.compile:
+            self.network.compile()
+        self.parallel, self.prepared_optimizer = accelerator.prepare(self.network, self.optimizer)
+
+        self.epoch = self.batch = 0  # finished epochs, and finished batches of the one under way
+        self.sums = StepSums(accelerator)
+        self.epoch_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.last_checkpoint: Path | None = None
+
+    @property
+    def step(self) -> int:
+        """Finished steps of the run."""
+        return self.epoch * self.steps_per_epoch + self.batch
+
+    @property
+    def _rate(self) -> float:
+        """Learning rate of the last step."""
+        return learning_rate(self.optimizer)
+
+    def fit(self) -> dict[str, Any]:
+        """Train from the last checkpoint, or from the start, to the end."""
+        main = self.accelerator.is_main_process
+        self._restore()
+        total = self.config.epochs * self.steps_per_epoch
+        logs = TensorBoardLogs(self.run.logs) if self.config.tensorboard and main else nullcontext()
+        if main:
+            self.run.write_config(self.config)  # now that nothing speaks against it
+        with TrainingProgress(self.config.epochs, total, enabled=main) as self.progress, logs:
+            self.progress.say(
+                f"{self.config.model} ({self.params:,} parameters) on {self.config.data}: {self.data.train_size:,} "
+                f"training and {self.data.test_size:,} test images, run folder {self.run.path}"
+            )
+            if self.last_checkpoint:
+                self.progress.say(f"going on after step {self.step} of {total}, from {self.last_checkpoint}")
+            self.progress.start(self.step)
+            if main and self.epoch < self.config.epochs:  # what was measured on these weights is void
+                self.run.corruptions.unlink(missing_ok=True)
+            while self.epoch < self.config.epochs:
+                record = self._train_epoch()
+                record |= self._test() if self._is_tested() else UNTESTED
+                self.history.append(record)
+                self._save_checkpoint()
+                if main:
+                    self.run.write_metrics(self.history)
+                if self.config.tensorboard and main:
+                    logs.write(record)
+                self.progress.end_epoch(record)
+            return self._finish()
+
+    def _train_epoch(self) -> dict[str, Any]:
+        """The rest of the epoch under way; afterwards ``epoch`` counts it and ``batch`` is 0."""
+        self.parallel.train()
+        started, self._seconds_before = time.perf_counter(), self.epoch_seconds
+        batches = self.data.train_batches(
+            self.epoch,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            augmentation=self.config.augmentation,
+            start=self.batch,
+            **self.shard,
+        )
+        for images, labels in batches:
+            self._train_step(images, labels)
+            self.batch += 1
+            self.epoch_seconds = self._seconds_before + time.perf_counter() - started
+            looked = self.step % _STEPS_BETWEEN_LOOKS == 0
+            if looked:
+                self._look()
+            if self.interruption.agreed(self.accelerator, now=looked):
+                self._save_checkpoint()
+                raise TrainingInterrupted(self.run.path, self.step)
+            if self.step % self.config.checkpoint_steps == 0 and self.batch < self.steps_per_epoch:
+                self._save_checkpoint()
+        self._look()
+        self.epoch_seconds = self._seconds_before + time.perf_counter() - started
+        record = {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "lr": self._rate,
+            **self._figures(),
+            "seconds": self.epoch_seconds,
+        }
+        self.epoch, self.batch, self.epoch_seconds = self.epoch + 1, 0, 0.0
+        self.sums.reset()
+        return record
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> None:
+        """One step of the optimiser on this process's share (B, C, H, W) and (B,) of a batch."""
+        seed_everything(self.config.seed, self.step + 1, self.accelerator.process_index)
+        self.schedule.step_update(self.step)
+        targets, smoothing = labels, self.config.label_smoothing
+        if self.mixup:
+            (images, targets), smoothing = self.mixup(images, labels), 0.0  # targets (B, classes), smoothed already
+        images = images.to(memory_format=self.layout)
+
+        parts = list(zip(images.chunk(self.config.accumulate), targets.chunk(self.config.accumulate), strict=True))
+        sums = torch.zeros(3, device=images.device)
+        for number, (part, part_targets) in enumerate(parts, start=1):
+            last = number == len(parts)
+            with self.accelerator.no_sync(self.parallel) if not last else nullcontext():
+                logits = self._forward(part)  # (B, classes)
+                loss = F.cross_entropy(logits.float(), part_targets, label_smoothing=smoothing)
+                self.accelerator.backward(loss * (len(part) / len(images)))
+            sums += part_sums(logits.detach(), part_targets, loss.detach())
+        self.sums.add(self.step + 1, self._rate, sums)
+        if self.config.clip_grad:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.network, step=self.step + 1)
+
+    def _forward(self, images: Tensor) -> Tensor:
+        try:
+            return self.parallel(images)
+        except ValueError as error:  # a norm that would see one value
+            raise UserError(
+                f"{self.config.model} cannot train on {len(images)} image(s) of {tuple(images.shape[1:])} at a time: "
+                f"{error}; give a larger --batch-size, or a smaller --accumulate"
+            ) from None
+
+    def _look(self) -> None:
+        """Add up the steps since the last look, and stop if a loss was not finite."""
+        if not self.sums.unread:
+            return
+        if bad := self.sums.read():
+            step, rate, loss = bad
+            self._refuse(f"the loss is {loss}", step, rate)
+        figures = self._figures()
+        self.progress.update(
+            self.epoch + 1, self.step, figures["train_loss"], figures["train_top1"], figures["images_per_second"]
+        )
+
+    def _figures(self) -> dict[str, Any]:
+        return self.sums.figures(self.epoch_seconds, accuracy=not self.mixup)
+
+    def _refuse(self, what: str, step: int, rate: float) -> None:
+        raise UserError(
+            f"{what} at step {step} (epoch {-(-step // self.steps_per_epoch)}), learning rate {rate:.4g}; last good "
+            f"checkpoint: {self.last_checkpoint or 'none yet'}; try a smaller --lr, --clip-grad 1 or --warmup-epochs 5"
+        )
+
+    def _is_tested(self) -> bool:
+        return self.epoch % self.config.test_interval == 0 or self.epoch == self.config.epochs
+
+    def _test(self) -> dict[str, Any]:
+        """Figures on the test images, each of which one process sees once."""
+        if self.accelerator.num_processes > 1:
+            # Running statistics differ between processes: the first one's count, as they do in a checkpoint.
+            for module in (self.network, *([self.ema.module] if self.ema else [])):
+                for buffer in module.buffers():
+                    buffer.copy_(broadcast(buffer))
+        tested = self.ema.module if self.ema else self.network
+        tested.eval()
+        batches = self.data.test_batches(batch_size=4 * self.config.batch_size, **self.shard)
+        with self.accelerator.autocast():
+            logits, labels = collect_logits(tested, batches, channels_last=self.config.channels_last)
+        sums = count_correct(logits, labels) if len(labels) else torch.zeros(4, dtype=torch.float64)
+        figures = test_record(self.accelerator.reduce(sums.to(self.accelerator.device)))
+        if not math.isfinite(figures["test_loss"]):
+            self._refuse(f"the test loss is {figures['test_loss']}", self.step, self._rate)
+        return figures
+
+    def _save_checkpoint(self) -> None:
+        """Write a checkpoint, a good one: every loss before it has been finite, and the weights are."""
+        self._look()
+        if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
+            self._refuse("some weights are not finite", self.step, self._rate)
+        if not self.accelerator.is_main_process:
+            return
+        self.run.checkpoints.save(
+            {
+                "network": self.network.state_dict(),
+                "ema": self.ema.module.state_dict() if self.ema else None,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "batch_size": self.config.batch_size,
+                "sums": self.sums.total,
+                "epoch_seconds": self.epoch_seconds,
+                "history": self.history,
+            }
+        )
+        self.last_checkpoint = self.run.checkpoints.newest
+
+    def _restore(self) -> None:
+        loaded = self.run.checkpoints.load()
+        if loaded is None:
+            return
+        tree, self.last_checkpoint = loaded
+        if tree["batch"] and tree["batch_size"] != self.config.batch_size:
+            raise UserError(
+                f"{self.last_checkpoint} is {tree['batch']} batches of {tree['batch_size']} images into an epoch, and "
+                f"batch_size {self.config.batch_size} would cut it differently; resume with {tree['batch_size']}, and "
+                "change it at an epoch's end"
+            )
+        try:
+            self.network.load_state_dict(tree["network"])
+            if self.ema:
+                self.ema.module.load_state_dict(tree["ema"] or tree["network"])
+            self.optimizer.load_state_dict(tree["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:  # KeyError: another optimiser's state
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.last_checkpoint} does not fit these settings: {reason}") from None
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)  # the parameter's memory format, for speed
+        if self.accelerator.scaler and tree["scaler"]:
+            self.accelerator.scaler.load_state_dict(tree["scaler"])
+        self.sums.total = tree["sums"]
+        for name in ("epoch", "batch", "epoch_seconds", "history"):
+            setattr(self, name, tree[name])
+
+    def _finish(self) -> dict[str, Any]:
+        """Write the network and the figures."""
+        last = self.history[-1]
+        if last["test_top1"] is None:  # a run that is resumed to end where it stands
+            last |= self._test()
+        view = getattr(self.network, "view", None)
+        result = summarise(self.config, self.data, self.history, view=view, params=self.params, macs=self.macs)
+        result |= {"processes": self.accelerator.num_processes, "run": str(self.run.path), **provenance()}
+        if self.accelerator.is_main_process:
+            self.run.write_metrics(self.history)  # a kill may have come between the last checkpoint and this
+            tested = self.ema.module if self.ema else self.accelerator.unwrap_model(self.parallel, False)
+            tested = copy.deepcopy(tested).cpu().to(memory_format=torch.contiguous_format)
+            self.run.save_model(tested, model_args=self.model_args, data=self.data)
+            title = f"{self.config.model} on {self.config.data}: top-1 {last['test_top1']:.2f} %"
+            plot_curves(self.history, title, self.run.curves)
+            self.run.write_result(result)
+        self.accelerator.wait_for_everyone()
+        return result

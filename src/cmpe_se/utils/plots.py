@@ -1,0 +1,106 @@
+"""Pictures of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # distinguishable without colour vision (Okabe and Ito)
+_LINE_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9")
+
+
+def plot_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Write :func:`draw_curves` as PNG."""
+    draw_curves(history, title).savefig(path, dpi=150)
+
+
+def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Loss and accuracy over the epochs.
+
+    Args:
+        history: the records of ``metrics.jsonl``.
+        title: of the whole picture.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for axes, kind, label in ((loss, "loss", "cross-entropy"), (accuracy, "top1", "top-1 accuracy, %")):
+        for part, colour in (("train", GREY), ("test", BLUE)):
+            values = {record["epoch"]: record.get(f"{part}_{kind}") for record in history}
+            known = {epoch: value for epoch, value in values.items() if value is not None}
+            if not known:
+                continue  # with mixup there is no training accuracy
+            marker = "o" if len(known) == 1 else None
+            axes.plot(list(known), list(known.values()), color=colour, label=part, marker=marker)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    loss.set_ylim(bottom=0)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
+    """Write :func:`draw_confusion` as PNG."""
+    draw_confusion(confusion, classes).savefig(path, dpi=120)
+
+
+def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
+    """Confusion matrix: a row for each true class, in percent of it.
+
+    Args:
+        confusion: counts (true, predicted).
+        classes: class names.
+    """
+    counts = confusion.numpy()
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(16, max(4.5, 0.5 * len(classes) + 2))
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
+    axes.set(xlabel="predicted", ylabel="true", title=f"Top-1 {100 * counts.trace() / max(counts.sum(), 1):.2f} %")
+    if len(classes) <= 40:
+        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 20:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if percent[row, column] > 55 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
+    return figure
+
+
+def plot_corruptions(metrics: dict[str, Any], title: str, path: Path) -> None:
+    """Write :func:`draw_corruptions` as PNG."""
+    draw_corruptions(metrics, title).savefig(path, dpi=150)
+
+
+def draw_corruptions(metrics: dict[str, Any], title: str) -> Figure:
+    """Accuracy over the severity, a line for each corruption, and the clean accuracy as reference.
+
+    Args:
+        metrics: of ``cmpe_se.training.robustness.corruption_metrics``.
+        title: name of the data.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(metrics["clean"], color=GREY, linewidth=1, linestyle="--")
+    axes.annotate(
+        f"clean {metrics['clean']:.2f} %", (0.01, metrics["clean"]), xycoords=("axes fraction", "data"),
+        xytext=(0, 4), textcoords="offset points", fontsize=8, color=GREY,
+    )  # fmt: skip
+    lines = {name: values for name, values in metrics.items() if isinstance(values, list)}
+    for (name, values), colour, marker in zip(lines.items(), _LINE_COLOURS, "os^Dv", strict=True):
+        axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=5, label=name)
+    axes.set(
+        xlabel="severity", ylabel="test top-1, %", title=f"{title}: mean corruption accuracy {metrics['mean']:.2f} %"
+    )
+    axes.set_xticks(range(1, 6))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside right center")
+    return figure

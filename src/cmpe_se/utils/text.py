@@ -1,0 +1,21 @@
+"""Text that people read and type: durations, settings of gates, lists of names."""
+
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, with two digits or more: ``duration(7200)`` is "120 min"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 300 else f"{minutes / 60:.1f} h"
+
+
+def gate_words(settings: dict[str, Any]) -> str:
+    """Settings of gates as they follow a view's name: ``, start one, reduction 4, bias``."""
+    return "".join(f", {name}" if value is True else f", {name} {value}" for name, value in settings.items())
+
+
+def split_names(names: str) -> list[str]:
+    """Names with commas between, as a flag takes several."""
+    return [name.strip() for name in names.split(",") if name.strip()]

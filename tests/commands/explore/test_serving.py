@@ -1,0 +1,223 @@
+"""The page's server lets nobody at anything but the page, and leaves nothing behind."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import uuid
+
+import psutil
+import pytest
+
+from cmpe_se.commands.explore import images
+from tests.commands.explore.served import free_port, look_for_the_temporary_folder_anew, served
+from tests.training.processes import empty_folder, run, start, succeed
+
+
+@pytest.fixture(scope="module")
+def page(folded):
+    # Settings of Gradio that somebody may have in his environment, and that would open it to others.
+    open_to_all = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_ALLOWED_PATHS": "/", "GRADIO_SHARE": "True"}
+    with served(folded, env=open_to_all) as page:
+        yield page
+
+
+def ask(page, path, method="GET", body=None, headers=None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(page.address.removeprefix("http://"), timeout=30)
+    try:
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def post(page, path, value) -> tuple[int, bytes]:
+    return ask(page, path, "POST", json.dumps(value), {"Content-Type": "application/json"})
+
+
+def upload(page, name: str, content: bytes) -> tuple[int, bytes]:
+    edge = uuid.uuid4().hex
+    head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    body = head + content + f"\r\n--{edge}--\r\n".encode()
+    return ask(page, "/gradio_api/upload", "POST", body, {"Content-Type": f"multipart/form-data; boundary={edge}"})
+
+
+def test_the_page_is_there_for_this_machine_alone(page):
+    status, content = ask(page, "/")
+    assert status == 200
+    assert b"cmpe-se explore" in content
+    connections = psutil.Process(page.running.process.pid).net_connections("tcp")
+    listening = [connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN]
+    port = int(page.address.rpartition(":")[2])
+    assert [(address.ip, address.port) for address in listening] == [("127.0.0.1", port)]
+
+
+def test_another_name_for_this_machine_is_refused(page):
+    assert ask(page, "/", headers={"Host": "attacker.example"})[0] == 400
+    assert ask(page, "/", headers={"Host": "localhost"})[0] == 200
+
+
+def test_another_site_in_the_same_browser_is_refused(page):
+    for origin, status in (("http://attacker.example", 403), ("null", 403), (page.address, 200)):
+        assert ask(page, "/", headers={"Origin": origin})[0] == status, origin
+    attack = {"Origin": "http://attacker.example", "Content-Type": "multipart/form-data; boundary=x"}
+    assert ask(page, "/gradio_api/upload", "POST", b"--x--", attack)[0] == 403
+
+
+def test_no_file_of_this_machine(page, folded, tmp_path):
+    secret = page.temporary / "secret.png"
+    secret.write_bytes(b"secret")
+    (folded / "secret.png").write_bytes(b"secret")
+    outside = [secret, folded / "secret.png", folded / "model" / "config.json", folded / "config.yaml", "/etc/passwd"]
+    home = [f"{page.temporary}/../secret.png", "config.yaml", "../../etc/passwd", "/proc/self/environ"]
+    for path in [*outside, *home]:
+        for route in (f"/gradio_api/file={path}", f"/gradio_api/file/{path}", f"/file={path}", f"/{path}"):
+            status, content = ask(page, route.replace(" ", "%20"))
+            assert status in (403, 404), route
+            assert b"secret" not in content.replace(str(path).encode(), b"")
+            assert b"root:" not in content
+    (folded / "secret.png").unlink()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=http://127.0.0.1:1/x",
+        "/gradio_api/file=http:/127.0.0.1:1/x",
+        "/gradio_api/proxy=http://127.0.0.1:1/x",
+        "/gradio_api/cancel",
+        "/gradio_api/process_recording",
+        "/gradio_api/vibe-edit",
+        "/gradio_api/run/predict",
+        "/gradio_api/call/show",
+        "/gradio_api/openapi.json",
+        "/monitoring",
+        "/docs",
+        "/openapi.json",
+        "/custom_component/x",
+    ],
+)
+def test_no_other_route_of_gradio(page, path):
+    for method in ("GET", "POST"):
+        assert ask(page, path, method)[0] in (404, 405)
+
+
+def test_long_uploads_are_refused_and_files_go_with_the_page(page):
+    status, content = upload(page, "long.png", b"0" * (10 * 2**20 + 1))
+    assert status == 413
+    assert b"exceed" in content
+    status, content = upload(page, "../../../escape.png", b"1234")
+    assert status == 200
+    path = json.loads(content)[0]
+    assert str(page.temporary) in path
+    assert os.path.realpath(path).startswith(os.path.realpath(page.temporary))
+    assert ask(page, f"/gradio_api/file={path}") == (200, b"1234")
+
+
+def event(page, number: int, data: list) -> list[dict]:
+    """What the queue says of an event that somebody has made up."""
+    session = uuid.uuid4().hex[:11]
+    body = {"data": data, "fn_index": number, "session_hash": session, "event_data": None, "trigger_id": None}
+    status, content = post(page, "/gradio_api/queue/join", body)
+    if status != 200:
+        return [{"msg": "refused", "status": status, "content": content.decode()}]
+    status, content = ask(page, f"/gradio_api/queue/data?session_hash={session}")
+    assert status == 200
+    return [
+        json.loads(line.removeprefix("data: ")) for line in content.decode().splitlines() if line.startswith("data")
+    ]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "CONFIG", "http://127.0.0.1:1/x.png", "../../../etc/passwd"])
+def test_made_up_events_reach_no_other_files(page, folded, path):
+    path = str(folded / "config.yaml") if path == "CONFIG" else path
+    config = json.loads(ask(page, "/config")[1])
+    files = {part["id"] for part in config["components"] if part["type"] == "file"}
+    uploads = [call["id"] for call in config["dependencies"] if set(call["inputs"]) & files]
+    assert len(uploads) == 2
+    payload = {"path": path, "url": None, "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
+    said = event(page, uploads[0], [payload])
+    assert "root:" not in str(said)
+    assert "data_dir" not in str(said)
+    assert [message["success"] for message in said if message["msg"] == "process_completed"] == [False], said
+
+
+def test_nothing_is_left_behind(folded):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with served(folded) as page:
+            upload(page, "x.png", b"1234")
+            assert list(page.temporary.rglob("x.png"))
+            done = page.end(number)
+            assert done.status == 0, done.err
+            assert "Traceback" not in done.err
+            assert list(page.temporary.iterdir()) == []
+
+
+def _keep_uploads_for_a_moment() -> None:
+    look_for_the_temporary_folder_anew()
+    images.UPLOADS_KEPT = 3
+
+
+def test_uploads_are_deleted_while_the_page_goes_on(folded):
+    with served(folded, before=_keep_uploads_for_a_moment) as page:
+        path = json.loads(upload(page, "x.png", b"1234")[1])[0]
+        assert ask(page, f"/gradio_api/file={path}") == (200, b"1234")
+        page.running.until(lambda: not os.path.exists(path), timeout=60)
+        assert ask(page, f"/gradio_api/file={path}")[0] in (403, 404)
+        assert list(page.temporary.rglob("*.png"))  # the examples are there for the next visitor
+
+
+def test_all_finished_runs_of_the_folder(folded, se):
+    place = empty_folder()
+    (place / "runs" / "unfinished").mkdir(parents=True)
+    (place / "runs" / "unfinished" / "config.yaml").write_text((folded / "config.yaml").read_text())
+    for name, target in (("first", se), ("second", folded)):
+        os.symlink(target, place / "runs" / name)
+    (place / "runs" / "without settings").mkdir()
+    (place / "runs" / "without settings" / "result.json").write_text("{}")
+    shutil.copytree(folded, place / "runs" / "newest")
+    (place / "runs" / "newest" / "model" / "model.safetensors").unlink()
+    os.utime(place / "runs" / "newest" / "result.json")
+    proxy = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}  # where nobody is
+    with served(cwd=place, env=proxy) as page:
+        names = re.search(r"(.*): http", (page.running.folder / "out").read_text()).group(1)
+        said = page.running.err
+    assert sorted(names.split(", ")) == ["first", "second"]
+    assert "left out: runs/without settings is no run folder" in said
+    assert "left out: runs/newest holds no trained model" in said
+
+
+def test_mistakes(folded):
+    port = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert run("explore", folded, "--port", port).complaint == (
+            f"cmpe-se: error: port {port} is taken or not allowed; name another with --port"
+        )
+    assert "port is 70000, should be from 1 to 65535" in run("explore", folded, "--port", 70000).complaint
+    assert "no finished run in runs/; `cmpe-se train` makes one" in run("explore").complaint
+    assert "nowhere is no run folder" in run("explore", folded, "nowhere").complaint
+    unfinished = empty_folder()
+    (unfinished / "config.yaml").write_text((folded / "config.yaml").read_text())
+    assert "has not finished" in run("explore", unfinished).complaint
+
+
+def _without_gradio() -> None:
+    sys.modules["gradio"] = None
+
+
+def test_a_missing_package(folded):
+    done = start("explore", folded, before=_without_gradio).wait()
+    assert "needs captum, gradio and jinja2; pip install 'cmpe-se[explore]'" in done.complaint
+
+
+def test_help():
+    said = succeed("explore", "--help").out
+    assert "Open a page on this machine" in said
+    assert "all finished ones in runs/ if left out" in said
