@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmpe_se import precision
+from cmpe_se.layers import precision
 from cmpe_se.layers.precision import emulation_warning, has_bfloat16
 
 CPUS = {  # a line of /proc/cpuinfo, and whether that CPU has bfloat16

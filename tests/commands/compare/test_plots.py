@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
-from cmpe_se.commands.compare import figures
+from cmpe_se.commands.compare import plots
 from cmpe_se.commands.compare.differences import Question
 from cmpe_se.commands.compare.plots import plot_differences, plot_learning_curves, plot_pareto
 from tests.commands.compare.outcomes import outcome, usual
@@ -59,7 +59,7 @@ def test_figures_stand(plot, outcomes, tmp_path):
 
 
 def test_a_dozen_networks_look_different():
-    looks = [tuple(look) for _, *look in figures._styled(range(12))]
+    looks = [tuple(look) for _, *look in plots._styled(range(12))]
     assert len(set(looks)) == 12
 
 
@@ -73,7 +73,7 @@ def test_a_dozen_networks_look_different():
     ],
 )
 def test_the_front_has_what_nothing_beats(places, front):
-    assert figures._pareto_front(places) == front
+    assert plots._pareto_front(places) == front
 
 
 def test_names_do_not_lie_on_each_other(drawn, tmp_path):
