@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,14 +13,23 @@ import pytest
 import timm
 
 import cmpe_se
-from cmpe_se.cli import COMMANDS
-from cmpe_se.training.config import TrainingConfig
+from cmpe_se.cli import _as_parsed, _switches
+from cmpe_se.commands import benchmark, compare, evaluate, explore, export, models, predict, push, train
+from cmpe_se.training.config import TrainingConfig, recipe_names
+from cmpe_se_command import COMMANDS
 from tests.training.processes import CONSOLE_SCRIPT, empty_folder, run, shown_on_terminal, succeed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command):
-    assert re.match(rf"usage: cmpe-se .*\b{command} \[", succeed(command, "--help").out)
+    text = succeed(command, "--help").out
+    assert text.startswith(f"usage: cmpe-se {command} ")
+    assert COMMANDS[command] in " ".join(text.split())
+    assert not re.search(r"(^ +|\[|, )--\w*_", text, re.MULTILINE)  # flags have dashes, in the usage line too
+    assert "``" not in text
+    # Explanations are noun phrases or imperatives, and none is missing.
+    for explained in re.findall(r"^ +(?:--\S+ \S+|\w+) {2,}(\S+.*)|^ +--\S+ .*\n {20,}(\S.*)", text, re.MULTILINE):
+        assert not re.match(r"(of|in|not|the|from|to|with) |\(type", "".join(explained)), explained
 
 
 def test_help_names_every_command():
@@ -34,7 +44,7 @@ def test_help_names_every_command():
 def test_a_command_imports_no_other():
     """What takes seconds to import is for those who need it."""
     code = (
-        "import sys; from cmpe_se.cli import main; sys.argv = ['cmpe-se', 'train', '--help']\n"
+        "import sys; from cmpe_se_command import main; sys.argv = ['cmpe-se', 'train', '--help']\n"
         "try: main()\n"
         "except SystemExit: print(*sys.modules, file=sys.stderr)"
     )
@@ -43,6 +53,69 @@ def test_a_command_imports_no_other():
     assert "cmpe_se.training.config" in imported
     others = {f"cmpe_se.commands.{name}" for name in COMMANDS if name != "train"}
     assert not imported & (others | {"sklearn", "torchmetrics", "matplotlib", "captum", "gradio"})
+
+
+FLAGS = {  # command, and what is typed, to what is parsed
+    ("train", "--flip --batch-size 8"): ["--flip=true", "--batch_size", "8"],
+    ("train", "--batch-size=8 --flip"): ["--batch_size=8", "--flip=true"],
+    ("train", "--flip false --tensorboard=true"): ["--flip", "false", "--tensorboard=true"],
+    ("train", "--flip maybe"): ["--flip", "maybe"],  # a wrong value, not a word of its own
+    ("train", "--data-dir my-data"): ["--data_dir", "my-data"],
+    ("compare", "--dry-run --seeds 2"): ["--dry_run=true", "--seeds", "2"],
+    ("compare", "--channels-last"): ["--channels_last=true"],
+    ("predict", "--as-json run a.png"): ["--as_json=true", "run", "a.png"],
+    ("predict", "--as-json False run a.png"): ["--as_json", "False", "run", "a.png"],
+    ("evaluate", "--corruptions run"): ["--corruptions=true", "run"],
+    ("export", "--int8 run --merge false"): ["--int8=true", "run", "--merge", "false"],
+    ("models", "--as-json"): ["--as_json=true"],
+}
+
+
+@pytest.mark.parametrize(("command", "typed"), FLAGS)
+def test_flags_as_parsed(command, typed):
+    function = getattr(importlib.import_module(f"cmpe_se.commands.{command}"), command)
+    assert _as_parsed(function, typed.split()) == FLAGS[command, typed]
+
+
+def test_switches_are_the_parameters_that_are_true_or_false():
+    of_training = {"bias", "download", "flip", "channels_last", "compile", "tensorboard"}
+    assert _switches(train.train) == of_training
+    assert _switches(compare.compare) == of_training | {"corruptions", "dry_run", "plan"}
+    assert _switches(evaluate.evaluate) == {"corruptions"}
+    assert _switches(predict.predict) == _switches(models.models) == {"as_json"}
+    assert _switches(explore.explore) == set()
+    assert _switches(export.export) == {"merge", "int8"}
+    assert _switches(push.push) == {"private"}
+    assert _switches(benchmark.benchmark) == {"bias", "merged", "channels_last"}
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("--version",), ()])
+def test_the_console_script_answers_without_pytorch(arguments, tmp_path):
+    """A sitecustomize of the process, which runs before the script, has torch fail to be imported."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, sys\nsys.modules['torch'] = None\natexit.register(lambda: print(*sys.modules, file=sys.stderr))"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run([CONSOLE_SCRIPT, *arguments], capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 0, done.stderr
+    assert ("cmpe-se" if arguments == ("--version",) else "usage: cmpe-se") in done.stdout
+    imported = set(done.stderr.split())
+    assert "cmpe_se_command" in imported
+    assert not imported & {"cmpe_se", "timm", "numpy", "jsonargparse"}
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_help_names_every_recipe(command):
+    text = " ".join(succeed(command, "--help").out.split())
+    *others, last = recipe_names()
+    assert f"({', '.join(others)} or {last})" in text
+
+
+def test_help_says_how_to_start_several_processes():
+    text = " ".join(succeed("train", "--help").out.split())
+    assert "torchrun --nproc-per-node 2 -m cmpe_se train" in text
+    assert "accelerate launch --num_processes 2 -m cmpe_se train" in text
 
 
 def test_help_explains_every_setting():
@@ -68,9 +141,14 @@ def test_version():
 
 
 def test_unknown_command():
-    complaint = run("trian").complaint
-    assert "trian" in complaint
-    assert complaint.endswith("(cmpe-se --help)")
+    assert run("trian").complaint == "cmpe-se: there is no command 'trian'; did you mean train? (cmpe-se --help)"
+    assert run("fly").complaint == "cmpe-se: there is no command 'fly' (cmpe-se --help)"
+
+
+def test_unknown_flag_of_a_command():
+    complaint = run("train", "--epoch", "1").complaint
+    assert "--epoch" in complaint
+    assert complaint.endswith("(cmpe-se train --help)")
 
 
 def test_unknown_flag_before_the_command():

@@ -1,12 +1,27 @@
-"""Competitive inner-imaging squeeze-and-excitation (CMPE-SE), arXiv 1807.08920, for PyTorch and timm."""
+"""Competitive inner-imaging squeeze-and-excitation (CMPE-SE), arXiv 1807.08920, for PyTorch and timm.
+
+``train``, ``evaluate``, ``predict``, ``compare`` and ``export`` are imported at their first use, and need the extra
+``train`` (``export`` needs ``export``). ``inspect`` is the earlier name of :func:`inspect_gates`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from cmpe_se import moved
 from cmpe_se.conversion import conversion_report, convert
-from cmpe_se.inspecting import inspect
+from cmpe_se.inspecting import forced_gates, inspect, inspect_gates
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.views import VIEWS
 from cmpe_se.merging import merge
 from cmpe_se.networks import PreActResNet, WideResNet, reference
+from cmpe_se.utils.packages import has_train, require_train
+
+if TYPE_CHECKING:
+    from cmpe_se.commands.compare import compare as compare
+    from cmpe_se.commands.evaluate import evaluate as evaluate
+    from cmpe_se.commands.export import export as export
+    from cmpe_se.commands.predict import predict as predict
+    from cmpe_se.training import train as train
 
 moved.install()
 
@@ -19,7 +34,30 @@ __all__ = [
     "__version__",
     "conversion_report",
     "convert",
+    "forced_gates",
     "inspect",
+    "inspect_gates",
     "merge",
     "reference",
 ]
+
+_IMPORTED_LATE = {
+    "train": "training",
+    "evaluate": "commands.evaluate",
+    "predict": "commands.predict",
+    "compare": "commands.compare",
+    "export": "commands.export",
+}
+"""Function to the module that has it. They are not in ``__all__``: ``import *`` would import them, and fail without
+the extra that they need."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _IMPORTED_LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_train(f"cmpe_se.{name}", extra="export" if name == "export" else "train")
+    return getattr(import_module(f"cmpe_se.{_IMPORTED_LATE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(_IMPORTED_LATE if has_train() else ())})

@@ -1,7 +1,7 @@
-"""``python -m cmpe_se``, which ``accelerate launch -m cmpe_se train ...`` needs."""
+"""``python -m cmpe_se``, which ``torchrun -m cmpe_se train`` and ``accelerate launch -m cmpe_se train`` need."""
 
 import sys
 
-from cmpe_se.cli import main
+from cmpe_se_command import main
 
 sys.exit(main())

@@ -1,91 +1,52 @@
-"""The ``cmpe-se`` command: its subcommands are functions of the library, its flags those functions' parameters."""
+"""A command of ``cmpe-se``: it is a function of the library, and its flags are that function's parameters."""
 
 import argparse
+import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
-from functools import partial
 from importlib import import_module
 
+import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from cmpe_se import __version__
 from cmpe_se.errors import UserError
-from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe, recipe_names
+from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
-from cmpe_se.training.launching import failed_elsewhere, is_main_process, launch, missing_processes
+from cmpe_se.training.launching import failed_elsewhere, is_main_process, processes_left_out
+from cmpe_se_command import COMMANDS, complain, main
+
+__all__ = ["COMMANDS", "main", "run_command"]
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
-# Switches that a positional argument may follow.
-_BEFORE_WORDS = {"as_json", "private", "merged", "channels_last", "int8", "merge", "corruptions"}
-_SWITCHES = (
-    _BEFORE_WORDS
-    | {"dry_run", "plan"}
-    | {field.name for field in fields(TrainingConfig) if field.type in (bool, "bool")}
-)
-
-COMMANDS = {
-    "train": "Train a network, and leave a run folder with settings, metrics, curves and weights.",
-    "compare": "Train networks under one recipe with several seeds, and compare them seed by seed.",
-    "evaluate": "Test a finished run: accuracy, each class, confusion matrix and calibration.",
-    "predict": "Say what a finished run's network sees in images.",
-    "report": "Show a finished run and the competition inside its network: one HTML page, plots as PNG and CSV.",
-    "explore": (
-        "Open a page on this machine to play with finished runs: predictions, pictures, gates and what hangs on them."
-    ),
-    "export": "Write a finished run's network for ONNX, torch.export or OpenVINO, verified against PyTorch.",
-    "push": "Share a finished run's network: config.json, model.safetensors and a card with the run's figures.",
-    "models": "List our networks with parameters and multiply-adds: plain, SE, and a competitive view.",
-    "benchmark": "Measure what attention costs on this machine, against the plain network in the same run.",
-}
-"""Name of each command to what it does: it is the function of that name in ``cmpe_se.commands.NAME``. Only the one that
-is asked for is imported: all of them together take as long as PyTorch."""
-
-_DESCRIPTION = """Competitive inner-imaging squeeze-and-excitation (arXiv 1807.08920): train, test and use residual
-networks in which residual and identity compete. `cmpe-se train` alone trains on real handwritten digits."""
-
-_COMPARE_HELP = """Train networks under one recipe with several seeds, and compare them seed by seed.
-
-cmpe-se compare --models preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20 --views pair_view_1x1,folded_3x3
-
-For one seed, all networks see the same images in the same order with the same augmentation. The same command goes on
-after Ctrl-C, leaves finished runs alone, and takes more networks and seeds. It ends with compare.md, compare.csv,
-cells.csv and figures. A recipe sets everything else and flags win over it; the defaults below are those of the recipe
-that you name."""
-
-_TRAIN_HELP = """Train a network, and leave a run folder with settings, figures, curves and weights.
-
-A recipe sets everything and flags win over it; the defaults shown below are those of the recipe that you name. Ctrl-C
-saves; `--resume RUN` goes on."""
+_IMAGES_OR_RUNS = str | Sequence[str]
+"""Type of a parameter that is one path or several: as many as are given on a command line."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run_command(command: str, arguments: Sequence[str]) -> int:
     """Run a command; returns the exit status.
 
     Args:
-        arguments: of the command line, without the program's name; those of this process if left out.
+        command: one of :data:`COMMANDS`.
+        arguments: of the command line, behind the command's name.
     """
-    arguments = _as_parsed(sys.argv[1:] if arguments is None else arguments)
     try:
-        parser = _parser(arguments)
-        if not arguments:
-            parser.print_help()
-            return 0
-        parsed = parser.parse_args(arguments)
-        command = parsed.pop("subcommand")
-        if command == "train" and (processes := missing_processes()):
-            return launch(processes, arguments)
-        _run(command, parsed[command], arguments)
+        function = _function(command)
+        arguments = _as_parsed(function, arguments)
+        parsed = _parser(command, arguments).parse_args(arguments)
+        if command == "train" and (warning := processes_left_out()):
+            complain(warning, 0)
+        function(**_values(function, parsed, arguments))
         return 0
     except ArgumentError as error:
-        known = [word for word in arguments[:1] if word in COMMANDS]
-        return _complain(f"{error.message or error} ({' '.join(['cmpe-se', *known, '--help'])})", _USAGE)
+        return complain(f"{error.message or error} (cmpe-se {command} --help)", _USAGE)
     except Interrupted as interruption:
-        return _complain(str(interruption), _INTERRUPTED) if is_main_process() else _INTERRUPTED
+        return complain(str(interruption), _INTERRUPTED) if is_main_process() else _INTERRUPTED
     except KeyboardInterrupt:
-        return _complain("stopped", _INTERRUPTED)
+        return complain("stopped", _INTERRUPTED)
     except UserError as error:
-        return _complain(f"error: {error}", _FAILED)
+        return complain(f"error: {error}", _FAILED)
     except BrokenPipeError:  # `cmpe-se models | head`
         sys.stderr.close()
         return 0
@@ -94,71 +55,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _FAILED
         raise
     except OSError as error:  # a full disk, or no permission, where nobody foresaw it
-        return _complain(f"error: {error}", _FAILED)
-
-
-def _run(command: str, parsed: Namespace, arguments: Sequence[str]) -> None:
-    """Call the command's function."""
-    values = {name: value for name, value in vars(parsed).items() if name not in ("config", "__default_config__")}
-    if command in ("train", "compare"):  # what was typed wins over the recipe, and says more than its default would
-        typed = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
-        values = {name: value for name, value in values.items() if name in typed}
-    _function(command)(**values)
+        return complain(f"error: {error}", _FAILED)
 
 
 def _function(command: str) -> Callable:
+    """Only the command that is asked for is imported: all of them together take as long as PyTorch."""
     return getattr(import_module(f"cmpe_se.commands.{command}"), command)
 
 
-def _parser(arguments: Sequence[str]) -> ArgumentParser:
-    parser = _new_parser(description=_DESCRIPTION, prog="cmpe-se", version=__version__)
-    subcommands = parser.add_subcommands(required=True)
-    asked = next((word for word in arguments if not word.startswith("-")), None)
-    for name, summary in COMMANDS.items():
-        make = _train_parser if name == "train" else partial(_command_parser, name)
-        subcommands.add_subcommand(name, make(arguments) if asked == name else _new_parser(), help=summary)
-    return parser
+def _parameters(function: Callable) -> list[inspect.Parameter]:
+    return [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
 
 
-def _command_parser(name: str, arguments: Sequence[str]) -> ArgumentParser:
-    """The flags of a command: its function's parameters."""
-    command = _new_parser(description=COMMANDS[name])
-    command.add_function_arguments(_function(name), as_positional=True, skip={"images", "runs"})
-    if name == "compare":
-        _add_settings(command, arguments)
-    elif name == "predict":  # a list of them, which no type says
-        command.add_argument("images", type=str, nargs="+", help="image files and folders of them")
-    elif name == "explore":
-        command.add_argument(
-            "runs", type=str, nargs="*", default=[], help="run folders; all finished ones in runs/ if left out"
+def _takes_settings(function: Callable) -> bool:
+    """Whether a command takes the settings of a training run beside its own parameters: as ``**settings``."""
+    return any(one.kind is one.VAR_KEYWORD for one in inspect.signature(function).parameters.values())
+
+
+def _switches(function: Callable) -> set[str]:
+    """Names of the flags that need no value, which are those of parameters that are true or false."""
+    own = {one.name for one in _parameters(function) if one.annotation is bool}
+    settings = fields(TrainingConfig) if _takes_settings(function) else ()
+    return own | {field.name for field in settings if field.type in (bool, "bool")}
+
+
+def _values(function: Callable, parsed: Namespace, arguments: Sequence[str]) -> dict:
+    """Arguments of the command's function."""
+    values = vars(parsed)
+    if _takes_settings(function):  # what was typed wins over the recipe, and says more than its default would
+        typed = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+        values = {name: value for name, value in values.items() if name in typed}
+    return values
+
+
+def _parser(command: str, arguments: Sequence[str]) -> ArgumentParser:
+    """A command's parser: the parameters of its function, explained by the function's docstring."""
+    function = _function(command)
+    documented = docstring_parser.parse(inspect.cleandoc(function.__doc__))
+    description = "\n\n".join(filter(None, [documented.short_description, documented.long_description]))
+    # An abbreviated --recipe would not be seen by the first look, and its recipe be lost.
+    parser = ArgumentParser(
+        prog=f"cmpe-se {command}",
+        description=description,
+        exit_on_error=False,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    several = [one for one in _parameters(function) if one.annotation in (_IMAGES_OR_RUNS, _IMAGES_OR_RUNS | None)]
+    skipped = {one.name for one in several} | ({"settings"} if _takes_settings(function) else set())
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
+    helps = {param.arg_name: param.description for param in documented.params}
+    for one in several:  # a list on the command line, which no type says
+        required, positional = one.default is one.empty, one.kind is not one.KEYWORD_ONLY
+        parser.add_argument(
+            one.name if positional else f"--{one.name}",
+            type=str,
+            nargs="+" if required or not positional else "*",
+            help=helps[one.name],
+            **({} if required else {"default": list(one.default) if positional else one.default}),
         )
-    elif name == "report":
-        command.add_argument("--images", type=str, nargs="+", help="image files and folders to show the inside for")
-    return command
-
-
-def _train_parser(arguments: Sequence[str]) -> ArgumentParser:
-    parser = _new_parser(
-        description=_TRAIN_HELP, usage="%(prog)s [--recipe RECIPE | --resume RUN] [--SETTING VALUE ...]"
-    )
-    parser.add_argument(
-        "--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(recipe_names())}, or the path of a YAML file"
-    )
-    parser.add_argument("--resume", type=str | None, help="run folder to go on with, under its own settings")
-    parser.add_argument("--output", type=str | None, help="run folder to make (default: runs/MODEL-DATA-seedN)")
-    parser.add_class_arguments(TrainingConfig, as_group=False)
-    parser.set_defaults(_recipe_values(arguments[1:]))
+    if _takes_settings(function):
+        _add_settings(parser, command, arguments)
     return parser
 
 
-def _add_settings(command: ArgumentParser, arguments: Sequence[str]) -> None:
-    """A comparison's settings: those of a training run, but for what it varies."""
-    from cmpe_se.commands.compare.compare import VARIED
+def _add_settings(parser: ArgumentParser, command: str, arguments: Sequence[str]) -> None:
+    """The settings of a training run; not those that a comparison varies by itself."""
+    varied = set()
+    if command == "compare":
+        from cmpe_se.commands.compare.compare import VARIED
 
-    command.description = _COMPARE_HELP
-    command.add_class_arguments(TrainingConfig, as_group=False, skip=set(VARIED))
-    values = _recipe_values(arguments[1:])
-    command.set_defaults({name: value for name, value in values.items() if name not in VARIED})
+        varied = set(VARIED)
+    parser.usage = "%(prog)s [--recipe RECIPE] [--SETTING VALUE ...]"
+    parser.add_class_arguments(TrainingConfig, skip=varied)
+    parser.set_defaults({name: value for name, value in _recipe_values(arguments).items() if name not in varied})
 
 
 def _recipe_values(arguments: Sequence[str]) -> dict:
@@ -178,34 +148,39 @@ def _recipe_values(arguments: Sequence[str]) -> dict:
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """Shows flags with dashes, as people type them."""
+    """Flags with dashes, as people type them, and docstrings without their markup."""
+
+    def _format_usage(self, *args, **kwargs) -> str:
+        return _with_dashes(super()._format_usage(*args, **kwargs))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        shown = super()._format_action_invocation(action)
-        return shown.replace("_", "-") if action.option_strings else shown
+        return _with_dashes(super()._format_action_invocation(action))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return super()._split_lines(text.replace("``", "`"), width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.replace("``", "`").split("\n\n")
+        return "\n\n".join(super(_HelpFormatter, self)._fill_text(one, width, indent) for one in paragraphs)
 
 
-def _new_parser(**settings) -> ArgumentParser:
-    # An abbreviated --recipe would not be seen by the first look, and its recipe be lost.
-    return ArgumentParser(exit_on_error=False, formatter_class=_HelpFormatter, allow_abbrev=False, **settings)
+def _with_dashes(text: str) -> str:
+    return re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), text)
 
 
-def _as_parsed(arguments: Sequence[str]) -> list[str]:
+def _as_parsed(function: Callable, arguments: Sequence[str]) -> list[str]:
     """--batch-size=8 as --batch_size=8, the parameter's name, and a lone --flip as --flip=true."""
+    switches = _switches(function)
+    words_follow = any(one.kind is one.POSITIONAL_OR_KEYWORD for one in _parameters(function))
     parsed = []
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             argument = "--" + name[2:].replace("-", "_") + equals + value
             value_follows = following and not following.startswith("--")
-            if argument[2:] in _BEFORE_WORDS:
+            if words_follow:  # else whatever follows is meant as the value, even a wrong one
                 value_follows = following.lower() in ("true", "false")
-            if argument[2:] in _SWITCHES and not value_follows:
+            if argument[2:] in switches and not value_follows:
                 argument += "=true"
         parsed.append(argument)
     return parsed
-
-
-def _complain(message: str, status: int) -> int:
-    print(f"cmpe-se: {' '.join(message.split())}", file=sys.stderr)
-    return status

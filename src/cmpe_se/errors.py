@@ -1,8 +1,8 @@
-"""The error that people see."""
+"""The errors that people see."""
 
 
 class UserError(ValueError):
-    """A mistake that its reader can mend: one line that says what is wrong, where, and what would be right.
+    """A mistake that its reader can correct: one line that says what is wrong, where, and what would be right.
 
     The commands print it without a stack trace and end with a status other than 0.
     """
@@ -12,3 +12,7 @@ class UserError(ValueError):
         if "Original Traceback" in message:
             message = message.strip().splitlines()[-1].split("UserError: ", 1)[-1]
         super().__init__(message)
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package that an extra of this one installs is missing; the message names both."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cmpe_se.cli import COMMANDS
+from cmpe_se_command import COMMANDS
 
 _FORKS = multiprocessing.get_context("forkserver")
 _IMPORTED_LATE = ["sklearn.datasets", "sklearn.model_selection", "torchmetrics.functional.classification"]
@@ -145,7 +145,7 @@ def _child(arguments, out, err, cwd, env, before) -> None:
     os.environ.update(env)
     import torch
 
-    from cmpe_se.cli import main
+    from cmpe_se_command import main
 
     torch.set_num_threads(1)
     if before:

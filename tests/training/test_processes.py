@@ -4,22 +4,26 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cmpe_se.commands.evaluate import evaluate
+from cmpe_se.training.launching import processes_left_out
 from tests.training.processes import empty_folder
 from tests.training.runs import checkpoint, metrics, result, weights
 
-ACCELERATE = Path(sys.executable).with_name("accelerate")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+# --standalone finds a free port, so that two tests do not meet.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cmpe_se"]
+ACCELERATE = [Path(sys.executable).with_name("accelerate"), "launch", "--num_processes", "2", "-m", "cmpe_se"]
 
 
-def launch(*arguments, flags=(), timeout: float = 240) -> subprocess.CompletedProcess:
-    """``accelerate launch --num_processes 2 -m cmpe_se ARGUMENTS`` on one thread each, without GPUs."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [ACCELERATE, "launch", *flags, "--num_processes", "2", "-m", "cmpe_se", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, cwd=empty_folder())
+def launch(*arguments, launcher=TORCHRUN) -> subprocess.CompletedProcess:
+    """``torchrun --nproc-per-node 2 -m cmpe_se ARGUMENTS`` on one thread each, without GPUs."""
+    command = [*launcher, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, cwd=empty_folder())
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +69,9 @@ def test_odd_test_set_and_interruption(digit_folder, tmp_path):
     subprocess.run(["cp", "-r", digit_folder, data], check=True)
     (data / "test" / "0" / "extra.png").write_bytes(extra.read_bytes())
     settings = ("--data", "folder", "--data-dir", data, "--batch-size", 20, "--checkpoint-steps", 3)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [ACCELERATE, "launch", "--num_processes", "2", "-m", "cmpe_se", "train", "--epochs", "30"]
-    arguments = [*command, *map(str, settings), "--output", str(folder)]
+    arguments = [*TORCHRUN, "train", "--epochs", "30", *map(str, settings), "--output", str(folder)]
     running = subprocess.Popen(
-        arguments, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        arguments, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         for _ in range(600):
@@ -77,8 +79,6 @@ def test_odd_test_set_and_interruption(digit_folder, tmp_path):
                 break
             running.poll()
             assert running.returncode is None
-            import time
-
             time.sleep(0.1)
         os.killpg(running.pid, signal.SIGINT)
         assert running.wait(60) != 0
@@ -99,3 +99,35 @@ def test_mistake(tmp_path):
     assert done.stderr.count("cmpe-se: error:") == 1
     assert str(tmp_path / "nowhere") in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_accelerate_without_accelerators_says_how_to_start_two(tmp_path):
+    done = launch("train", "--epochs", 1, "--output", tmp_path / "run", launcher=ACCELERATE)
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "run")["processes"] == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("cmpe-se: ")]
+    assert len(said) == 1
+    assert said[0].endswith("for two: torchrun --nproc-per-node 2 -m cmpe_se train")
+
+
+SEVERAL = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "left_out"),
+    [
+        (SEVERAL, True),
+        (SEVERAL | {"RANK": "0"}, False),
+        (SEVERAL | {"PMI_SIZE": "2"}, False),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, False),
+        ({"MASTER_PORT": "29500"}, False),
+        ({}, False),
+    ],
+)
+def test_processes_are_left_out_where_accelerate_meant_several_and_none_has_a_rank(environment, left_out, monkeypatch):
+    for name in (*SEVERAL, "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    assert (processes_left_out() is not None) == left_out

@@ -32,20 +32,20 @@ def evaluate(
     output: str | None = None,
     corruptions: bool = False,
 ) -> dict[str, Any]:
-    """Test a finished run: accuracy, each class, confusion matrix and calibration.
+    """Test a finished run's network: accuracy overall and by class, confusion matrix, calibration.
 
     Writes ``evaluation.json``, ``per_class.csv``, ``confusion.csv`` and ``confusion.png``.
 
     Args:
         run: run folder.
-        data: data set to test on; the run's own if left out. Its classes must be the run's.
-        data_dir: folder of that data set.
-        batch_size: images that go through the network at a time.
-        workers: processes that decode images.
+        data: data set to test on, with the same classes as the run's; the run's own if left out.
+        data_dir: folder of the data set.
+        batch_size: number of images in a batch.
+        workers: number of processes that decode images.
         output: folder for the files; RUN/evaluation if left out.
-        corruptions: test on corrupted images too: contrast, brightness, noise, blur and JPEG compression, each at five
-            severities. Writes ``corruptions.json``, ``corruptions.csv`` and ``corruptions.png`` into ``output``, or
-            into RUN if that is left out. Takes 26 times as long.
+        corruptions: test on corrupted images too (contrast, brightness, noise, blur and JPEG compression, each at five
+            severities), which takes 26 times as long. Writes ``corruptions.json``, ``corruptions.csv`` and
+            ``corruptions.png`` into ``output``, or into RUN if that is left out.
 
     Returns:
         ``test_top1``, ``test_top5`` (percent), ``test_loss``, ``calibration_error`` (expected calibration error with

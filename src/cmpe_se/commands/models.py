@@ -17,11 +17,11 @@ from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 def models(
     *, view: str = "folded_3x3", num_classes: int = 10, image_size: int = 32, as_json: bool = False
 ) -> list[dict]:
-    """List our networks with parameters and multiply-adds: plain, SE, and a competitive view.
+    """List our networks with their parameters and multiply-adds: plain, with SE, with a competitive view.
 
     Args:
-        view: the view of the last columns.
-        num_classes: classes that the networks tell apart.
+        view: view of the competitive networks, in the last columns.
+        num_classes: number of classes.
         image_size: side of the images in pixels.
         as_json: print JSON instead of a table.
 

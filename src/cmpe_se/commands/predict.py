@@ -1,4 +1,4 @@
-"""The ``predict`` command: what a trained network says of images."""
+"""The ``predict`` command: the predictions of a trained network for images."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,14 +23,14 @@ _SHOWN = 3  # classes a line of the table
 def predict(
     run: str, images: str | Sequence[str], *, top: int = 5, batch_size: int = 64, as_json: bool = False
 ) -> list[dict[str, Any]]:
-    """Say what a finished run's network sees in images.
+    """Print the predictions of a finished run's network for images.
 
     Args:
-        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml, or .pt2, which can hold code: take
-            none from strangers).
-        images: image files and folders of them.
-        top: classes to report for each image.
-        batch_size: images that go through the network at a time.
+        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml, or .pt2, which can contain code: use none
+            from strangers).
+        images: image files, and folders of them.
+        top: number of classes to report for each image.
+        batch_size: number of images in a batch.
         as_json: print a line of JSON for each image instead of a table.
 
     Returns:

@@ -49,15 +49,16 @@ model = timm.create_model("{address}", pretrained=True)
 
 
 def push(run: str, destination: str, *, private: bool = False) -> str:
-    """Share a finished run's network: config.json, model.safetensors and a card with the run's figures.
+    """Publish a finished run's network with a model card, in a folder or on the Hugging Face hub.
 
-    It loads with ``timm.create_model("local-dir:FOLDER", pretrained=True)`` or ``timm.create_model("hf-hub:NAME",
+    The files are config.json, model.safetensors and README.md, the card with the run's metrics. The network loads with
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` or ``timm.create_model("hf-hub:NAME",
     pretrained=True)`` after ``import cmpe_se``.
 
     Args:
         run: run folder.
-        destination: a folder that does not exist or is empty, or hf-hub:USER/NAME (after `hf auth login`).
-        private: make a new repository of the hub private.
+        destination: new or empty folder, or hf-hub:USER/NAME (after `hf auth login`).
+        private: make the repository on the hub private, if it is new.
 
     Returns:
         What to load it by.

@@ -1,24 +1,41 @@
 """The ``train`` command: a run, and the metrics that it ends with."""
 
 import json
+from pathlib import Path
 from typing import Any
 
-from cmpe_se.training import train as train_network
+from cmpe_se import training
+from cmpe_se.training.config import DEFAULT_RECIPE
 from cmpe_se.training.launching import is_main_process
 
 _SHOWN = ("test_top1", "test_top5", "test_loss", "train_seconds", "images_per_second", "params", "run")
 
 
-def train(**settings: Any) -> dict[str, Any]:
-    """Train a network, and leave a run folder with settings, metrics, curves and weights.
+def train(
+    *,
+    recipe: str | Path = DEFAULT_RECIPE,
+    resume: str | Path | None = None,
+    output: str | Path | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train a network and write a run folder: settings, metrics, curves and weights.
+
+    A recipe sets everything and flags win over it; the defaults below are those of the recipe that is named. Ctrl-C
+    saves a checkpoint; `--resume RUN` continues from it.
+
+    For several processes: `torchrun --nproc-per-node 2 -m cmpe_se train`, on CPUs or GPUs, or on GPUs `accelerate
+    launch --num_processes 2 -m cmpe_se train`.
 
     Args:
-        settings: of :func:`cmpe_se.training.train`.
+        recipe: name of a recipe (cifar-fast, cifar-paper, digits, finetune or imagenet), or path of a YAML file.
+        resume: run folder to continue, with its own settings.
+        output: run folder to write; runs/MODEL-DATA-seedN if left out.
+        settings: fields of :class:`cmpe_se.training.config.TrainingConfig`; they win over the recipe.
 
     Returns:
-        What that returns.
+        What :func:`cmpe_se.training.train` returns.
     """
-    result = train_network(**settings)
+    result = training.train(recipe=recipe, resume=resume, output=output, **settings)
     if is_main_process():
         print(json.dumps({name: result[name] for name in _SHOWN}, indent=2))
     return result

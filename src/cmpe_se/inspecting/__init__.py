@@ -1,6 +1,11 @@
-"""A look at the competition inside a network, and a hand on it: squeezes, pictures and gates of every block."""
+"""A look at the competition inside a network, and a hand on it: squeezes, pictures and gates of every block.
+
+``inspect`` is the earlier name of :func:`inspect_gates`.
+"""
 
 from cmpe_se.inspecting.forcing import can_hold, forced_gates
-from cmpe_se.inspecting.inspect import BlockView, find_gates, gated_blocks, inspect, look
+from cmpe_se.inspecting.inspect import BlockView, find_gates, gated_blocks, inspect_gates, look
 
-__all__ = ["BlockView", "can_hold", "find_gates", "forced_gates", "gated_blocks", "inspect", "look"]
+inspect = inspect_gates
+
+__all__ = ["BlockView", "can_hold", "find_gates", "forced_gates", "gated_blocks", "inspect", "inspect_gates", "look"]

@@ -20,10 +20,10 @@ def forced_gates(model: nn.Module, block: str, gates: float | Tensor) -> Iterato
     """Hold a block's gates to given values, for as long as the context lasts.
 
     The last layer before the sigmoid puts out their logits instead of its own, so whatever follows it follows as
-    always, and :func:`cmpe_se.inspect` sees the forced gates. At 0 the block adds nothing to its identity.
+    always, and :func:`cmpe_se.inspect_gates` sees the forced gates. At 0 the block adds nothing to its identity.
 
     Args:
-        model: network as :func:`cmpe_se.inspect` takes it; it is left as it was.
+        model: network as :func:`cmpe_se.inspect_gates` takes it; it is left as it was.
         block: its name, one of :func:`gated_blocks`.
         gates: one value for all channels or one for each, (C,), from 0 to the gate's gain.
 

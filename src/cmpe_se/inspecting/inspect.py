@@ -70,7 +70,7 @@ class BlockView:
         return residual / (residual + identity).clamp(min=torch.finfo(residual.dtype).tiny)
 
 
-def inspect(model: nn.Module, images: Tensor) -> list[BlockView]:
+def inspect_gates(model: nn.Module, images: Tensor) -> list[BlockView]:
     """Squeezes, picture, map and gate of every competitive block, for some images.
 
     The network is looked at as it is in eval mode, whatever mode it is in, and is left as it was: weights, statistics,
@@ -90,13 +90,13 @@ def inspect(model: nn.Module, images: Tensor) -> list[BlockView]:
 
 
 def gated_blocks(model: nn.Module) -> list[str]:
-    """Names of the blocks that :func:`inspect` shows, in the network's order; raises UserError where there are none."""
+    """Names of the blocks that :func:`inspect_gates` shows, in the network's order; UserError where there are none."""
     return list(find_gates(model))
 
 
 @torch.no_grad()
 def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
-    """What the network puts out for the images, and what :func:`inspect` returns."""
+    """What the network puts out for the images, and what :func:`inspect_gates` returns."""
     model = getattr(model, "_orig_mod", model)  # of a compiled network, which would not call what listens
     gates = find_gates(model)
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):

@@ -2,8 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from cmpe_se.utils.packages import require_train
+
 if TYPE_CHECKING:
     from cmpe_se.training.run import train
+
+require_train("cmpe_se.training")
 
 __all__ = ["train"]
 

@@ -20,64 +20,64 @@ class TrainingConfig:
     """Settings of a training run. A recipe sets them, flags win over the recipe.
 
     Args:
-        model: any network that timm knows, ours among them (`cmpe-se models` lists those).
-        view: kind of gate in our networks, such as se, folded_3x3, static or timm_eca (all in docs/gates.md); null is
-            the kind that the model's name says.
-        convert: kind of gate to put into the model, any residual network of timm; null is none.
-        start: value that gates begin at, half (1/2, as in the paper) or one (the block is at first as one without a
-            gate); null is half for our networks and one for converted ones.
-        reduction: channels for each unit of a gate's hidden layer; a larger number is a narrower layer.
-        min_hidden: smallest number of hidden units of a gate, where reduction would leave fewer.
-        bias: biases in the linear layers of the gates (se, double_fc, se_identity, se_sum and the picture views; the
-            others have rules of their own).
-        mask: probability with which each squeezed channel is hidden from the gate in training, as dropout on what
-            the gate reads; 0 is off.
+        model: name of a network in timm, ours among them (`cmpe-se models` lists those).
+        view: kind of gate in one of our networks, such as se, folded_3x3, static or timm_eca (all in docs/gates.md);
+            null for the kind in the model's name.
+        convert: kind of gate to put into the model, any residual network of timm; null for none.
+        start: initial value of the gates, half (1/2, as in the paper) or one (the block starts as one without a gate);
+            null for half in our networks and one in converted ones.
+        reduction: number of channels for each hidden unit of a gate; a larger number makes the hidden layer narrower.
+        min_hidden: smallest number of hidden units of a gate, whatever the reduction.
+        bias: biases in the linear layers of the gates (in the views se, double_fc, se_identity, se_sum and those with
+            a picture; the other views set their own).
+        mask: probability of dropping each squeezed channel from the gate's input in training; 0 for off.
         pretrained: weights to start from, a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
-            model's own. Start, reduction, min_hidden and bias of a run's gates come along. The classifier is
-            re-initialised if the number of classes differs.
-        data: digits, cifar10, cifar100, svhn, fashion_mnist, folder (class folders), imagenet, hfds/NAME or wds/NAME.
-        data_dir: folder of the data.
-        download: fetch torchvision's data sets where they are missing.
-        image_size: side of the images in pixels; null is the data set's own.
-        workers: processes that decode images.
-        epochs: passes over the training images.
-        batch_size: images per step of the optimiser, over all processes and accumulated parts.
-        accumulate: parts in which a batch goes through the network, to save memory.
-        seed: of weights, data order, augmentation and dropout.
-        optimizer: timm's name; sgd has Nesterov momentum.
+            model's own. A run's start, reduction, min_hidden and bias come along. The classifier is re-initialised if
+            the number of classes differs.
+        data: data set, one of digits, cifar10, cifar100, svhn, fashion_mnist, folder (class folders), imagenet,
+            hfds/NAME (Hugging Face) or wds/NAME (WebDataset).
+        data_dir: folder of the data set.
+        download: download torchvision's data sets if they are missing.
+        image_size: side of the images in pixels; null for the data set's own.
+        workers: number of processes that decode images.
+        epochs: number of passes over the training images.
+        batch_size: images per optimizer step, over all processes and gradient-accumulation steps.
+        accumulate: gradient-accumulation steps per optimizer step; more of them need less memory.
+        seed: random seed of weights, data order, augmentation and dropout.
+        optimizer: name of an optimizer in timm; sgd has Nesterov momentum.
         lr: highest learning rate.
-        momentum: of the optimizer, 0 to 1.
-        weight_decay: not applied to norms and biases.
-        layer_decay: factor on the learning rate from each layer to the one before it; 1 is the same for all.
-        gate_lr: factor on the learning rate of our attention's parameters.
-        schedule: timm's name, such as cosine, step, multistep or constant.
-        min_lr: learning rate at the schedule's end.
-        warmup_epochs: epochs over which the learning rate rises from a hundredth.
+        momentum: momentum of the optimizer, from 0 to below 1.
+        weight_decay: weight decay, which norms and biases are exempt from.
+        layer_decay: factor on the learning rate from each layer to the one before it; 1 for the same rate everywhere.
+        gate_lr: factor on the learning rate of the gates' parameters.
+        schedule: name of a learning rate schedule in timm, such as cosine, step, multistep or constant.
+        min_lr: learning rate at the end of the schedule.
+        warmup_epochs: epochs of linear warm-up from a hundredth of the learning rate.
         decay_milestones: epochs after which the multistep schedule multiplies the learning rate by decay_rate.
-        decay_epochs: epochs between two drops of the step schedule.
-        decay_rate: factor of the step and multistep schedules.
-        label_smoothing: 0 to 1.
-        mixup: alpha of mixup, 0 is off.
-        cutmix: alpha of cutmix, 0 is off.
-        drop_rate: dropout, between the convolutions in wide networks and before the classifier in the others.
-        drop_path_rate: stochastic depth in the last block, growing to that from 0.
-        clip_grad: largest norm of the gradient, 0 is off.
-        ema: decay of the exponential moving average of the weights, 0 is off. Where it is on, it is what is tested
-            and saved.
-        crop_padding: small images: pixels of padding before a random crop.
+        decay_epochs: number of epochs between two decays of the step schedule.
+        decay_rate: factor on the learning rate at each decay of the step and multistep schedules.
+        label_smoothing: amount of label smoothing, from 0 to below 1.
+        mixup: alpha of mixup; 0 for off.
+        cutmix: alpha of CutMix; 0 for off.
+        drop_rate: dropout rate, between the convolutions in wide networks and before the classifier in the others.
+        drop_path_rate: stochastic depth rate of the last block; the rates of the others grow linearly to it from 0.
+        clip_grad: largest norm of the gradient; 0 for no clipping.
+        ema: decay of the exponential moving average of the weights; 0 for off. If it is on, the averaged weights are
+            tested and saved.
+        crop_padding: padding in pixels before a random crop (small images).
         flip: mirror images at random.
-        cutout: small images: side in pixels of the square that is blanked.
-        scale: large images: smallest and largest part of the area that a random crop takes.
-        ratio: large images: smallest and largest width / height of a crop.
-        color_jitter: large images: strength.
-        auto_augment: large images: timm's policy name, such as rand-m9-mstd0.5.
-        random_erasing: large images: probability.
-        precision: float32, bfloat16 or float16 (automatic mixed precision).
-        channels_last: memory layout of images and weights, faster on most devices.
+        cutout: side in pixels of a randomly placed blank square (small images); 0 for off.
+        scale: smallest and largest area of a random crop, as fractions of the image (large images).
+        ratio: smallest and largest width / height of a random crop (large images).
+        color_jitter: strength of color jitter (large images); 0 for off.
+        auto_augment: name of an augmentation policy in timm, such as rand-m9-mstd0.5 (large images).
+        random_erasing: probability of erasing a random rectangle (large images).
+        precision: float32, or bfloat16 or float16 for automatic mixed precision.
+        channels_last: channels-last memory format of images and weights, faster on most devices.
         compile: compile the network with torch.compile.
-        device: auto (what Accelerate finds) or cpu.
-        checkpoint_steps: steps between two checkpoints; each epoch's end has one in any case.
-        test_interval: epochs between two tests; the last epoch has one in any case.
+        device: cpu, or auto for the accelerator if there is one.
+        checkpoint_steps: number of steps between two checkpoints; each epoch ends with one in any case.
+        test_interval: number of epochs between two tests; the last epoch is tested in any case.
         tensorboard: write TensorBoard logs into the run folder.
     """
 

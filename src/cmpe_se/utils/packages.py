@@ -1,23 +1,73 @@
-"""The optional packages of exporting, and silence from all that speak at length."""
+"""Optional packages: the error for those that are missing, and silence from those that log at length."""
 
 import importlib
+import importlib.util
 import logging
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from cmpe_se.errors import UserError
+from cmpe_se.errors import MissingPackageError
+
+_TRAIN = {
+    "accelerate": "accelerate",
+    "docstring_parser": "docstring-parser",
+    "jsonargparse": "jsonargparse",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "torchmetrics": "torchmetrics",
+}
+"""What the extra ``train`` installs, without what PyTorch and timm bring too: module to its name on PyPI."""
 
 
 def require(packages: tuple[str, ...], purpose: str, *, extra: str = "export") -> None:
-    """Raise UserError where a package that ``extra`` installs cannot be imported; ``purpose`` begins the sentence."""
+    """Raise MissingPackageError where a package that ``extra`` installs cannot be imported.
+
+    Args:
+        packages: names of modules.
+        purpose: begins the sentence, such as "cmpe-se report".
+        extra: of this package.
+    """
     try:
         for package in packages:
             importlib.import_module(package)
     except ImportError:
-        *others, last = packages
-        names = f"{', '.join(others)} and {last}" if others else last
-        raise UserError(f"{purpose} needs {names}; pip install 'cmpe-se[{extra}]'") from None
+        raise _missing(packages, purpose, extra) from None
+
+
+def require_train(purpose: str, *, extra: str = "train") -> None:
+    """Raise MissingPackageError where a package of the extra ``train``, which all commands need, is not installed.
+
+    They are looked up and not imported, which would take seconds for some that the purpose may never use.
+
+    Args:
+        purpose: begins the sentence, such as "cmpe-se train" or "cmpe_se.evaluate".
+        extra: to name in the message; another one that includes ``train`` if the purpose needs that.
+    """
+    if missing := [name for module, name in _TRAIN.items() if not is_installed(module)]:
+        raise _missing(missing, purpose, extra)
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module at the top level can be found."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # ValueError: a module that was made by hand, without a specification
+        return module in sys.modules
+
+
+def has_train() -> bool:
+    """Whether the packages of the extra ``train`` are installed."""
+    return all(map(is_installed, _TRAIN))
+
+
+def _missing(packages: Sequence[str], purpose: str, extra: str) -> MissingPackageError:
+    *others, last = packages
+    names = f"{', '.join(others)} and {last}" if others else last
+    return MissingPackageError(f"{purpose} needs {names}; pip install 'cmpe-se[{extra}]'")
 
 
 @contextmanager

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from cmpe_se import CompetitiveSE
-from cmpe_se.cli import main
 from cmpe_se.commands.benchmark import benchmark
 from cmpe_se.commands.benchmark.contenders import CONTENDERS, NAIVE, PLAIN, build, check_contenders
 from cmpe_se.errors import UserError
 from cmpe_se.layers.views import PAPER_VIEWS
 from cmpe_se.runtimes.timing import paired_ratio, peak_memory, take_turns
+from cmpe_se_command import main
 from tests.networks.naive import randomise
 
 CPU = torch.device("cpu")

@@ -14,6 +14,7 @@ from cmpe_se.commands.compare.compare import compare
 from cmpe_se.commands.compare.grid import Entry, Grid, parse_entries
 from cmpe_se.commands.compare.presets import COLUMNS, PRESETS, preset_grids
 from cmpe_se.commands.compare.running import _job
+from cmpe_se.commands.train import train
 from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import GATE_FIELDS, TrainingConfig
@@ -152,8 +153,8 @@ def test_each_run_is_told_all_that_it_varies(names, recipe, settings, tmp_path):
     told = [_job(compared, cell) for cell in compared.cells]
     assert all(isinstance(value, str | int | float | None) for job in told for _, value in job.settings)
     for cell, job in zip(compared.cells, told, strict=True):
-        arguments = _as_parsed(job.command[3:])  # behind python -m cmpe_se
-        parsed = _parser(arguments).parse_args(arguments)["train"]
+        arguments = _as_parsed(train, job.command[4:])  # behind python -m cmpe_se train
+        parsed = _parser("train", arguments).parse_args(arguments)
         config = TrainingConfig.from_recipe(
             parsed["recipe"], **{name: value for name, value in vars(parsed).items() if name in FIELDS}
         )

@@ -220,4 +220,4 @@ def test_a_missing_package(folded):
 def test_help():
     said = succeed("explore", "--help").out
     assert "Open a page on this machine" in said
-    assert "all finished ones in runs/ if left out" in said
+    assert "all finished ones in runs/, the newest first, if left out" in said

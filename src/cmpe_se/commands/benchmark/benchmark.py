@@ -54,32 +54,34 @@ def benchmark(
     device: str = "auto",
     output: str = "results",
 ) -> list[dict[str, Any]]:
-    """Measure what attention costs on this machine, against the plain network in the same run.
+    """Measure the time and memory that attention costs on this machine, against the plain network.
 
-    Contenders take turns, so that a machine that drifts drifts for all. Figures are medians; ratios are of pairs within
-    a turn, with the 95 % confidence interval of their median, and one whose interval holds 1 is not printed. glibc is
-    told to keep freed memory, for all contenders alike.
+    Networks take turns within one run, so that a drift of the machine affects all of them. Times are medians; ratios
+    are of pairs within a turn, with the 95 % confidence interval of their median, and a ratio whose interval contains 1
+    is not printed. glibc keeps freed memory, for all networks alike.
 
     Args:
-        model: name of the plain network: one of ours, or any in timm with residual blocks, which is converted.
-        contenders: views with commas between (docs/gates.md lists them), such as timm_se, folded_3x3 or static; each
-            of the paper's with _naive too (its plain form). The plain network always takes part.
-        start: value that gates begin at, half or one; the network's own if left out.
-        reduction: channels divided by the width of a gate's hidden layer.
-        min_hidden: least units of a gate's hidden layer.
-        bias: biases in the gates' linear maps.
-        mask: probability with which a squeeze is hidden from the gate in training.
-        modes: forward, training (forward and backward pass, without the optimiser), or both.
-        dtypes: float32, bfloat16 (the whole network in forward, autocast in training), or both.
-        engines: eager, compiled (torch.compile), cudagraphs (compiled, CUDA only), onnxruntime; several with commas.
+        model: name of the plain network, one of ours or any in timm with residual blocks, which is converted.
+        contenders: views to measure, separated by commas (docs/gates.md lists them), such as timm_se, folded_3x3 or
+            static; VIEW_naive for the straightforward form of one of the paper's. The plain network always takes part.
+        start: initial value of the gates, half or one; the network's own if left out.
+        reduction: number of channels for each hidden unit of a gate; a larger number makes the hidden layer narrower.
+        min_hidden: smallest number of hidden units of a gate, whatever the reduction.
+        bias: biases in the linear layers of the gates.
+        mask: probability of dropping each squeezed channel from the gate's input in training; 0 for off.
+        modes: passes to measure, separated by commas: forward, training (forward and backward, without the optimizer).
+        dtypes: precisions to measure, separated by commas: float32, bfloat16 (the whole network in forward, autocast in
+            training).
+        engines: engines to measure, separated by commas: eager, compiled (torch.compile), cudagraphs (compiled, CUDA
+            only), onnxruntime.
         merged: measure the merged networks too, in forward, against the merged plain one.
-        batch_size: images in a batch.
+        batch_size: number of images in a batch.
         image_size: side of the images in pixels; the network's own if left out.
-        repeats: turns of each contender.
-        threads: of PyTorch on the CPU; as they are if left out.
-        channels_last: memory format of the tensors.
+        repeats: number of turns of each network.
+        threads: number of PyTorch's threads on the CPU; unchanged if left out.
+        channels_last: channels-last memory format of images and weights.
         device: auto, cpu or cuda.
-        output: folder for the CSV and the bar chart.
+        output: folder for the CSV file and the bar chart.
 
     Returns:
         The rows of the CSV: ``mode``, ``dtype``, ``engine``, ``merged``, ``contender``, ``images_per_second``,

@@ -53,34 +53,39 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Train networks under one recipe with several seeds, and compare them seed by seed.
 
-    For one seed, all networks see the same images in the same order with the same augmentation. The same command goes
-    on after an interruption, and leaves finished runs alone; more networks, or more seeds, can be added to it.
+    cmpe-se compare --models preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20 --views pair_view_1x1,folded_3x3
+
+    For one seed, all networks are trained on the same images in the same order with the same augmentation. The same
+    command continues after an interruption and skips finished runs; more networks or seeds can be added to it. It
+    writes compare.md, compare.csv, cells.csv and plots. A recipe sets everything else and flags win over it; the
+    defaults below are those of the recipe that is named.
 
     Args:
-        models: networks with commas between, the first one being what the others are compared with: names that timm
-            knows, NAME:VIEW for a view of our attention (which converts networks that are not ours), and
-            NAME:VIEW:key=value for a gate setting of that network alone (start, reduction, min_hidden, bias, mask).
-        views: views with commas between, each of which every name that begins with cmpe_se_ is trained with.
+        models: networks to compare, separated by commas, the first one as the baseline: names in timm, NAME:VIEW for a
+            view of our attention (which converts networks that are not ours), and NAME:VIEW:key=value for a gate
+            setting of that network alone (start, reduction, min_hidden, bias, mask).
+        views: views to train each of the networks named cmpe_se_... with, separated by commas.
         seeds: number of seeds.
-        first_seed: the first one; the others follow it.
-        preset: paper-resnet or paper-wrn: the paper's networks, recipe and published figures instead of models, views
-            and recipe; one comparison for each base network and column. --data and --mixup choose columns.
-        recipe: name of a recipe, or path of a YAML file.
+        first_seed: first seed; the others follow it.
+        preset: paper-resnet or paper-wrn, for the paper's networks, recipe and published results instead of models,
+            views and recipe; one comparison for each base network and column. --data and --mixup choose columns.
+        recipe: name of a recipe (cifar-fast, cifar-paper, digits, finetune or imagenet), or path of a YAML file.
         output: folder of the comparison; runs/compare-DATA if left out.
-        jobs: runs at a time; one on each GPU, or one on each core, if left out.
-        part: I/N leaves all but every N-th run, from the I-th, to others: for SLURM arrays. A last call without it
-            writes the report.
-        ray: address of a Ray cluster that does the runs, such as auto.
-        primary: A:B (or A,B), two of the networks: the one planned comparison, A against B. It is reported first and is
-            not adjusted; all others become secondary.
-        margin: difference in points below which two networks count as the same in the equivalence test.
-        corruptions: test the networks on corrupted images too (as ``cmpe-se evaluate --corruptions`` does), and compare
-            the mean over them as a second measure.
-        dry_run: only measure a few steps, and print what it would cost.
-        plan: only print the number of seeds that show --effect at --sd; no networks are needed.
-        effect: of a plan: the difference to show, in points.
-        sd: of a plan: standard deviation of the differences between two networks over the seeds, in points.
-        power: of a plan: probability of showing the effect; 0.8 if left out.
+        jobs: number of runs at a time; one on each GPU, or one on each core, if left out.
+        part: part of the runs to train, I/N for every N-th run from the I-th on (for SLURM arrays). A last call without
+            it writes the report.
+        ray: address of a Ray cluster to train on, such as auto.
+        primary: planned comparison, A:B (or A,B) for network A against network B. It is reported first and without
+            adjustment; all others become secondary.
+        margin: largest difference, in percentage points, that the equivalence test counts as none.
+        corruptions: test on corrupted images too (as ``cmpe-se evaluate --corruptions`` does), and compare the mean
+            accuracy over them as a second measure.
+        dry_run: measure a few steps, print the cost of the comparison, and train nothing.
+        plan: print the number of seeds that show --effect at --sd, and train nothing; no networks are needed.
+        effect: difference to show, in percentage points (with --plan).
+        sd: standard deviation over the seeds of the difference between two networks, in percentage points (with
+            --plan).
+        power: probability of showing the effect (with --plan); 0.8 if left out.
         settings: fields of :class:`cmpe_se.training.config.TrainingConfig`; they win over the recipe.
 
     Returns:

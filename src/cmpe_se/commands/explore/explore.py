@@ -21,14 +21,14 @@ _RUNS = Path("runs")  # where `cmpe-se train` puts them
 
 
 def explore(runs: str | Sequence[str] = (), *, port: int | None = None) -> None:
-    """Open a page on this machine to play with finished runs: predictions, pictures, gates and what hangs on them.
+    """Serve a page for exploring finished runs on this machine: predictions, pictures, gates, their effects.
 
-    The page is at http://127.0.0.1:PORT for this machine alone, until Ctrl-C; from elsewhere it is reached through
-    `ssh -L PORT:127.0.0.1:PORT`. It needs no internet.
+    The page is at http://127.0.0.1:PORT for this machine alone, until Ctrl-C; `ssh -L PORT:127.0.0.1:PORT MACHINE`
+    reaches it from another one. It needs no internet.
 
     Args:
         runs: run folders, the first one shown first; all finished ones in runs/, the newest first, if left out.
-        port: of the page; the first free one from 7860 on if left out.
+        port: port of the page; the first free one from 7860 on if left out.
 
     Raises:
         UserError: no finished run, a port that is taken, or a missing package.

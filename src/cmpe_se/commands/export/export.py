@@ -31,19 +31,19 @@ def export(
     int8: bool = False,
     calibration_images: int = 512,
 ) -> dict[str, Any]:
-    """Write a finished run's network for ONNX, torch.export or OpenVINO, verified against PyTorch.
+    """Export a finished run's network to ONNX, torch.export or OpenVINO, and verify it against PyTorch.
 
-    The file takes batches of any size, and holds class names and preprocessing too: `cmpe-se predict` takes it in
-    place of the run. It is run at batch sizes 1, 2, 3 and 7, on test images of the run's data set, or on random ones
-    where that cannot be loaded.
+    The file takes batches of any size and contains class names and preprocessing: `cmpe-se predict` accepts it in place
+    of the run. It is verified at batch sizes 1, 2, 3 and 7, on test images of the run's data set, or on random ones if
+    that cannot be loaded.
 
     Args:
         run: run folder.
-        to: onnx, torch-export or openvino.
+        to: format of the file: onnx, torch-export or openvino.
         output: file to write; RUN/export/model.onnx, .pt2 or .xml (with .bin beside it) if left out.
-        merge: export the merged network, the same function from less work (`cmpe_se.merge`).
-        int8: write an int8 form too, as model.int8.onnx beside model.onnx, and test both; for onnx only.
-        calibration_images: training images that int8 takes its ranges from.
+        merge: merge the network first (`cmpe_se.merge`), for the same outputs from less work.
+        int8: write a quantised int8 network too, as model.int8.onnx beside model.onnx, and test both (onnx only).
+        calibration_images: number of training images that calibrate the ranges of int8.
 
     Returns:
         ``path``, ``format``, ``merged``, ``bytes``, ``batch_sizes`` (those that were compared), ``images`` ("test" or

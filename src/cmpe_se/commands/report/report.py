@@ -51,19 +51,19 @@ def report(
     output: str | None = None,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Show a finished run and the competition inside its network: one HTML page, plots as PNG and CSV.
+    """Write an HTML page on a finished run and the competition in its network, with plots as PNG and CSV.
 
-    The page has the run's figures, the paper's figure for some images, the gates and the competition over depth and by
-    class, what speaks for the network's answers, and what it confuses. It needs nothing from the internet.
+    The page shows the run's metrics, the paper's figure for some images, the gates and the competition over depth and
+    by class, attributions of the network's predictions, and its confusions. It needs nothing from the internet.
 
     Args:
         run: run folder of a network with competition.
-        images: image files and folders of them to show the inside for; test images of different classes, two that are
-            recognised and two that are not, if left out.
-        blocks: names of the blocks to show it at, with commas between; of each stage the one whose gates vary most if
-            left out.
+        images: image files, and folders of them, to show the network's inside for; if left out, test images of
+            different classes, two with right predictions and two with wrong ones.
+        blocks: names of the blocks to show, separated by commas; if left out, the one of each stage whose gates vary
+            most.
         output: folder for the files; RUN/report if left out.
-        batch_size: images that go through the network at a time.
+        batch_size: number of images in a batch.
 
     Returns:
         ``page`` (path of the HTML file), ``test_top1`` (percent), ``blocks`` (those shown), ``images`` (those shown),
