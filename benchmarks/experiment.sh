@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The experiment of results/experiments/cifar100-16px: one run at a time on one core, at the lowest priority.
 #
-#     benchmarks/experiment.sh start ARCHIVE         go on with the plan, in the background (cifar100-16px.tar.xz)
+#     benchmarks/experiment.sh start ARCHIVE         continue with the plan, in the background (cifar100-16px.tar.xz)
 #     benchmarks/experiment.sh status                finished runs, the one under way, and what it last said
 #     benchmarks/experiment.sh stop                  save a checkpoint and stop; what is finished is collected
-#     benchmarks/experiment.sh pause | resume        hold the processes while something is timed, and let them go on
+#     benchmarks/experiment.sh pause | resume        hold the processes while something is timed, and continue
 #     benchmarks/experiment.sh collect               copy the small files of finished runs into the repository
 #     benchmarks/experiment.sh unpack ARCHIVE [DIR]  only make the images' folders 50k/ and 10k/
 #
@@ -233,7 +233,7 @@ state() { # of the background script, in a line
   if running; then
     case $(ps -o stat= -p "$pid") in T*) echo "paused (process $pid)" ;; *) echo "running (process $pid)" ;; esac
   elif [ -n "$pid" ]; then
-    echo "not running: process $pid was killed, or the machine was started anew"
+    echo "not running: process $pid was killed, or the machine was rebooted"
   else
     ended=$(sed -n 's/^experiment.sh ended: //p' "$log" 2>/dev/null | tail -n 1 || true)
     echo "not running${ended:+: $ended}"

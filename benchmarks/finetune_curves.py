@@ -3,7 +3,7 @@
     python benchmarks/finetune_curves.py --base runs/BASE --data-dir IMAGES --output results/
 
 The base run's network (any without gates) is fine-tuned on class folders with the recipe ``finetune``, as it is and
-converted. A CSV has the test accuracy after each epoch for each seed, and a picture shows the curves.
+converted. A CSV has the test accuracy after each epoch for each seed, and a plot shows the curves.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--crop-padding", type=int, default=4)
-    parser.add_argument("--output", type=Path, required=True, help="folder for the CSV and the picture")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the CSV and the plot")
     options = parser.parse_args()
 
     figures = RunFolder.open(options.base).read_result()

@@ -11,7 +11,7 @@
 #     wrn         WRN-16-4 with every view of the paper, in bfloat16 and compiled: `cmpe-se compare`
 #
 # Else DATA has class folders (train/<class>/, test/<class>/); for torchvision's files add --data=cifar10. The package
-# is taken from src/, installed or not. experiment and wrn go on where they were stopped. A part's table is what it
+# is taken from src/, installed or not. experiment and wrn continue where they were stopped. A part's table is what it
 # prints last, and benchmark packs its files into benchmark.tar.gz. PYTHON, SECONDS_LEFT, and for benchmark TURNS, BATCH, SIDE,
 # SMALL_BATCH, ENGINES, MODES and CONTENDERS, can be set from outside; RECORDS and EXPERIMENT_HOME are for tests.
 set -uo pipefail

@@ -5,8 +5,8 @@
 
 A small network's training step is thousands of kernels of a few microseconds, and launching them one by one leaves a
 large GPU idle. Here a whole step is one CUDA graph, and several runs, each on a stream of its own, share the device.
-Every run sees the images, crops and flips that `cmpe-se train` would show it, starts from the same weights, and leaves
-the same small files, so `cmpe-se compare` with the same settings takes each one as finished.
+Every run is trained on the images, crops and flips that `cmpe-se train` would give it. It starts from the same weights
+and leaves the same small files, so `cmpe-se compare` with the same settings takes each one as finished.
 
 ``program`` is a network with its training step, ``plans`` the order and crops of the epochs, ``lanes`` who trains what
 and when, ``cells`` one run from its first weights to its files, ``table`` what is printed and packed at the end.

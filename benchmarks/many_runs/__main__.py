@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> Queue:
     )
     queue = lanes.run(waiting, begun + 60 * options.minutes - _SPARE)
     if queue.cells:
-        console.print(f"{len(queue.cells)} runs not begun: the same command goes on with them")
+        console.print(f"{len(queue.cells)} runs not begun: the same command continues with them")
     if any(cell.run.result.exists() for cell in grid.cells):
         print_table(grid, console)
         console.print(str(pack(grid)))
@@ -102,7 +102,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     )
     parser.add_argument("--minutes", type=float, default=1e6, help="time limit of the whole call")
     parser.add_argument("--keep-weights", choices=("none", "first", "all"), default="none", help="seeds to keep")
-    parser.add_argument("--recorded-data-dir", help="data_dir to write down, where another machine goes on")
+    parser.add_argument("--recorded-data-dir", help="data_dir to record, if another machine continues")
     report = parser.add_argument_group("for the report of `cmpe-se compare`, whose flags may be given as they are")
     report.add_argument("--primary", help="the planned comparison; only checked here")
     report.add_argument("--margin", type=float, default=USUAL.margin, help="of equivalence; only checked here")
