@@ -14,7 +14,7 @@ import timm
 import cmpe_se
 from cmpe_se.cli import COMMANDS
 from cmpe_se.training.config import TrainingConfig
-from tests.training.processes import CONSOLE_SCRIPT, empty_folder, run, shown_on_terminal, succeed
+from tests.training.processes import CONSOLE_SCRIPT, complaint_of, empty_folder, shown_on_terminal, succeed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -68,13 +68,13 @@ def test_version():
 
 
 def test_unknown_command():
-    complaint = run("trian").complaint
+    complaint = complaint_of("trian")
     assert "trian" in complaint
     assert complaint.endswith("(cmpe-se --help)")
 
 
 def test_unknown_flag_before_the_command():
-    assert run("--foo", "train", "--epochs=1").complaint == "cmpe-se: unrecognized arguments: --foo (cmpe-se --help)"
+    assert complaint_of("--foo", "train", "--epochs=1") == "cmpe-se: unrecognized arguments: --foo (cmpe-se --help)"
 
 
 def test_module_is_the_command():
@@ -111,7 +111,7 @@ def test_models_table():
 
 
 def test_models_mistake():
-    assert "choose one of" in run("models", "--view", "folded").complaint
+    assert "choose one of" in complaint_of("models", "--view", "folded")
 
 
 def test_progress_bar_on_a_terminal(tmp_path):
