@@ -10,7 +10,7 @@ import yaml
 from cmpe_se.training import train
 from cmpe_se.training.checkpoint import Checkpoints
 from tests.training.conftest import EVERYTHING
-from tests.training.processes import complaint_of, run, start, succeed
+from tests.training.processes import complaint_of, start, succeed
 from tests.training.runs import (
     assert_same_run,
     checkpoint,
@@ -213,8 +213,7 @@ def test_torn_result(short_run, tmp_path):
 @pytest.mark.parametrize("flags", [["--model", "cmpe_se_wrn16_4"], ["--optimizer", "adamw"]])
 def test_resume_with_settings_that_do_not_fit(flags, stopped, short_run):
     before = everything_in(stopped)
-    done = run("train", "--resume", stopped, *flags)
-    assert "does not fit these settings" in done.complaint
+    assert "does not fit these settings" in complaint_of("train", "--resume", stopped, *flags)
     assert everything_in(stopped) == before
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig, recipe_names
-from tests.training.processes import complaint_of, run, succeed
+from tests.training.processes import complaint_of, succeed
 from tests.training.runs import assert_same_run, metrics, result, weights
 
 
@@ -134,8 +134,7 @@ WRONG_FLAGS = {
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG_FLAGS.values(), ids=WRONG_FLAGS)
 def test_wrong_flags(arguments, message, tmp_path):
-    done = run("train", *arguments, cwd=tmp_path)
-    assert _matches(message, done.complaint)
+    assert _matches(message, complaint_of("train", *arguments, cwd=tmp_path))
     if "norm" not in message and "1 image" not in message:
         assert not list(tmp_path.iterdir())  # no half-made run stands in the way of the next try
 
