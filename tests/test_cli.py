@@ -17,7 +17,7 @@ from cmpe_se.cli import _as_parsed, _switches
 from cmpe_se.commands import benchmark, compare, evaluate, explore, export, models, predict, push, train
 from cmpe_se.training.config import TrainingConfig, recipe_names
 from cmpe_se_command import COMMANDS
-from tests.training.processes import CONSOLE_SCRIPT, empty_folder, run, shown_on_terminal, succeed
+from tests.training.processes import CONSOLE_SCRIPT, complaint_of, empty_folder, shown_on_terminal, succeed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -141,18 +141,18 @@ def test_version():
 
 
 def test_unknown_command():
-    assert run("trian").complaint == "cmpe-se: there is no command 'trian'; did you mean train? (cmpe-se --help)"
-    assert run("fly").complaint == "cmpe-se: there is no command 'fly' (cmpe-se --help)"
+    assert complaint_of("trian") == "cmpe-se: there is no command 'trian'; did you mean train? (cmpe-se --help)"
+    assert complaint_of("fly") == "cmpe-se: there is no command 'fly' (cmpe-se --help)"
 
 
 def test_unknown_flag_of_a_command():
-    complaint = run("train", "--epoch", "1").complaint
+    complaint = complaint_of("train", "--epoch", "1")
     assert "--epoch" in complaint
     assert complaint.endswith("(cmpe-se train --help)")
 
 
 def test_unknown_flag_before_the_command():
-    assert run("--foo", "train", "--epochs=1").complaint == "cmpe-se: unrecognized arguments: --foo (cmpe-se --help)"
+    assert complaint_of("--foo", "train", "--epochs=1") == "cmpe-se: unrecognized arguments: --foo (cmpe-se --help)"
 
 
 def test_module_is_the_command():
@@ -189,7 +189,7 @@ def test_models_table():
 
 
 def test_models_mistake():
-    assert "choose one of" in run("models", "--view", "folded").complaint
+    assert "choose one of" in complaint_of("models", "--view", "folded")
 
 
 def test_progress_bar_on_a_terminal(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from tests.training.processes import run, succeed
+from tests.training.processes import complaint_of, run, succeed
 from tests.training.runs import result, weights
 
 
@@ -25,7 +25,7 @@ def test_push_to_a_folder_and_pull(short_run, tmp_path):
 
 def test_a_folder_with_something_in_it(short_run, tmp_path):
     (tmp_path / "mine").write_text("mine")
-    assert "not an empty folder" in run("push", short_run, tmp_path).complaint
+    assert "not an empty folder" in complaint_of("push", short_run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -39,4 +39,4 @@ def test_a_hub_out_of_reach(name, short_run):
 def test_unfinished_run(tmp_path, short_run):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text((short_run / "config.yaml").read_text())
-    assert "has not finished" in run("push", tmp_path / "run", tmp_path / "out").complaint
+    assert "has not finished" in complaint_of("push", tmp_path / "run", tmp_path / "out")

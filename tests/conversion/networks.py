@@ -5,7 +5,12 @@ import torch
 import torchvision
 from torch import nn
 
+from tests.tiers import slow_but
+
 TIMM = {
+    "test_resnet": 4,
+    "test_byobnet": 4,
+    "test_convnext2": 4,
     "resnet18": 8,
     "resnet34": 16,
     "resnet50": 16,
@@ -33,7 +38,17 @@ TORCHVISION = {
 }
 """Names, and how many residual additions each network has."""
 
-NAMES = [f"timm {name}" for name in TIMM] + [f"torchvision {name}" for name in TORCHVISION]
+FAMILIES = (
+    "timm test_resnet",  # bottleneck blocks
+    "timm test_byobnet",
+    "timm test_convnext2",  # layer scale, no batch norm
+    "timm mobilenetv2_100",  # inverted bottlenecks, additions without an activation
+    "timm regnetx_004",  # grouped convolutions
+    "torchvision resnet18",  # basic blocks
+)
+"""One small network of each kind, for the default tier."""
+
+NAMES = slow_but([f"timm {name}" for name in TIMM] + [f"torchvision {name}" for name in TORCHVISION], FAMILIES)
 
 
 def build(name: str, **settings) -> nn.Module:

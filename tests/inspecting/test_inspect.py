@@ -20,6 +20,7 @@ from tests.networks.naive import (
     naive_picture,
     randomise,
 )
+from tests.tiers import slow_but
 
 CONVERTED = (
     "resnet18",
@@ -123,7 +124,7 @@ def test_our_networks(kind, view, merged):
 
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("view", SQUEEZE_VIEWS)
-@pytest.mark.parametrize("name", CONVERTED)
+@pytest.mark.parametrize("name", slow_but(CONVERTED, ["test_resnet"]))
 def test_converted_networks(name, view, merged):
     model = converted(name, view)
     x = images(side=40)

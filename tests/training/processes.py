@@ -1,6 +1,7 @@
 """The command in real processes, forked from one that has imported everything: a start takes no seconds."""
 
 import functools
+import io
 import multiprocessing
 import os
 import pty
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,6 +111,23 @@ def succeed(*arguments, **settings) -> Done:
     assert done.status == 0, done.err
     assert "Traceback" not in done.err, done.err
     return done
+
+
+def complaint_of(*arguments, cwd: Path | None = None) -> str:
+    """The one line that ``cmpe-se ARGUMENTS`` ends with, called in this process: a sentence needs no process."""
+    from cmpe_se_command import main
+
+    out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+    os.chdir(cwd or empty_folder())
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                status = main([str(argument) for argument in arguments])
+            except SystemExit as end:
+                status = end.code
+    finally:
+        os.chdir(before)
+    return Done(status, out.getvalue(), err.getvalue()).complaint
 
 
 @functools.cache

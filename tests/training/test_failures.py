@@ -13,7 +13,7 @@ import pytest
 
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.run_folder import RunFolder
-from tests.training.processes import run, succeed
+from tests.training.processes import complaint_of, run, succeed
 from tests.training.runs import assert_same_run, everything_in, metrics, place, result, start_until
 
 
@@ -75,7 +75,7 @@ def test_full_disk(small_disk, stopped, short_run):
 
 def test_no_room_for_the_model(stopped, short_run):
     (stopped / "model").write_text("a file where the folder should be")
-    assert f"cannot write {stopped / 'model'}" in run("train", "--resume", stopped).complaint
+    assert f"cannot write {stopped / 'model'}" in complaint_of("train", "--resume", stopped)
     assert not (stopped / "result.json").exists()
     assert not (stopped / "model.partial").exists()
     (stopped / "model").unlink()
@@ -134,7 +134,7 @@ def test_loss_that_is_not_finite(steps, tmp_path):
 def test_loss_that_is_not_finite_loses_nothing(short_run, tmp_path):
     folder = shutil.copytree(short_run, tmp_path / "run")
     before = everything_in(folder)
-    complaint = run("train", "--resume", folder, "--epochs=3", "--schedule=constant", "--lr=1e12").complaint
+    complaint = complaint_of("train", "--resume", folder, "--epochs=3", "--schedule=constant", "--lr=1e12")
     assert f"last good checkpoint: {folder}/state/checkpoint.safetensors" in complaint
     assert "epoch 3" in complaint
     after = everything_in(folder)
@@ -150,7 +150,7 @@ def test_two_processes_do_not_train_one_run(tmp_path, short_run):
     first = start_until(folder, 0, 10, "--epochs=2")
     os.kill(first.process.pid, signal.SIGSTOP)  # as if it took its time
     before = everything_in(folder)
-    complaint = run("train", "--resume", folder).complaint
+    complaint = complaint_of("train", "--resume", folder)
     assert complaint == (f"cmpe-se: error: {folder} is being trained by another process; wait for it, or end that one")
     assert everything_in(folder) == before
     first.send(signal.SIGKILL)

@@ -11,7 +11,7 @@ from PIL import Image
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.optimisation import create_optimizer
 from tests.training.conftest import write_digits
-from tests.training.processes import run, succeed
+from tests.training.processes import complaint_of, succeed
 from tests.training.runs import metrics, result, weights
 
 OPTIONS = {
@@ -145,7 +145,7 @@ FOLDER_MISTAKES = {"truncated image": _truncate, "one class": _one_class}
 def test_folders_that_cannot_be_used(spoil, tmp_path):
     data = write_digits(tmp_path / "data", {"train": 4, "test": 2})
     message = spoil(data)
-    complaint = run("train", "--data", "folder", "--data-dir", data, "--output", tmp_path / "run").complaint
+    complaint = complaint_of("train", "--data", "folder", "--data-dir", data, "--output", tmp_path / "run")
     assert message in complaint
     assert not (tmp_path / "run").exists()
 

@@ -10,7 +10,7 @@ import yaml
 from cmpe_se.training import train
 from cmpe_se.training.checkpoint import Checkpoints
 from tests.training.conftest import EVERYTHING
-from tests.training.processes import run, start, succeed
+from tests.training.processes import complaint_of, start, succeed
 from tests.training.runs import (
     assert_same_run,
     checkpoint,
@@ -133,7 +133,7 @@ def test_garbage_in_both_checkpoints(stopped):
     for path in (stopped / "state").iterdir():
         path.write_bytes(b"garbage")
     before = everything_in(stopped)
-    complaint = run("train", "--resume", stopped).complaint
+    complaint = complaint_of("train", "--resume", stopped)
     assert re.search(r"no checkpoint can be read.*checkpoint\.safetensors.*previous\.safetensors.*--output", complaint)
     assert everything_in(stopped) == before
 
@@ -168,25 +168,25 @@ def test_longer(short_run, tmp_path):
 
 def test_output_that_holds_a_run(short_run):
     before = everything_in(short_run)
-    complaint = run("train", "--epochs", "1", "--output", short_run).complaint
+    complaint = complaint_of("train", "--epochs", "1", "--output", short_run)
     assert f"{short_run} holds a run already; go on with --resume {short_run}" in complaint
     assert everything_in(short_run) == before
 
 
 def test_resume_of_nothing(tmp_path):
-    assert "is no run folder" in run("train", "--resume", tmp_path / "nothing").complaint
-    assert "is no run folder" in run("train", "--resume", tmp_path).complaint
+    assert "is no run folder" in complaint_of("train", "--resume", tmp_path / "nothing")
+    assert "is no run folder" in complaint_of("train", "--resume", tmp_path)
 
 
 def test_resume_with_an_output(stopped, tmp_path):
-    complaint = run("train", "--resume", stopped, "--output", tmp_path / "other").complaint
+    complaint = complaint_of("train", "--resume", stopped, "--output", tmp_path / "other")
     assert "leave --output" in complaint
     assert not (tmp_path / "other").exists()
 
 
 def test_another_batch_size_in_an_epoch(stopped, short_run):
     before = everything_in(stopped)
-    complaint = run("train", "--resume", stopped, "--batch-size", "32").complaint
+    complaint = complaint_of("train", "--resume", stopped, "--batch-size", "32")
     assert re.search(r"batches of 64 images into an epoch, and batch_size 32.*resume with 64", complaint)
     assert everything_in(stopped) == before
     succeed("train", "--resume", stopped)
@@ -195,7 +195,7 @@ def test_another_batch_size_in_an_epoch(stopped, short_run):
 
 def test_settings_for_a_finished_run(short_run):
     before = everything_in(short_run)
-    assert "only a larger --epochs" in run("train", "--resume", short_run, "--lr", "5").complaint
+    assert "only a larger --epochs" in complaint_of("train", "--resume", short_run, "--lr", "5")
     assert succeed("train", "--resume", short_run).out
     assert everything_in(short_run) == before
 
@@ -203,7 +203,7 @@ def test_settings_for_a_finished_run(short_run):
 def test_torn_result(short_run, tmp_path):
     folder = shutil.copytree(short_run, tmp_path / "run")
     (folder / "result.json").write_text("{")
-    complaint = run("train", "--resume", folder).complaint
+    complaint = complaint_of("train", "--resume", folder)
     assert "result.json cannot be read" in complaint
     (folder / "result.json").unlink()
     succeed("train", "--resume", folder)
@@ -213,8 +213,7 @@ def test_torn_result(short_run, tmp_path):
 @pytest.mark.parametrize("flags", [["--model", "cmpe_se_wrn16_4"], ["--optimizer", "adamw"]])
 def test_resume_with_settings_that_do_not_fit(flags, stopped, short_run):
     before = everything_in(stopped)
-    done = run("train", "--resume", stopped, *flags)
-    assert "does not fit these settings" in done.complaint
+    assert "does not fit these settings" in complaint_of("train", "--resume", stopped, *flags)
     assert everything_in(stopped) == before
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig, recipe_names
-from tests.training.processes import run, succeed
+from tests.training.processes import complaint_of, succeed
 from tests.training.runs import assert_same_run, metrics, result, weights
 
 
@@ -29,7 +29,7 @@ def test_recipes_load(name):
 @pytest.mark.parametrize("name", ["cifar-fast", "cifar-paper", "finetune", "imagenet"])
 def test_recipes_reach_their_data(name, tmp_path):
     """They load as far as the images, which are not here."""
-    complaint = run("train", "--recipe", name, "--data-dir", tmp_path / "nowhere", cwd=tmp_path).complaint
+    complaint = complaint_of("train", "--recipe", name, "--data-dir", tmp_path / "nowhere", cwd=tmp_path)
     assert str(tmp_path / "nowhere") in complaint
     assert not (tmp_path / "runs").exists()
 
@@ -134,8 +134,7 @@ WRONG_FLAGS = {
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG_FLAGS.values(), ids=WRONG_FLAGS)
 def test_wrong_flags(arguments, message, tmp_path):
-    done = run("train", *arguments, cwd=tmp_path)
-    assert _matches(message, done.complaint)
+    assert _matches(message, complaint_of("train", *arguments, cwd=tmp_path))
     if "norm" not in message and "1 image" not in message:
         assert not list(tmp_path.iterdir())  # no half-made run stands in the way of the next try
 
@@ -155,7 +154,7 @@ WRONG_RECIPES = {
 def test_wrong_recipes(text, message, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    complaint = run("train", "--recipe", path, cwd=tmp_path).complaint
+    complaint = complaint_of("train", "--recipe", path, cwd=tmp_path)
     assert _matches(message, complaint)
     assert not (tmp_path / "runs").exists()
     with pytest.raises(UserError, match=message):
@@ -193,12 +192,12 @@ def test_what_only_the_recipe_asks_for_is_left_out(digit_folder, tmp_path):
     done = succeed("train", *flags, "--output", tmp_path / "run")
     assert "the recipe's crop_padding left out: folder is taken as 100x100 images" in done.err
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["crop_padding"] == 0
-    assert "crop_padding cannot be used" in run("train", *flags, "--crop-padding=2").complaint
+    assert "crop_padding cannot be used" in complaint_of("train", *flags, "--crop-padding=2")
 
 
 def test_output_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("mine")
-    complaint = run("train", "--output", tmp_path / "file" / "run").complaint
+    complaint = complaint_of("train", "--output", tmp_path / "file" / "run")
     assert str(tmp_path / "file" / "run") in complaint
     assert (tmp_path / "file").read_text() == "mine"
 

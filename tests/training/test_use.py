@@ -13,7 +13,7 @@ from cmpe_se.commands.evaluate import evaluate
 from cmpe_se.commands.predict import predict
 from cmpe_se.data import load_data
 from tests.training.conftest import write_digits
-from tests.training.processes import run, succeed
+from tests.training.processes import complaint_of, succeed
 from tests.training.runs import result
 
 
@@ -95,7 +95,7 @@ def test_corruptions_are_tested_and_left_in_the_folder(digits_run, evaluation, t
 
 
 def test_other_classes(digits_run, digit_folder):
-    complaint = run("evaluate", digits_run, "--data", "folder", "--data-dir", digit_folder).complaint
+    complaint = complaint_of("evaluate", digits_run, "--data", "folder", "--data-dir", digit_folder)
     assert "test on the same classes" in complaint
 
 
@@ -114,7 +114,7 @@ def test_unfinished_run(tmp_path, digits_run):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text((digits_run / "config.yaml").read_text())
     for command in (["evaluate", tmp_path / "run"], ["predict", tmp_path / "run", tmp_path]):
-        assert re.search(r"--resume .*run", run(*command).complaint)
+        assert re.search(r"--resume .*run", complaint_of(*command))
 
 
 def test_weights_that_are_none(tmp_path, digits_run):
@@ -122,7 +122,7 @@ def test_weights_that_are_none(tmp_path, digits_run):
 
     folder = shutil.copytree(digits_run, tmp_path / "run")
     (folder / "model" / "model.safetensors").write_bytes(b"half")
-    assert "cannot load" in run("evaluate", folder).complaint
+    assert "cannot load" in complaint_of("evaluate", folder)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ PREDICT_MISTAKES = {
 
 @pytest.mark.parametrize(("make", "message"), PREDICT_MISTAKES.values(), ids=PREDICT_MISTAKES)
 def test_predict_mistakes(make, message, digits_run, tmp_path):
-    assert re.search(message, run("predict", digits_run, make(tmp_path)).complaint)
+    assert re.search(message, complaint_of("predict", digits_run, make(tmp_path)))
 
 
 def _write(path, content):

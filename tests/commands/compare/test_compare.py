@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from tests.training.processes import empty_folder, run, shown_on_terminal, start, succeed
+from tests.training.processes import complaint_of, empty_folder, run, shown_on_terminal, start, succeed
 
 MODELS = "preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20"
 SHORT = ["compare", "--epochs=2", "--test-interval=2", "--device=cpu"]
@@ -84,7 +84,7 @@ def test_finished_runs_are_left_alone_and_seeds_can_be_added(finished):
 
 def test_other_settings_are_refused_in_the_same_folder(finished):
     folder = finished[0]
-    complaint = run(*QUICK, "--seeds=2", "--lr=0.3", "--output", folder).complaint
+    complaint = complaint_of(*QUICK, "--seeds=2", "--lr=0.3", "--output", folder)
     assert "was made with lr 0.1, and this comparison has 0.3" in complaint
 
 
@@ -143,7 +143,7 @@ def test_a_plan_is_a_number_of_seeds():
     done = succeed("compare", "--plan", "--effect=0.3", "--sd=0.4")
     assert done.out.startswith("16 seeds show a difference of 0.3 points with a power of 80 %")
     assert "22 seeds" in succeed("compare", "--plan", "--effect=0.3", "--sd=0.4", "--power=0.91").out
-    assert "sd is 0, should be a number of points above 0" in run("compare", "--plan", "--effect=1", "--sd=0").complaint
+    assert "sd is 0, should be a number of points above 0" in complaint_of("compare", "--plan", "--effect=1", "--sd=0")
 
 
 def test_a_presets_dry_run_needs_no_data():
@@ -156,9 +156,9 @@ def test_a_presets_dry_run_needs_no_data():
 
 def test_a_presets_missing_data_is_found_before_anything_is_made(tmp_path):
     folder, nowhere = tmp_path / "comparison", tmp_path / "nowhere"
-    complaint = run(
+    complaint = complaint_of(
         "compare", "--preset=paper-wrn", "--data=cifar10", "--data-dir", nowhere, "--output", folder
-    ).complaint
+    )
     assert str(nowhere) in complaint
     assert not folder.exists()
 
@@ -175,5 +175,5 @@ def test_a_ray_cluster_does_the_runs(monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'cmpe-se[ray]')")
 def test_no_cluster_is_a_sentence():
     folder = empty_folder() / "comparison"
-    complaint = run(*QUICK, "--seeds=1", "--ray=127.0.0.1:1", "--output", folder).complaint
+    complaint = complaint_of(*QUICK, "--seeds=1", "--ray=127.0.0.1:1", "--output", folder)
     assert "no Ray cluster at '127.0.0.1:1'" in complaint

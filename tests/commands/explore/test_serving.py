@@ -15,7 +15,7 @@ import pytest
 
 from cmpe_se.commands.explore import images
 from tests.commands.explore.served import free_port, look_for_the_temporary_folder_anew, served
-from tests.training.processes import empty_folder, run, start, succeed
+from tests.training.processes import complaint_of, empty_folder, start, succeed
 
 
 @pytest.fixture(scope="module")
@@ -197,15 +197,15 @@ def test_mistakes(folded):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        assert run("explore", folded, "--port", port).complaint == (
+        assert complaint_of("explore", folded, "--port", port) == (
             f"cmpe-se: error: port {port} is taken or not allowed; name another with --port"
         )
-    assert "port is 70000, should be from 1 to 65535" in run("explore", folded, "--port", 70000).complaint
-    assert "no finished run in runs/; `cmpe-se train` makes one" in run("explore").complaint
-    assert "nowhere is no run folder" in run("explore", folded, "nowhere").complaint
+    assert "port is 70000, should be from 1 to 65535" in complaint_of("explore", folded, "--port", 70000)
+    assert "no finished run in runs/; `cmpe-se train` makes one" in complaint_of("explore")
+    assert "nowhere is no run folder" in complaint_of("explore", folded, "nowhere")
     unfinished = empty_folder()
     (unfinished / "config.yaml").write_text((folded / "config.yaml").read_text())
-    assert "has not finished" in run("explore", unfinished).complaint
+    assert "has not finished" in complaint_of("explore", unfinished)
 
 
 def _without_gradio() -> None:

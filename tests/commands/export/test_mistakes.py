@@ -14,7 +14,7 @@ from cmpe_se.commands.export import export, formats
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import load_exported
 from tests.commands.export.conftest import SUFFIXES
-from tests.training.processes import run, succeed
+from tests.training.processes import complaint_of, run, succeed
 
 command = importlib.import_module("cmpe_se.commands.export.export")  # the package's attribute is the function
 
@@ -41,17 +41,17 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("flags", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes(flags, message, trained):
-    assert re.search(message, run("export", trained, *flags).complaint)
+    assert re.search(message, complaint_of("export", trained, *flags))
 
 
 def test_no_run(tmp_path):
-    assert "is no run folder" in run("export", tmp_path).complaint
+    assert "is no run folder" in complaint_of("export", tmp_path)
 
 
 def test_unfinished_run(trained, tmp_path):
     (tmp_path / "run").mkdir()
     shutil.copy(trained / "config.yaml", tmp_path / "run")
-    assert "--resume" in run("export", tmp_path / "run").complaint
+    assert "--resume" in complaint_of("export", tmp_path / "run")
 
 
 def limit_files():
@@ -105,7 +105,7 @@ def test_without_the_data(trained, tmp_path):
     config = folder / "config.yaml"
     config.write_text(re.sub(r"^data: digits$", "data: cifar10", config.read_text(), flags=re.MULTILINE))
     assert export(str(folder), to="torch-export")["images"] == "random"
-    assert "int8 needs the run's images" in run("export", folder, "--int8").complaint
+    assert "int8 needs the run's images" in complaint_of("export", folder, "--int8")
 
 
 @pytest.mark.parametrize("to", SUFFIXES)
@@ -156,6 +156,6 @@ def test_file_of_another_program(onnx_export, tmp_path):
 @pytest.mark.parametrize("to", SUFFIXES)
 def test_predict_complains_in_one_line(to, images, tmp_path):
     path = tmp_path / f"m{SUFFIXES[to]}"
-    assert re.search(r"there is no file .*m\.\w+; `cmpe-se export RUN` writes", run("predict", path, *images).complaint)
+    assert re.search(r"there is no file .*m\.\w+; `cmpe-se export RUN` writes", complaint_of("predict", path, *images))
     path.write_bytes(b"half")
-    assert "export the run again" in run("predict", path, *images).complaint
+    assert "export the run again" in complaint_of("predict", path, *images)

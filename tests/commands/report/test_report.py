@@ -20,7 +20,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.exhibits.choosing import choose_images, photo
 from cmpe_se.inspecting.gathering import Gathered
 from cmpe_se.training.run_folder import RunFolder
-from tests.training.processes import run, shown_on_terminal, succeed
+from tests.training.processes import complaint_of, shown_on_terminal, succeed
 from tests.training.runs import everything_in, result
 
 FIGURES = {
@@ -245,7 +245,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes(arguments, message, folded, tmp_path):
-    assert re.search(message, run("report", *arguments(folded, tmp_path)).complaint)
+    assert re.search(message, complaint_of("report", *arguments(folded, tmp_path)))
 
 
 def test_no_mistakes(folded):
@@ -267,7 +267,7 @@ def test_shown_is_what_the_network_gets(folded):
 
 
 def test_plain_network(plain):
-    assert "no competition to look at" in run("report", plain).complaint
+    assert "no competition to look at" in complaint_of("report", plain)
 
 
 def test_too_many_images(folded, digit_files):
