@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cmpe_se.commands.evaluate import evaluate as evaluate
     from cmpe_se.commands.export import export as export
     from cmpe_se.commands.predict import predict as predict
-    from cmpe_se.training import train as train
+    from cmpe_se.commands.train import train as train
 
 moved.install()
 
@@ -41,23 +41,17 @@ __all__ = [
     "reference",
 ]
 
-_IMPORTED_LATE = {
-    "train": "training",
-    "evaluate": "commands.evaluate",
-    "predict": "commands.predict",
-    "compare": "commands.compare",
-    "export": "commands.export",
-}
-"""Function to the module that has it. They are not in ``__all__``: ``import *`` would import them, and fail without
-the extra that they need."""
+_COMMANDS = ("train", "evaluate", "predict", "compare", "export")
+"""Functions of ``cmpe_se.commands``. They are not in ``__all__``: ``import *`` would import them, and fail without the
+extra that they need."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _IMPORTED_LATE:
+    if name not in _COMMANDS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require_train(f"cmpe_se.{name}", extra="export" if name == "export" else "train")
-    return getattr(import_module(f"cmpe_se.{_IMPORTED_LATE[name]}"), name)
+    return getattr(import_module(f"cmpe_se.commands.{name}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *(_IMPORTED_LATE if has_train() else ())})
+    return sorted({*globals(), *(_COMMANDS if has_train() else ())})

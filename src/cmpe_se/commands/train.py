@@ -33,9 +33,17 @@ def train(
         settings: fields of :class:`cmpe_se.training.config.TrainingConfig`; they win over the recipe.
 
     Returns:
-        What :func:`cmpe_se.training.train` returns.
+        What ``result.json`` says and :func:`cmpe_se.training.train` returns, which prints nothing: model, view, data,
+        seed, epochs, params, macs, test_top1 and test_top5 in percent, test_loss, train_seconds, images_per_second,
+        versions, commit, and the run's folder.
+
+    Raises:
+        UserError: settings, data or folders that cannot be used, a run that another process trains; a loss that is not
+            finite.
+        TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
-    result = training.train(recipe=recipe, resume=resume, output=output, **settings)
+    # In this form jsonargparse does not follow the settings into the function, importing all of training for --help.
+    result = training.train(**(settings | {"recipe": recipe, "resume": resume, "output": output}))
     if is_main_process():
         print(json.dumps({name: result[name] for name in _SHOWN}, indent=2))
     return result
