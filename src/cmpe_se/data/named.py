@@ -10,6 +10,7 @@ from torchvision import datasets
 
 from cmpe_se.data.small import SmallImages
 from cmpe_se.errors import UserError
+from cmpe_se.utils.text import in_one_line
 
 # The class, the arguments for its two parts, and the files it reads, for the message when they are missing.
 TORCHVISION = {
@@ -47,7 +48,7 @@ def load_torchvision(name: str, data_dir: Path, *, download: bool) -> SmallImage
     try:
         train, test = (data_set(str(data_dir), download=download, **part) for part in parts)
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_one_line(error)
         if download:
             message = f"{name} could not be downloaded to {data_dir} ({reason}); put {files} there by hand"
         else:

@@ -12,6 +12,7 @@ from timm.data import create_dataset
 
 from cmpe_se.data.streamed import StreamedImages
 from cmpe_se.errors import UserError
+from cmpe_se.utils.text import in_one_line
 
 _TEST_SPLITS = ("test", "validation", "val", "valid")
 
@@ -47,9 +48,9 @@ def open_hugging_face(
     except UserError:
         raise
     except Exception as error:  # datasets raises errors of its own, of Arrow's and of the hub's
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_one_line(error)
         raise UserError(
-            f"{name}: datasets cannot load {path} ({reason[:300]}); give a name on the hub, or a folder of parquet "
+            f"{name}: datasets cannot load {path} ({reason}); give a name on the hub, or a folder of parquet "
             "files or images"
         ) from None
     if test is None or not train.labelled:

@@ -10,6 +10,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.gate_settings import has_gates
 from cmpe_se.training.pretrained import weights_source
+from cmpe_se.utils.text import in_one_line
 
 
 def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
@@ -46,5 +47,5 @@ def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, 
     except Exception as error:
         if not weights:
             raise
-        reason = " ".join(str(error).split())[:300]  # timm, torch and the hub raise many kinds
+        reason = in_one_line(error)  # timm, torch and the hub raise many kinds
         raise UserError(f"{config.model} cannot start from {config.pretrained}: {reason}") from None

@@ -8,17 +8,16 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
 from cmpe_se.data import ImageData
 from cmpe_se.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from cmpe_se.errors import UserError
 from cmpe_se.training.provenance import provenance, write_table
 from cmpe_se.training.run_folder import write_text
+from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.plots import plot_corruptions
+from cmpe_se.utils.progress import with_progress
 
 _CLEAN = ("clean", 0)
 Key = tuple[str, int]
@@ -63,9 +62,7 @@ def corruption_metrics(
     correct: dict[Key, Tensor | int] = dict.fromkeys([_CLEAN, *_keys()], 0)
     batches = _batches(data, batch_size) if corrupted is None else _cached_batches(data, corrupted, batch_size)
     steps = len(correct) * -(-data.test_size // batch_size)
-    console = Console(stderr=True)
-    quiet = progress is None or not console.is_terminal
-    for key, pixels, labels in track(batches, progress or "", steps, console=console, transient=True, disable=quiet):
+    for key, pixels, labels in with_progress(batches, progress, steps):
         images = data.normalise(pixels.to(device, non_blocking=True)).to(memory_format=layout)
         correct[key] += (network(images).argmax(1) == labels.to(device, non_blocking=True)).sum()
     percent = {key: 100 * int(count) / data.test_size for key, count in correct.items()}
@@ -117,12 +114,10 @@ def write_corruptions(folder: Path, metrics: dict[str, Any], data: ImageData) ->
     Raises:
         UserError: the folder cannot be written to.
     """
-    try:
+    with os_errors_as(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / "corruptions.csv", lambda path: write_table(path, corruption_rows(metrics)))
         _replace(folder / "corruptions.png", lambda path: plot_corruptions(metrics, data.name, path))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     write_corruption_record(folder, metrics, data, provenance())
 
 

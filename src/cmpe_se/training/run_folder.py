@@ -22,6 +22,8 @@ from cmpe_se.data import ImageData, SmallImages
 from cmpe_se.errors import UserError
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.config import TrainingConfig
+from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.text import in_one_line
 
 _log = logging.getLogger(__name__)
 _ORPHANED = "checkpoints in state/, but no config.yaml with their settings; put config.yaml back, or"
@@ -84,10 +86,8 @@ class RunFolder:
 
     def write_config(self, config: TrainingConfig) -> None:
         """Write the settings; makes the folder."""
-        try:
+        with os_errors_as(f"cannot make the run folder {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the run folder {self.path}: {error.strerror or error}") from None
         write_text(self.config, config.to_yaml())
 
     def read_result(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class RunFolder:
         try:
             return timm.create_model(f"local-dir:{self.model}", pretrained=True).eval()
         except Exception as error:  # timm and safetensors raise many kinds
-            raise UserError(f"cannot load {self.model}: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(f"cannot load {self.model}: {in_one_line(error)}") from None
 
     def model_config(self) -> dict[str, Any]:
         """What ``model/config.json`` says of classes and normalisation (timm's pretrained_cfg)."""
@@ -175,9 +175,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text as a whole: a reader, or a kill, never meets half of it."""
     temporary = path.with_name(path.name + ".partial")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    with os_errors_as(f"cannot write {path}"):
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise

@@ -32,6 +32,7 @@ from cmpe_se.training.step_sums import StepSums, part_sums
 from cmpe_se.training.summary import UNTESTED, summarise, test_record
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.plots import plot_curves
+from cmpe_se.utils.text import in_one_line
 
 _STEPS_BETWEEN_LOOKS = 10  # at losses and, with several processes, at signals: a look waits for the device
 
@@ -269,7 +270,7 @@ class Trainer:
                 self.ema.module.load_state_dict(tree["ema"] or tree["network"])
             self.optimizer.load_state_dict(tree["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:  # KeyError: another optimiser's state
-            reason = " ".join(str(error).split())[:200]
+            reason = in_one_line(error, most=200)
             raise UserError(f"{self.last_checkpoint} does not fit these settings: {reason}") from None
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():

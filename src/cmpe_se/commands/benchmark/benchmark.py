@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN, build, check_contenders
@@ -18,6 +17,9 @@ from cmpe_se.merging import merge
 from cmpe_se.runtimes.engines import DTYPES, ENGINES, MODES, make_step, why_not
 from cmpe_se.runtimes.timing import keep_heap, paired_ratio, peak_memory, take_turns
 from cmpe_se.training.provenance import write_results
+from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.text import split_names
 
 
@@ -78,7 +80,7 @@ def benchmark(
         repeats: turns of each contender.
         threads: of PyTorch on the CPU; as they are if left out.
         channels_last: memory format of the tensors.
-        device: auto, cpu or cuda.
+        device: auto, cpu, or the type of an accelerator such as cuda.
         output: folder for the CSV and the bar chart.
 
     Returns:
@@ -100,7 +102,7 @@ def benchmark(
     if threads:
         torch.set_num_threads(threads)
     console = Console(stderr=True)
-    place = _device(device)
+    place = choose_device(device)
     if warning := next(filter(None, (emulation_warning(dtype, place.type) for dtype in chosen["dtypes"])), None):
         console.print(warning, highlight=False, soft_wrap=True)
     groups = _groups(chosen, merged, place, console)
@@ -127,24 +129,14 @@ def benchmark(
     setup = f"{model}, batch {batch_size}, {side}x{side}, {'channels_last' if channels_last else 'contiguous'}"
     Console().print(tables_of(rows, setup))
     folder = Path(output)
-    try:
+    with os_errors_as(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         hardware = f"{torch.get_num_threads()}-threads" if place.type == "cpu" else ""
         what = f"benchmark-{model}-b{batch_size}-{'-'.join(split_names(dtypes) + split_names(engines))}"
         path = write_results(folder, what, rows, setup=hardware, network=setup, turns=str(repeats), heap_kept=str(heap))
         plot_ratios(rows, setup, path.with_suffix(".png"))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     console.print(f"{path}\n{path.with_suffix('.png')}", highlight=False)
     return rows
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"device '{device}' is not at hand; choose auto, cpu or cuda")
-    return torch.device(device)
 
 
 def _groups(chosen: dict[str, list[str]], merged: bool, device: torch.device, console: Console) -> list[_Group]:
@@ -173,7 +165,7 @@ def _how(group: _Group) -> tuple[str, str, str]:
 def _measure(
     group: _Group, steps: dict, repeats: int, batch_size: int, device: torch.device, console: Console
 ) -> list[dict[str, Any]]:
-    turns = track(range(repeats), str(group), console=console, transient=True, disable=not console.is_terminal)
+    turns = with_progress(range(repeats), str(group), console=console)
     seconds = take_turns(steps, turns, device)
     memory = {
         name: None if group.engine == "onnxruntime" else peak_memory(step, device) for name, step in steps.items()

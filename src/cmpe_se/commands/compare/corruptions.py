@@ -16,6 +16,7 @@ from cmpe_se.commands.compare.presenting import difference_table, markdown_table
 from cmpe_se.data import ImageData, SmallImages, load_data
 from cmpe_se.data.corruptions import CORRUPTIONS, corrupted_test_sets
 from cmpe_se.training.robustness import corruption_metrics, read_corruptions, write_corruptions
+from cmpe_se.utils.devices import choose_device
 
 _CACHED_BYTES = 2**30
 _COLUMNS = (
@@ -38,8 +39,7 @@ def measure_corruptions(grid: Grid, cells: Sequence[Cell], console: Console) -> 
         return
     data = load_data(config.data, config.data_dir, image_size=config.image_size, workers=config.workers)
     corrupted = list(corrupted_test_sets(data)) if len(waiting) > 1 and _fits(data) else None
-    cpu = config.device == "cpu" or not torch.cuda.is_available()
-    device = torch.device("cpu" if cpu else "cuda")
+    device = choose_device(config.device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     for number, cell in enumerate(waiting, start=1):
         metrics = corruption_metrics(

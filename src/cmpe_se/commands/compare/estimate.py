@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from cmpe_se.commands.compare.grid import Cell, Grid
@@ -13,6 +12,8 @@ from cmpe_se.data import load_data
 from cmpe_se.runtimes.engines import make_step
 from cmpe_se.runtimes.timing import keep_heap, take_turns
 from cmpe_se.training.network import create_network
+from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.progress import with_progress
 
 _TURNS = 3
 
@@ -49,9 +50,8 @@ def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, 
         ``hours`` for all its runs.
     """
     shape, config = shape_of(grid), grid.config
-    cpu = config.device == "cpu" or not torch.cuda.is_available()
-    device = torch.device("cpu" if cpu else "cuda")
-    if cpu:
+    device = choose_device(config.device)
+    if device.type == "cpu":
         keep_heap()
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     batch = min(config.batch_size, shape.train_size)
@@ -60,7 +60,7 @@ def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, 
     dtype = "float32" if config.precision == "float32" else "bfloat16"
     engine = "compiled" if config.compile else "eager"
     rows = []
-    for entry in track(grid.entries, "measuring", console=console, transient=True, disable=not console.is_terminal):
+    for entry in with_progress(grid.entries, "measuring", console=console):
         runs = sum(cell.entry == entry and not cell.run.result.exists() for cell in cells)
         steps = {}
         for mode in ("training", "forward"):

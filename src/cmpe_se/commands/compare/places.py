@@ -13,6 +13,7 @@ import torch
 from cmpe_se.commands.compare.cells import Job, run_job
 from cmpe_se.errors import UserError
 from cmpe_se.utils.packages import require
+from cmpe_se.utils.text import in_one_line
 
 
 class Place(Protocol):
@@ -97,7 +98,7 @@ class RayCluster:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = in_one_line(error, most=200)
             raise UserError(f"no Ray cluster at '{address}': {reason}; start one with `ray start --head`") from None
         resources = ray.cluster_resources()
         gpu = resources.get("GPU", 0) >= 1 and not cpu

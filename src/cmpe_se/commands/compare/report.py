@@ -11,9 +11,9 @@ from cmpe_se.commands.compare.grid import Cell, Grid
 from cmpe_se.commands.compare.outcomes import Outcome
 from cmpe_se.commands.compare.plots import plot_differences, plot_learning_curves, plot_pareto
 from cmpe_se.commands.compare.presenting import references, summary_rows, to_markdown, to_rich
-from cmpe_se.errors import UserError
 from cmpe_se.training.provenance import provenance, write_table
 from cmpe_se.training.run_folder import write_text
+from cmpe_se.utils.files import os_errors_as
 
 
 def write_report(
@@ -42,7 +42,7 @@ def write_report(
     title = f"{len(outcomes)} networks on {data}, {config.epochs} epochs"
     results = [(cell, cell.run.read_result()) for cell in grid.cells if cell.run.result.exists()]
     notes = _notes(grid, [result for _, result in results], missing)
-    try:
+    with os_errors_as(f"cannot write to {folder}"):
         write_table(folder / "compare.csv", rows)
         write_table(folder / "cells.csv", _cell_rows(results, corruptions))
         text = to_markdown(outcomes, title=title, notes=notes, question=question, sections=sections)
@@ -55,8 +55,6 @@ def write_report(
         if corruptions and corruptions.outcomes:
             below = f"{title}, mean corruption accuracy"
             plot_differences(corruptions.outcomes, below, folder / "differences_corruptions.png")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     console = Console()
     console.print(to_rich(outcomes, question))
     if corruptions:

@@ -12,7 +12,8 @@ from torch.export import Dim, ExportedProgram
 
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import METADATA, SUFFIXES
-from cmpe_se.utils.packages import in_one_line, quiet
+from cmpe_se.utils.packages import quiet
+from cmpe_se.utils.text import in_one_line
 
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
