@@ -7,6 +7,7 @@ from timm.layers import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from timm.layers.norm_act import FrozenBatchNorm2d as TimmFrozenBatchNorm2d
 from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from cmpe_se.layers.hooks import is_watched
@@ -104,13 +105,11 @@ def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
 
 
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    bias = 0.0 if conv.bias is None else conv.bias.double()
-    bias = (bias - norm.running_mean.double()) * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
+    """Computed in float64 and rounded once. A frozen norm has buffers for parameters, of the same names."""
+    mean, variance, scale, shift, bias = (
+        None if values is None else values.double()
+        for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias, conv.bias)
+    )
     dtype = conv.weight.dtype
-    conv.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).to(dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    fused = fuse_conv_bn_weights(conv.weight.double(), bias, mean, variance, norm.eps, scale, shift)
+    conv.weight, conv.bias = (nn.Parameter(values.detach().to(dtype), requires_grad=False) for values in fused)
