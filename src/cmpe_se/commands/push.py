@@ -8,6 +8,7 @@ from typing import Any
 from cmpe_se.errors import UserError
 from cmpe_se.training.pretrained import HUB
 from cmpe_se.training.run_folder import RunFolder, write_text
+from cmpe_se.training.summary import RunResult
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.text import gate_words, in_one_line
 
@@ -87,11 +88,11 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
     return address
 
 
-def _write(run: RunFolder, target: Path, figures: dict[str, Any], address: str) -> None:
+def _write(run: RunFolder, target: Path, figures: RunResult, address: str) -> None:
     words = gate_words(run.read_config().gate_settings)
     view = f" (view {figures['view']}{words})" if figures["view"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
-    shown = figures | {"view": view, "versions": versions}
+    shown: dict[str, Any] = {**figures, "view": view, "versions": versions}
     with os_errors_as(f"cannot write to {target}"):
         target.mkdir(parents=True, exist_ok=True)
         for name in _FILES:

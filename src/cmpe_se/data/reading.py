@@ -36,7 +36,7 @@ def read_image(
     """
     name = str(getattr(path_or_file, "name", "the image") if hasattr(path_or_file, "read") else path_or_file)
     try:
-        with Image.open(path_or_file, formats=formats) as image:
+        with Image.open(path_or_file, formats=None if formats is None else tuple(formats)) as image:
             if most_pixels is not None and image.width * image.height > most_pixels:
                 size = f"{image.width}x{image.height} pixels"
                 raise UserError(f"{size} are more than the {most_pixels:,} that are read; scale it down")

@@ -1,11 +1,10 @@
 """The network of a run's settings."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import timm
 from torch import nn
 
-from cmpe_se.data import ImageData
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.gate_settings import has_gates
@@ -13,7 +12,19 @@ from cmpe_se.training.pretrained import weights_source
 from cmpe_se.utils.text import in_one_line
 
 
-def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
+class ImageShape(Protocol):
+    """What a network's first and last layer depend on of a data set; every ``ImageData`` is one."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names."""
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an image."""
+
+
+def create_network(config: TrainingConfig, data: ImageShape) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a configuration, and the keywords that timm made it with."""
     model_args: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans, **config.gate_settings}
     if config.gate_settings and not has_gates(config):

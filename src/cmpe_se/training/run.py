@@ -20,6 +20,7 @@ from cmpe_se.training.interruption import Interruption
 from cmpe_se.training.network import create_network
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.seeding import seed_everything
+from cmpe_se.training.summary import RunResult
 from cmpe_se.training.trainer import Trainer
 from cmpe_se.utils.devices import choose_device
 
@@ -32,8 +33,8 @@ def train(
     recipe: str | Path = DEFAULT_RECIPE,
     resume: str | Path | None = None,
     output: str | Path | None = None,
-    **settings,
-) -> dict[str, Any]:
+    **settings: Any,
+) -> RunResult:
     """Train a network, and leave a run folder.
 
     Args:

@@ -10,11 +10,11 @@ from rich.console import Console
 from torch import nn
 
 from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN, build, check_contenders
-from cmpe_se.commands.benchmark.presenting import plot_ratios, tables_of
+from cmpe_se.commands.benchmark.presenting import Row, plot_ratios, tables_of
 from cmpe_se.errors import UserError
 from cmpe_se.layers.precision import emulation_warning
 from cmpe_se.merging import merge
-from cmpe_se.runtimes.engines import DTYPES, ENGINES, MODES, make_step, why_not
+from cmpe_se.runtimes.engines import DTYPES, ENGINES, MODES, Step, make_step, why_not
 from cmpe_se.runtimes.timing import keep_heap, paired_ratio, peak_memory, take_turns
 from cmpe_se.training.provenance import write_results
 from cmpe_se.utils.devices import choose_device
@@ -55,7 +55,7 @@ def benchmark(
     channels_last: bool = True,
     device: str = "auto",
     output: str = "results",
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Measure what attention costs on this machine, against the plain network in the same run.
 
     Contenders take turns, so that a machine that drifts drifts for all. Figures are medians; ratios are of pairs within
@@ -108,14 +108,15 @@ def benchmark(
     groups = _groups(chosen, merged, place, console)
     heap = keep_heap() if place.type == "cpu" else False
 
-    gates = {"reduction": reduction, "min_hidden": min_hidden, "bias": bias, "mask": mask}
+    gates: dict[str, Any] = {"reduction": reduction, "min_hidden": min_hidden, "bias": bias, "mask": mask}
     gates |= {} if start is None else {"start": start}
     networks = {name: build(model, name, **gates) for name in names}
-    side = image_size or networks[PLAIN].default_cfg["input_size"][-1]
+    plain: Any = networks[PLAIN]  # with the attributes of timm's networks
+    side = image_size or plain.default_cfg["input_size"][-1]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(batch_size, 3, side, side).to(place, memory_format=layout)
-    labels = torch.randint(networks[PLAIN].num_classes, (batch_size,)).to(place)
-    rows = []
+    labels = torch.randint(plain.num_classes, (batch_size,)).to(place)
+    rows: list[Row] = []
     for group in groups:
         torch.compiler.reset()  # frees the last group's compiled code and its memory
         with console.status(f"preparing {group}"):
@@ -163,29 +164,34 @@ def _how(group: _Group) -> tuple[str, str, str]:
 
 
 def _measure(
-    group: _Group, steps: dict, repeats: int, batch_size: int, device: torch.device, console: Console
-) -> list[dict[str, Any]]:
+    group: _Group, steps: dict[str, Step], repeats: int, batch_size: int, device: torch.device, console: Console
+) -> list[Row]:
     turns = with_progress(range(repeats), str(group), console=console)
     seconds = take_turns(steps, turns, device)
     memory = {
         name: None if group.engine == "onnxruntime" else peak_memory(step, device) for name, step in steps.items()
     }
-    rows = []
+    rows: list[Row] = []
+    plain = memory[PLAIN]
     for name, times in seconds.items():
+        own = memory[name]
         ratio = paired_ratio(times, seconds[PLAIN])
         median = sorted(times)[len(times) // 2]
         known = name != PLAIN and ratio.resolved
         rows.append(
-            group._asdict()
-            | {
+            {
+                "mode": group.mode,
+                "dtype": group.dtype,
+                "engine": group.engine,
+                "merged": group.merged,
                 "contender": name,
                 "images_per_second": round(batch_size / median, 1),
                 "milliseconds": round(1000 * median, 2),
                 "ratio": 1.0 if name == PLAIN else round(ratio.median, 3) if known else None,
                 "low": round(ratio.low, 3),
                 "high": round(ratio.high, 3),
-                "peak_mib": None if memory[name] is None else round(memory[name] / 2**20, 1),
-                "memory_ratio": round(memory[name] / memory[PLAIN], 3) if memory[PLAIN] else None,
+                "peak_mib": None if own is None else round(own / 2**20, 1),
+                "memory_ratio": round(own / plain, 3) if plain and own is not None else None,
             }
         )
     return rows

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +13,7 @@ from cmpe_se.runtimes.timing import keep_heap, take_turns
 from cmpe_se.training.network import create_network
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.tables import number_table
 
 _TURNS = 3
 
@@ -85,18 +85,15 @@ def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, 
 def table_of_costs(grid: Grid, rows: list[dict[str, Any]]) -> Table:
     """The rows for the screen, with their sum."""
     config = grid.config
-    gpu = config.device != "cpu" and torch.cuda.is_available()
-    unit = "GPU-hours" if gpu else f"hours on {torch.get_num_threads()} CPU threads"
-    table = Table(
+    cpu = choose_device(config.device).type == "cpu"
+    unit = "GPU-hours" if not cpu else f"hours on {torch.get_num_threads()} CPU threads"
+    table = number_table(
+        *("runs", "ms a step", "hours"),
         title=f"{grid.folder}: {config.epochs} epochs of {config.data}, batch {config.batch_size}, {config.precision}",
         title_justify="left",
         caption=f"{unit} for the runs to go, from {_TURNS} steps of each; without optimiser and augmentation",
         caption_justify="left",
-        box=box.SIMPLE_HEAD,
     )
-    table.add_column("", overflow="fold")
-    for column in ("runs", "ms a step", "hours"):
-        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row["model"], str(row["runs"]), f"{row['milliseconds']:.1f}", f"{row['hours']:.2f}")
     table.add_section()

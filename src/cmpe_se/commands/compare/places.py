@@ -1,5 +1,6 @@
 """Where runs of a comparison take place: the devices of this machine, or a Ray cluster."""
 
+import logging
 import os
 import queue
 import socket
@@ -96,7 +97,7 @@ class RayCluster:
         self._ray = ray
         _check_reachable(address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = in_one_line(error, most=200)
             raise UserError(f"no Ray cluster at '{address}': {reason}; start one with `ray start --head`") from None

@@ -11,8 +11,9 @@ from cmpe_se.commands.compare.grid import Cell, Grid
 from cmpe_se.commands.compare.outcomes import Outcome
 from cmpe_se.commands.compare.plots import plot_differences, plot_learning_curves, plot_pareto
 from cmpe_se.commands.compare.presenting import references, summary_rows, to_markdown, to_rich
-from cmpe_se.training.provenance import provenance, write_table
+from cmpe_se.training.provenance import Hardware, provenance, write_table
 from cmpe_se.training.run_folder import write_text
+from cmpe_se.training.summary import RunResult
 from cmpe_se.utils.files import os_errors_as
 
 
@@ -34,9 +35,8 @@ def write_report(
         corruptions: the second measure, where it was asked for.
     """
     folder, config = grid.folder, grid.config
-    rows = summary_rows(outcomes, question)
-    if corruptions:
-        rows = [row | corruptions.columns(row["model"]) for row in rows]
+    compared = summary_rows(outcomes, question)
+    rows = [{**row, **(corruptions.columns(row["model"]) if corruptions else {})} for row in compared]
     sections = [corruptions.to_markdown()] if corruptions else []
     data = Path(config.data_dir).name if config.data == "folder" and config.data_dir else config.data
     title = f"{len(outcomes)} networks on {data}, {config.epochs} epochs"
@@ -63,15 +63,18 @@ def write_report(
     return rows
 
 
-def _cell_rows(
-    results: list[tuple[Cell, dict[str, Any]]], corruptions: CorruptionOutcomes | None
-) -> list[dict[str, Any]]:
+def _cell_rows(results: list[tuple[Cell, RunResult]], corruptions: CorruptionOutcomes | None) -> list[dict[str, Any]]:
     """A row for each finished run, with what made it."""
     return [
         {
             "model": cell.entry.label,
             "seed": cell.seed,
-            **{name: result[name] for name in ("params", "macs", "test_top1", "test_top5", "test_loss", "epochs")},
+            "params": result["params"],
+            "macs": result["macs"],
+            "test_top1": result["test_top1"],
+            "test_top5": result["test_top5"],
+            "test_loss": result["test_loss"],
+            "epochs": result["epochs"],
             **(corruptions.cell_columns(cell) if corruptions else {}),
             "train_seconds": round(result["train_seconds"], 1),
             "images_per_second": round(result["images_per_second"], 1),
@@ -86,7 +89,7 @@ def _cell_rows(
     ]
 
 
-def _notes(grid: Grid, results: list[dict[str, Any]], missing: int) -> list[str]:
+def _notes(grid: Grid, results: list[RunResult], missing: int) -> list[str]:
     """What a reader has to know beside the tables."""
     config, source = grid.config, provenance()
     hardware = sorted({_device(result["hardware"]) for result in results})
@@ -110,5 +113,5 @@ def _notes(grid: Grid, results: list[dict[str, Any]], missing: int) -> list[str]
     return notes
 
 
-def _device(hardware: dict[str, Any]) -> str:
+def _device(hardware: Hardware) -> str:
     return hardware["gpu"] or f"{hardware['cpu']} ({hardware['threads']} thread(s))"

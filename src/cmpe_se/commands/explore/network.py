@@ -20,6 +20,8 @@ from cmpe_se.exhibits.choosing import Photo, choose_images, photo
 from cmpe_se.inspecting import BlockView, can_hold, find_gates, forced_gates, look
 from cmpe_se.inspecting.attribution import grad_cam, integrated_gradients
 from cmpe_se.inspecting.gathering import Gathered, gather
+from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.merging import MergedGate
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
@@ -114,7 +116,8 @@ class Network:
         if self.blocks:
             return gather(self.model, batches, len(self.classes))
         pairs = [(self.model(images.to(self._device)).float().cpu(), labels) for images, labels in batches]
-        return Gathered(*(torch.cat(part) for part in zip(*pairs, strict=True)), [])
+        logits, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
+        return Gathered(logits, labels, [])
 
     def unheld(self, block: str) -> str:
         """A sentence for visitors where the gates of a block cannot be held; nothing where they can."""
@@ -151,7 +154,7 @@ class Network:
             return nullcontext()
         if force.to == "mean" and force.block not in self.usual:
             raise UserError(f"the mean of the gates is not known without test images: {self.missing}")
-        fixed = {"closed": 0.0, "open": self._gates[force.block].gain}
+        fixed: dict[str, float] = {"closed": 0.0, "open": self._gates[force.block].gain}
         gates = fixed[force.to] if force.to in fixed else self.usual[force.block]
         return forced_gates(self.model, force.block, gates)
 
@@ -185,7 +188,7 @@ class Networks:
         return Network(self._folders[name], self._data)
 
 
-def _gates(model: nn.Module) -> dict[str, nn.Module]:
+def _gates(model: nn.Module) -> dict[str, CompetitiveSE | MergedGate]:
     try:
         return find_gates(model)
     except UserError:

@@ -65,7 +65,7 @@ def export(
     count = sum(BATCH_SIZES)
     images = first_test_images(data, count) if data else random_images(config["input_size"], count)
     exported = merging.merge(network) if merge else network
-    result = {"path": str(target), "format": to, "merged": merge, "batch_sizes": list(BATCH_SIZES)}
+    result: dict[str, Any] = {"path": str(target), "format": to, "merged": merge, "batch_sizes": list(BATCH_SIZES)}
     result["images"] = "test" if data else "random"
     with os_errors_as(f"cannot write {target}", advice="make room, or name an --output"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def export(
                 write(exported, draft, to, input_size=config["input_size"], metadata=metadata)
             with console.status("comparing with PyTorch"):
                 result["largest_error"] = verify(load_exported(draft), network, images)
-            if int8:
+            if int8 and data:
                 result |= _int8(draft, exported, data, images, calibration_images, console)
                 result["int8"]["path"] = str(target.with_suffix(".int8.onnx"))
             result["bytes"] = sum(_size(file) for file in (draft, draft.with_suffix(".bin")) if file.exists())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ def quantise(source: Path, target: Path, images: Iterable[Tensor], gates: tuple[
         raise UserError(f"cannot quantise the network: {in_one_line(error)}; export it without int8") from None
 
 
-def _float_nodes(graph, gates: tuple[str, ...]) -> list[str]:
+def _float_nodes(graph: Any, gates: tuple[str, ...]) -> list[str]:
     """Nodes that read a gate's weights, and all linear ones but the classifier: some of them map squeezes."""
     prefixes = tuple(f"{gate}." for gate in gates)
     outputs = {value.name for value in graph.output}
