@@ -13,6 +13,7 @@ import torch
 
 from cmpe_se.commands.compare.cells import Job, run_job
 from cmpe_se.errors import UserError
+from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.packages import require
 from cmpe_se.utils.text import in_one_line
 
@@ -140,12 +141,8 @@ def _check_reachable(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and port.isdigit()):
         return  # auto, local
-    try:
+    with os_errors_as(f"no Ray cluster at '{address}'", advice="start one with `ray start --head`"):
         socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise UserError(
-            f"no Ray cluster at '{address}': {error.strerror or error}; start one with `ray start --head`"
-        ) from None
 
 
 def _visible_gpus() -> list[str]:
