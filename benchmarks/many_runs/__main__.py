@@ -27,7 +27,8 @@ from cmpe_se.training.data_settings import with_whole_paths, without_foreign_aug
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.robustness import corruption_metrics, write_corruption_record
 from cmpe_se.training.run_folder import write_text
-from cmpe_se.utils.text import split_names
+from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.text import in_one_line, split_names
 
 _SPARE = 15.0  # seconds of the time limit that are left for the table and the archive
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> Queue:
     options, settings = _parse(sys.argv[1:] if arguments is None else arguments)
     console = Console(width=140, soft_wrap=True, highlight=False)
     grid, data = _prepare(options, settings)
-    device = torch.device("cuda" if torch.cuda.is_available() and grid.config.device == "auto" else "cpu")
+    device = choose_device(grid.config.device)
     if device.type == "cuda":
         torch.set_num_threads(1)  # what is left to the CPU is small, and several threads do it
     waiting = [cell for cell in grid.cells if not cell.run.result.exists()]
@@ -124,7 +125,7 @@ def _settings(arguments: Sequence[str]) -> dict:
         try:
             settings[name.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UserError(f"{name} cannot be '{value}': {' '.join(str(error).split())}") from None
+            raise UserError(f"{name} cannot be '{value}': {in_one_line(error)}") from None
     if given := [name for name in VARIED if name in settings]:
         raise UserError(f"a comparison sets {given[0]} by itself; give --models, --views and --seeds")
     return settings

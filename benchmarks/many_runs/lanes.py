@@ -21,6 +21,7 @@ from cmpe_se.commands.compare.grid import Cell, Entry, Grid
 from cmpe_se.data import SmallImages
 from cmpe_se.errors import UserError
 from cmpe_se.training.provenance import provenance
+from cmpe_se.utils.text import in_one_line
 
 _FAILURES = 3  # failed runs, if no more have finished, after which none is begun
 _PACE_EPOCHS = 3  # of the first runs, after which a pace is printed
@@ -145,7 +146,7 @@ class Lanes:
                 except UserError as error:
                     failure = str(error)
                 except Exception as error:  # of one run, which shall not end the others
-                    failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                    failure = f"{type(error).__name__}: {in_one_line(error)}"
                     if not queue.failures:
                         traceback.print_exc()
                 seconds = queue.end(cell, failure)

@@ -3,13 +3,12 @@
 import tarfile
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cmpe_se.commands.compare.grid import Grid
 from cmpe_se.commands.compare.outcomes import collect
 from cmpe_se.commands.compare.statistics import compare_paired, summarise
+from cmpe_se.utils.tables import number_table
 
 _SMALL_FILES = ("config.yaml", "metrics.jsonl", "result.json", "corruptions.json", "commit")  # as in experiment.sh
 
@@ -17,9 +16,7 @@ _SMALL_FILES = ("config.yaml", "metrics.jsonl", "result.json", "corruptions.json
 def print_table(grid: Grid, console: Console) -> None:
     """Mean top-1 of each network, and its difference to the first one over the seeds that both have finished."""
     outcomes = collect(grid, {})
-    table = Table(
-        "", "seeds", "top-1, %", "std", "difference", "95 % interval", "p", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    table = number_table("seeds", "top-1, %", "std", "difference", "95 % interval", "p", pad_edge=False)
     for outcome in outcomes:
         own = summarise(list(outcome.seeds.values()))
         row = [outcome.label, str(own.count), f"{own.mean:.2f}", f"{own.std:.2f}" if own.count > 1 else ""]

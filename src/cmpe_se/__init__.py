@@ -17,9 +17,9 @@ from cmpe_se.networks import PreActResNet, WideResNet, reference
 from cmpe_se.utils.packages import has_train, require_train
 
 if TYPE_CHECKING:
-    from cmpe_se.commands.compare import compare as compare
+    from cmpe_se.commands.compare.compare import compare as compare
     from cmpe_se.commands.evaluate import evaluate as evaluate
-    from cmpe_se.commands.export import export as export
+    from cmpe_se.commands.export.export import export as export
     from cmpe_se.commands.predict import predict as predict
     from cmpe_se.commands.train import train as train
 

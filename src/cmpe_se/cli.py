@@ -91,7 +91,7 @@ def _values(function: Callable, parsed: Namespace, arguments: Sequence[str]) -> 
 def _parser(command: str, arguments: Sequence[str]) -> ArgumentParser:
     """A command's parser: the parameters of its function, explained by the function's docstring."""
     function = _function(command)
-    documented = docstring_parser.parse(inspect.cleandoc(function.__doc__))
+    documented = docstring_parser.parse(inspect.cleandoc(function.__doc__ or ""))
     description = "\n\n".join(filter(None, [documented.short_description, documented.long_description]))
     # An abbreviated --recipe would not be seen by the first look, and its recipe be lost.
     parser = ArgumentParser(
@@ -102,7 +102,7 @@ def _parser(command: str, arguments: Sequence[str]) -> ArgumentParser:
         allow_abbrev=False,
     )
     several = [one for one in _parameters(function) if one.annotation in (_IMAGES_OR_RUNS, _IMAGES_OR_RUNS | None)]
-    skipped = {one.name for one in several} | ({"settings"} if _takes_settings(function) else set())
+    skipped: set[str | int] = {one.name for one in several} | ({"settings"} if _takes_settings(function) else set())
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
     helps = {param.arg_name: param.description for param in documented.params}
     for one in several:  # a list on the command line, which no type says
@@ -112,7 +112,7 @@ def _parser(command: str, arguments: Sequence[str]) -> ArgumentParser:
             type=str,
             nargs="+" if required or not positional else "*",
             help=helps[one.name],
-            **({} if required else {"default": list(one.default) if positional else one.default}),
+            default=None if required else list(one.default) if positional else one.default,
         )
     if _takes_settings(function):
         _add_settings(parser, command, arguments)

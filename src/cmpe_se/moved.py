@@ -7,8 +7,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import cast
 
 MOVED = {
     "addition": "layers.gated_addition",
@@ -40,12 +42,14 @@ class _MovedFinder:
     """Import hook for the paths in :data:`MOVED`, and for nothing else."""
 
     @classmethod
-    def find_spec(cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None):
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         package, _, rest = name.partition(".")
         old, *below = rest.split(".")
         if package != "cmpe_se" or old not in MOVED:
             return None
-        return ModuleSpec(name, cls, origin=".".join([package, MOVED[old], *below]))
+        return ModuleSpec(name, cast(Loader, cls), origin=".".join([package, MOVED[old], *below]))
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
@@ -53,7 +57,7 @@ class _MovedFinder:
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        old, new = module.__name__, module.__spec__.origin
+        old, new = module.__name__, str(cast(ModuleSpec, module.__spec__).origin)
         warnings.warn(f"{old} is {new} now", DeprecationWarning, stacklevel=2)
         sys.modules[old] = import_module(new)
 

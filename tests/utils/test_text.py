@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmpe_se.utils.text import duration, gate_words
+from cmpe_se.utils.text import duration, gate_words, in_one_line
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,20 @@ def test_duration(seconds, words):
 def test_gate_words():
     assert gate_words({}) == ""
     assert gate_words({"start": "one", "reduction": 4, "bias": True}) == ", start one, reduction 4, bias"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("two\n  lines\tof text "), "two lines of text"),
+        (ValueError(), "ValueError"),
+        (OSError(2, "No such file", "a/b"), "[Errno 2] No such file: 'a/b'"),
+        (ValueError("x" * 400), "x" * 300),
+    ],
+)
+def test_errors_in_one_line(error, words):
+    assert in_one_line(error) == words
+
+
+def test_long_errors_are_cut():
+    assert in_one_line(ValueError("x" * 400), most=200) == "x" * 200

@@ -67,7 +67,7 @@ def evaluate(
     dataset = load_data(name, data_dir or config.data_dir, image_size=image_size, workers=workers)
     _check_fits(folder, dataset, trained)
     device = Accelerator(cpu=config.device == "cpu").device
-    model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    model.to(device).to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     steps = -(-dataset.test_size // batch_size)
     console = Console(stderr=True)
     as_trained = _as_trained(dataset, trained)

@@ -8,7 +8,9 @@ from typing import Any
 from cmpe_se.errors import UserError
 from cmpe_se.training.pretrained import HUB
 from cmpe_se.training.run_folder import RunFolder, write_text
-from cmpe_se.utils.text import gate_words
+from cmpe_se.training.summary import RunResult
+from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.text import gate_words, in_one_line
 
 _FILES = ("config.json", "model.safetensors")
 
@@ -87,17 +89,15 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
     return address
 
 
-def _write(run: RunFolder, target: Path, figures: dict[str, Any], address: str) -> None:
+def _write(run: RunFolder, target: Path, figures: RunResult, address: str) -> None:
     words = gate_words(run.read_config().gate_settings)
     view = f" (view {figures['view']}{words})" if figures["view"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
-    shown = figures | {"view": view, "versions": versions}
-    try:
+    shown: dict[str, Any] = {**figures, "view": view, "versions": versions}
+    with os_errors_as(f"cannot write to {target}"):
         target.mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             shutil.copyfile(run.model / name, target / name)
-    except OSError as error:
-        raise UserError(f"cannot write to {target}: {error.strerror or error}") from None
     title = f"{figures['model']} on {figures['data']}"
     write_text(target / "README.md", _CARD.format(title=title, address=address, **shown))
 
@@ -110,7 +110,7 @@ def _upload(folder: Path, repository: str, private: bool) -> None:
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
         api.upload_folder(folder_path=folder, repo_id=name, commit_message="Network and figures of a run")
     except Exception as error:  # the hub's client raises many kinds, from names that cannot be to closed networks
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error)
         raise UserError(
             f"cannot push to {repository} ({reason}); log in with `hf auth login`, or push to a folder"
         ) from None

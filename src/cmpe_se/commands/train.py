@@ -1,12 +1,14 @@
 """The ``train`` command: a run, and the metrics that it ends with."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cmpe_se import training
 from cmpe_se.training.config import DEFAULT_RECIPE
 from cmpe_se.training.launching import is_main_process
+from cmpe_se.training.summary import RunResult
 
 _SHOWN = ("test_top1", "test_top5", "test_loss", "train_seconds", "images_per_second", "params", "run")
 
@@ -17,7 +19,7 @@ def train(
     resume: str | Path | None = None,
     output: str | Path | None = None,
     **settings: Any,
-) -> dict[str, Any]:
+) -> RunResult:
     """Train a network and write a run folder: settings, metrics, curves and weights.
 
     A recipe sets everything and flags win over it; the defaults below are those of the recipe that is named. Ctrl-C
@@ -45,5 +47,6 @@ def train(
     # In this form jsonargparse does not follow the settings into the function, importing all of training for --help.
     result = training.train(**(settings | {"recipe": recipe, "resume": resume, "output": output}))
     if is_main_process():
-        print(json.dumps({name: result[name] for name in _SHOWN}, indent=2))
+        every: Mapping[str, Any] = result
+        print(json.dumps({name: every[name] for name in _SHOWN}, indent=2))
     return result

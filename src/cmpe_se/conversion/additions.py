@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,12 +22,12 @@ class Addition(NamedTuple):
     @property
     def residual(self) -> fx.Node:
         """The operand with more convolutions behind it."""
-        return self.node.args[self.residual_argument]
+        return cast(fx.Node, self.node.args[self.residual_argument])
 
     @property
     def identity(self) -> fx.Node:
         """The other operand."""
-        return self.node.args[1 - self.residual_argument]
+        return cast(fx.Node, self.node.args[1 - self.residual_argument])
 
 
 class Unconvertible(Exception):
@@ -95,8 +95,10 @@ def find_additions(block: nn.Module, graph: fx.Graph) -> tuple[list[Addition], l
 
 
 def _adds_two_nodes(node: fx.Node) -> bool:
-    two = len(node.args) == 2 and all(isinstance(argument, fx.Node) for argument in node.args)
-    return two and node.args[0] is not node.args[1] and node.kwargs.get("alpha", 1) == 1 and "out" not in node.kwargs
+    if len(node.args) != 2 or not all(isinstance(argument, fx.Node) for argument in node.args):
+        return False
+    scaled = bool(node.kwargs.get("alpha", 1) != 1)
+    return node.args[0] is not node.args[1] and not scaled and "out" not in node.kwargs
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
@@ -113,7 +115,7 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 def _convolutions(block: nn.Module, node: fx.Node) -> int:
     if node.op != "call_module":
         return 0
-    return count_convolutions(block.get_submodule(node.target))
+    return count_convolutions(block.get_submodule(str(node.target)))
 
 
 def count_convolutions(module: nn.Module) -> int:

@@ -3,7 +3,7 @@
 import importlib
 import linecache
 from types import ModuleType
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import fx, nn
 
@@ -25,7 +25,7 @@ def _converted_class(original: type[nn.Module], source: str, names: dict[str, An
     namespace = dict(names)
     exec(compile(source, file, "exec"), namespace)
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self: nn.Module, protocol: SupportsIndex) -> tuple[Any, ...]:
         # The class is not to be found by name, neither by pickle nor by copy: build it again from the same text.
         known = {
             name: _Module(value.__name__) if isinstance(value, ModuleType) else value for name, value in names.items()

@@ -5,10 +5,10 @@ name it as their architecture, so that ``timm.create_model("local-dir:...")`` an
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import timm
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from cmpe_se.conversion.convert import CHILD, convert
@@ -38,11 +38,18 @@ def _build(name: str, base: str, pretrained: bool = False, **settings: Any) -> n
     return build_model_with_cfg(network, name, pretrained, pretrained_filter_fn=_with_new_gates, **settings)
 
 
+def _pretrained_cfg(name: str) -> PretrainedCfg:
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        raise RuntimeError(f"timm has no configuration of {name}")
+    return config
+
+
 def _weights_of(base: str) -> dict[str, Any]:
     """timm's configuration of each of the base network's sets of weights, by the name of the converted network."""
-    default = f"{base}.{timm.get_pretrained_cfg(base).tag}"
+    default = f"{base}.{_pretrained_cfg(base).tag}"
     tagged = sorted(timm.list_models(f"{base}.*", pretrained=True), key=lambda name: name != default)  # it comes first
-    return {f"cmpe_se_{name}": timm.get_pretrained_cfg(name).to_dict() for name in tagged}
+    return {f"cmpe_se_{name}": _pretrained_cfg(name).to_dict() for name in tagged}
 
 
 default_cfgs = generate_default_cfgs({name: cfg for base in BASES for name, cfg in _weights_of(base).items()})
@@ -75,5 +82,5 @@ def cmpe_se_converted(pretrained: bool = False, *, base: str, **settings: Any) -
     if settings.get("pretrained_cfg") is None:
         settings["pretrained_cfg"] = timm.get_pretrained_cfg(base)
     model = _build("cmpe_se_converted", base.partition(".")[0], pretrained, **settings)
-    model.pretrained_cfg["architecture"] = "cmpe_se_converted"  # what a saved config.json names
+    cast(dict[str, Any], model.pretrained_cfg)["architecture"] = "cmpe_se_converted"  # what a saved config.json names
     return model

@@ -42,7 +42,7 @@ class Augmentation:
     auto_augment: str | None = None
     random_erasing: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("crop_padding", "cutout", "color_jitter"):
             if getattr(self, name) < 0:
                 raise UserError(f"augmentation: {name} is {getattr(self, name)}, and cannot be negative")

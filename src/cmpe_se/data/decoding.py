@@ -18,9 +18,9 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from cmpe_se.data.large import Source
+from cmpe_se.data.large import Source, joined
 from cmpe_se.data.reading import read_image
 from cmpe_se.errors import UserError
 
@@ -45,7 +45,7 @@ def decode(
     if cached:
         return cached
     images, errors = [], []
-    chunks = _Chunks(ConcatDataset([train, test]), size, resize)
+    chunks = _Chunks(joined(train, test), size, resize)
     # Chunks rather than images go through the loader: one small image is less work than handing it over.
     loader = DataLoader(
         chunks, batch_size=None, num_workers=min(workers, len(chunks) // 4), generator=torch.Generator()
@@ -77,7 +77,7 @@ class _Chunks(Dataset):
         pixels, errors = np.zeros((len(places), *self.size, 3), np.uint8), []
         for row, place in zip(pixels, places, strict=True):
             try:
-                row[:] = self._decode(self.files[place][0])
+                row[:] = np.asarray(self._decode(self.files[place][0]))
             except UserError as error:
                 errors.append(str(error))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), errors

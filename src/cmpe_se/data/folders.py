@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -11,6 +11,7 @@ from PIL import Image
 from timm.utils.misc import natural_key
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from cmpe_se.data.large import Source
 from cmpe_se.data.reading import read_image
 from cmpe_se.errors import UserError
 
@@ -69,7 +70,7 @@ def scan_class_folders(root: Path, test_names: tuple[str, ...] = TEST_NAMES) -> 
     return ClassFolders(root, classes, train, test)
 
 
-def _names(names) -> str:
+def _names(names: Iterable[str]) -> str:
     """At most five of ``names``, in order, for a message."""
     names = sorted(names, key=natural_key)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
@@ -117,7 +118,7 @@ def _split(root: Path, classes: tuple[str, ...], files: list[ImageFile]) -> tupl
     return train, test
 
 
-def common_size(files: Sequence[tuple[str | BinaryIO, int]]) -> tuple[int, int] | None:
+def common_size(files: Source) -> tuple[int, int] | None:
     """(height, width) if the headers of some of the files, spread evenly, all agree; else None.
 
     Raises the UserError of the first of them if none can be read.

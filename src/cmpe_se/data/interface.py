@@ -119,13 +119,23 @@ class ImageData(ABC):
             yield batch, order[batch * batch_size : (batch + 1) * batch_size]
 
     @abstractmethod
-    def _train_batches(self, epoch, batch_size, seed, augmentation, start, rank, world, device) -> Iterator[Batch]: ...
+    def _train_batches(
+        self,
+        epoch: int,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation,
+        start: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ) -> Iterator[Batch]: ...
 
     @abstractmethod
-    def _test_batches(self, rank_batch_size, rank, world, device) -> Iterator[Batch]: ...
+    def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]: ...
 
     @abstractmethod
-    def _test_pixels(self, batch_size) -> Iterator[Batch]: ...
+    def _test_pixels(self, batch_size: int) -> Iterator[Batch]: ...
 
     def test_image(self, index: int) -> Image.Image:
         """The test image ``index`` as it was read (mode L or RGB), for figures."""

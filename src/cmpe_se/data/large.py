@@ -1,13 +1,13 @@
 """Data sets of large images, decoded and augmented one by one in worker processes."""
 
 import traceback
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
 from cmpe_se.data.interface import Batch, ImageData
@@ -15,8 +15,22 @@ from cmpe_se.data.reading import read_image
 from cmpe_se.data.seeds import derive_seed, seeded
 from cmpe_se.errors import UserError
 
-Source = Sequence[tuple[str | BinaryIO, int]]
-"""Items of (path or opened file, class index): a list, or a reader of timm's."""
+
+class Source(Protocol):
+    """Items of (path or opened file, class index): a list, or a reader of timm's."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[str | BinaryIO, int]: ...
+
+
+def joined(train: Source, test: Source) -> Source:
+    """The items of both, one after the other."""
+    return ConcatDataset([train, test])  # type: ignore[list-item]  # it asks for length and items, as we do
+
+
+Transform = Callable[[Image.Image], Any]
+"""An image to what a batch is made of: a tensor, or an array."""
 
 
 class LargeImages(ImageData):
@@ -48,20 +62,32 @@ class LargeImages(ImageData):
         self.train_size, self.test_size = len(train), len(test)
         self._train, self._test, self._workers = train, test, workers
 
-    def _train_batches(self, epoch, batch_size, seed, augmentation, start, rank, world, device):
+    def _train_batches(
+        self,
+        epoch: int,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation,
+        start: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ) -> Iterator[Batch]:
         plan = [batch[rank::world].tolist() for _, batch in self.epoch_indices(epoch, batch_size, seed, start)]
         samples = _Samples(self._train, train_transform(self.image_size, augmentation), (seed, epoch))
         return self._load(samples, plan, device)
 
-    def _test_batches(self, rank_batch_size, rank, world, device):
+    def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         indices = list(range(rank, self.test_size, world))
         return self._load_test(test_transform(self.image_size), indices, rank_batch_size, device)
 
-    def _test_pixels(self, batch_size):
+    def _test_pixels(self, batch_size: int) -> Iterator[Batch]:
         indices = list(range(self.test_size))
         return self._load_test(pixel_transform(self.image_size), indices, batch_size, torch.device("cpu"))
 
-    def _load_test(self, transform, indices: list[int], batch_size: int, device: torch.device) -> Iterator[Batch]:
+    def _load_test(
+        self, transform: Transform, indices: list[int], batch_size: int, device: torch.device
+    ) -> Iterator[Batch]:
         plan = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
         return self._load(_Samples(self._test, transform), plan, device)
 
@@ -75,7 +101,7 @@ class LargeImages(ImageData):
         )
         return batches_on(device, loader)
 
-    def test_examples(self, indices):
+    def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
         """See ``ImageData.test_examples``."""
         return (_read(self._test, index) for index in indices)
 
@@ -100,13 +126,13 @@ def batches_on(device: torch.device, loader: DataLoader) -> Iterator[Batch]:
 class _Samples(Dataset):
     """Decoded, transformed images; with ``seeds`` the transform's randomness comes from them and the image's index."""
 
-    def __init__(self, source: Source, transform, seeds: tuple[int, int] | None = None):
+    def __init__(self, source: Source, transform: Transform, seeds: tuple[int, int] | None = None):
         self.source, self.transform, self.seeds = source, transform, seeds
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         image, label = _read(self.source, index)
         if self.seeds is None:
             return self.transform(image), label
@@ -122,7 +148,7 @@ def _read(source: Source, index: int) -> tuple[Image.Image, int]:
         return read_image(file), label
 
 
-def train_transform(image_size: tuple[int, int], augmentation: Augmentation):
+def train_transform(image_size: tuple[int, int], augmentation: Augmentation) -> Transform:
     """timm's training transform: PIL image to normalised float32 (3, H, W). UserError for an unknown auto_augment."""
     try:
         return create_transform(
@@ -131,7 +157,7 @@ def train_transform(image_size: tuple[int, int], augmentation: Augmentation):
             scale=augmentation.scale,
             ratio=augmentation.ratio,
             hflip=0.5 if augmentation.flip else 0.0,
-            color_jitter=augmentation.color_jitter or None,
+            color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
             auto_augment=augmentation.auto_augment,
             interpolation="bicubic",
             re_prob=augmentation.random_erasing,
@@ -144,11 +170,11 @@ def train_transform(image_size: tuple[int, int], augmentation: Augmentation):
         ) from None
 
 
-def test_transform(image_size: tuple[int, int]):
+def test_transform(image_size: tuple[int, int]) -> Transform:
     """timm's test transform: PIL image to normalised float32 (3, H, W)."""
     return create_transform(image_size, is_training=False, interpolation="bicubic")
 
 
-def pixel_transform(image_size: tuple[int, int]):
+def pixel_transform(image_size: tuple[int, int]) -> Transform:
     """The same without its end: PIL image to uint8 (3, H, W)."""
     return create_transform(image_size, is_training=False, interpolation="bicubic", normalize=False)

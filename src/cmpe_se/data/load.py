@@ -6,12 +6,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from torch.utils.data import ConcatDataset
 
 from cmpe_se.data.decoding import decode
 from cmpe_se.data.folders import ClassFolders, common_size, scan_class_folders
 from cmpe_se.data.interface import ImageData
-from cmpe_se.data.large import LargeImages, Source
+from cmpe_se.data.large import LargeImages, Source, joined
 from cmpe_se.data.named import TORCHVISION, load_digits, load_torchvision
 from cmpe_se.data.readers import load_web_dataset, open_hugging_face
 from cmpe_se.data.small import SmallImages
@@ -121,12 +120,15 @@ def _small_or_large(
     files: Sequence[str],
 ) -> ImageData:
     """Images of one small size as tensors, others as they are; ``place`` and ``files`` say where they come from."""
-    size = (image_size, image_size) if image_size else common_size(ConcatDataset([train, test]))
+    size = (image_size, image_size) if image_size else common_size(joined(train, test))
     count = len(train) + len(test)
     if size is None or max(size) > _SMALL_SIDE or count * 3 * size[0] * size[1] > _SMALL_BYTES:
         return LargeImages(name, classes, train, test, image_size=image_size or _DEFAULT_SIZE, workers=workers)
     images = decode(train, test, size, resize=bool(image_size), workers=workers, name=place, files=files)
     # A Hugging Face source knows its labels without opening the images that go with them.
-    labels = (getattr(source, "labels", None) or [label for _, label in source] for source in (train, test))
+    labels = (
+        getattr(source, "labels", None) or [source[index][1] for index in range(len(source))]
+        for source in (train, test)
+    )
     (train_images, test_images), (train_labels, test_labels) = images, map(torch.tensor, labels)
     return SmallImages(name, classes, train_images, train_labels, test_images, test_labels)

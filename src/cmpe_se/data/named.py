@@ -1,7 +1,9 @@
 """Data sets known by name: scikit-learn's digits and torchvision's small images."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +12,10 @@ from torchvision import datasets
 
 from cmpe_se.data.small import SmallImages
 from cmpe_se.errors import UserError
+from cmpe_se.utils.text import in_one_line
 
 # The class, the arguments for its two parts, and the files it reads, for the message when they are missing.
-TORCHVISION = {
+TORCHVISION: dict[str, tuple[Callable[..., Any], tuple[dict[str, Any], dict[str, Any]], str]] = {
     "cifar10": (datasets.CIFAR10, ({"train": True}, {"train": False}), "cifar-10-batches-py/data_batch_1"),
     "cifar100": (datasets.CIFAR100, ({"train": True}, {"train": False}), "cifar-100-python/train"),
     "svhn": (datasets.SVHN, ({"split": "train"}, {"split": "test"}), "train_32x32.mat and test_32x32.mat"),
@@ -47,7 +50,7 @@ def load_torchvision(name: str, data_dir: Path, *, download: bool) -> SmallImage
     try:
         train, test = (data_set(str(data_dir), download=download, **part) for part in parts)
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_one_line(error)
         if download:
             message = f"{name} could not be downloaded to {data_dir} ({reason}); put {files} there by hand"
         else:
@@ -59,7 +62,7 @@ def load_torchvision(name: str, data_dir: Path, *, download: bool) -> SmallImage
     return SmallImages(name, classes, *_tensors(train), *_tensors(test))
 
 
-def _tensors(part) -> tuple[Tensor, Tensor]:
+def _tensors(part: Any) -> tuple[Tensor, Tensor]:
     """Images as uint8 (N, C, H, W), and labels; torchvision keeps (N, H, W, C), (N, C, H, W) and (N, H, W)."""
     images = torch.as_tensor(part.data)
     if images.ndim == 3:

@@ -3,15 +3,18 @@
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from types import ModuleType
+from typing import Any, BinaryIO
 
 import numpy as np
 from timm.data import create_dataset
 
 from cmpe_se.data.streamed import StreamedImages
 from cmpe_se.errors import UserError
+from cmpe_se.utils.text import in_one_line
 
 _TEST_SPLITS = ("test", "validation", "val", "valid")
 
@@ -47,9 +50,9 @@ def open_hugging_face(
     except UserError:
         raise
     except Exception as error:  # datasets raises errors of its own, of Arrow's and of the hub's
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_one_line(error)
         raise UserError(
-            f"{name}: datasets cannot load {path} ({reason[:300]}); give a name on the hub, or a folder of parquet "
+            f"{name}: datasets cannot load {path} ({reason}); give a name on the hub, or a folder of parquet "
             "files or images"
         ) from None
     if test is None or not train.labelled:
@@ -71,7 +74,7 @@ def _test_splits(name: str, splits: list[str]) -> list[str]:
     return tests
 
 
-def _columns(name: str, features, datasets) -> tuple[str, str]:
+def _columns(name: str, features: Mapping[str, Any], datasets: ModuleType) -> tuple[str, str]:
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     labels = ["label"] if "label" in features else labels
@@ -84,7 +87,7 @@ class _HuggingFaceSource:
     """Items of (opened file, class index), by timm's reader."""
 
     def __init__(self, name: str, split: str, cache: str | None, image: str, label: str):
-        options = {"split": split, "input_key": image, "target_key": label}
+        options: dict[str, Any] = {"split": split, "input_key": image, "target_key": label}
         self.name, self.split = name, split
         self.reader = create_dataset(name, root=cache, **options).reader
         labels = np.asarray(self.reader.dataset.with_format("numpy")[label])
@@ -130,9 +133,10 @@ def load_web_dataset(name: str, root: Path, *, image_size: int, workers: int) ->
         raise UserError(f"{info_file} names {len(missing)} shards that are not there, the first {missing[0]}")
     if not classes:
         classes = tuple(map(str, range(_largest_label(info_file, shards) + 1)))
-    options = {"train_split": "train", "test_split": test, "image_size": image_size, "workers": workers}
     try:
-        return StreamedImages(name, root, classes, **options)
+        return StreamedImages(
+            name, root, classes, train_split="train", test_split=test, image_size=image_size, workers=workers
+        )
     except (RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{info_file} cannot be used ({type(error).__name__}: {error})") from None
 
@@ -142,7 +146,8 @@ def _largest_label(info_file: Path, shards: list[Path]) -> int:
     for shard in shards:
         try:
             with tarfile.open(shard) as tar:
-                labels += [int(tar.extractfile(member).read()) for member in tar if member.name.endswith(".cls")]
+                files = (tar.extractfile(member) for member in tar if member.name.endswith(".cls"))
+                labels += [int(file.read()) for file in files if file is not None]  # a folder has none
         except (OSError, ValueError, tarfile.TarError) as error:
             raise UserError(f"{shard} is no whole tar file of images and .cls files ({error}); write it anew") from None
     if not labels:

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from cmpe_se.errors import UserError
+from cmpe_se.utils.text import in_one_line
 
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -35,7 +36,7 @@ def read_image(
     """
     name = str(getattr(path_or_file, "name", "the image") if hasattr(path_or_file, "read") else path_or_file)
     try:
-        with Image.open(path_or_file, formats=formats) as image:
+        with Image.open(path_or_file, formats=None if formats is None else tuple(formats)) as image:
             if most_pixels is not None and image.width * image.height > most_pixels:
                 size = f"{image.width}x{image.height} pixels"
                 raise UserError(f"{size} are more than the {most_pixels:,} that are read; scale it down")
@@ -57,7 +58,7 @@ def read_image(
     except (
         Exception
     ) as error:  # Pillow's decoders fail on corrupt files in many ways: OSError, SyntaxError, struct.error
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_one_line(error)
         raise UserError(f"{name} is truncated or corrupt ({reason}); remove it or replace it by a good one") from None
 
 

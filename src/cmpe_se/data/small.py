@@ -1,6 +1,6 @@
 """Data sets of small images, held whole in one tensor."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,8 +54,8 @@ class SmallImages(ImageData):
         test_labels: Tensor,
     ):
         self.name, self.classes = name, tuple(classes)
-        self.in_chans = train_images.shape[1]
-        self.image_size = tuple(train_images.shape[2:])
+        _, self.in_chans, height, width = train_images.shape
+        self.image_size = height, width
         self.mean, self.std = _channel_statistics(train_images)
         self.train_size, self.test_size = len(train_images), len(test_images)
         mean, std = (torch.tensor(numbers).mul_(255)[:, None, None] for numbers in (self.mean, self.std))  # (C, 1, 1)
@@ -89,33 +89,43 @@ class SmallImages(ImageData):
             normalised.masked_fill_(removed, 0.0)
         return normalised, data.train_labels[plan[:, 0]]
 
-    def _train_batches(self, epoch, batch_size, seed, augmentation, start, rank, world, device):
+    def _train_batches(
+        self,
+        epoch: int,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation,
+        start: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ) -> Iterator[Batch]:
         # Drawn for the whole batch, so that each rank's rows are what one process alone would have given them.
         for plan in self.plans(epoch, batch_size, seed, augmentation, start):
             yield self.planned_batch(plan[rank::world].to(device, non_blocking=True), augmentation)
 
-    def _test_batches(self, rank_batch_size, rank, world, device):
+    def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         data = self._on(device)
         images, labels = data.test_images[rank::world], data.test_labels[rank::world]
         for first in range(0, len(images), rank_batch_size):
             part = slice(first, first + rank_batch_size)
             yield data.normalise(images[part]), labels[part].clone()
 
-    def _test_pixels(self, batch_size):
+    def _test_pixels(self, batch_size: int) -> Iterator[Batch]:
         return zip(self._host.test_images.split(batch_size), self._host.test_labels.split(batch_size), strict=True)
 
-    def normalise(self, pixels):
+    def normalise(self, pixels: Tensor) -> Tensor:
         """See ``ImageData.normalise``."""
         return self._host._replace(  # without the images, which may not be on that device
             mean=self._host.mean.to(pixels.device), std=self._host.std.to(pixels.device)
         ).normalise(pixels)
 
-    def test_examples(self, indices):
+    def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
         """See ``ImageData.test_examples``."""
         for index in indices:
             pixels = self._host.test_images[index]
             image = Image.fromarray((pixels[0] if self.in_chans == 1 else pixels.permute(1, 2, 0)).numpy())
-            yield image, self._host.test_labels[index].item()
+            yield image, int(self._host.test_labels[index])
 
 
 def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

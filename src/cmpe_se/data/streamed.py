@@ -1,15 +1,18 @@
 """WebDataset shards, read in sequence through timm's reader."""
 
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from cmpe_se.data.augmentation import LARGE_FIELDS
-from cmpe_se.data.interface import ImageData
-from cmpe_se.data.large import batches_on, test_transform, train_transform
+from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
+from cmpe_se.data.interface import Batch, ImageData
+from cmpe_se.data.large import Transform, batches_on, test_transform, train_transform
 from cmpe_se.data.reading import convert_image
 from cmpe_se.data.seeds import derive_seed, generator, seeded
 from cmpe_se.errors import UserError
@@ -56,7 +59,17 @@ class StreamedImages(ImageData):
         self._root, self._train_split, self._test_split, self._workers = root, train_split, test_split, workers
         self.train_size, self.test_size = (len(self._dataset(split)) for split in (train_split, test_split))
 
-    def _train_batches(self, epoch, batch_size, seed, augmentation, start, rank, world, device):
+    def _train_batches(
+        self,
+        epoch: int,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation,
+        start: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ) -> Iterator[Batch]:
         steps = self.steps_per_epoch(batch_size)
         share = len(range(rank, min(batch_size, self.train_size), world))
         dataset = self._dataset(
@@ -73,7 +86,7 @@ class StreamedImages(ImageData):
         )
         return islice(batches_on(device, loader), start, steps)
 
-    def _test_batches(self, rank_batch_size, rank, world, device):
+    def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         dataset = self._dataset(self._test_split)
         split = dataset.reader.split_info
         lengths = split.shard_lengths[rank::world]
@@ -93,16 +106,23 @@ class StreamedImages(ImageData):
                 "the log names the broken ones, write the shards anew without them"
             )
 
-    def _test_pixels(self, batch_size):
+    def _test_pixels(self, batch_size: int) -> Iterator[Batch]:
         raise UserError(
             f"{self.name}: corruptions need test images in an order of their own, and shards have none; "
             "unpack them into class folders and give --data folder"
         )
 
-    def _dataset(self, split: str, **options):
+    def _dataset(self, split: str, **options: Any) -> Any:
         return create_dataset("wds/", root=str(self._root), split=split, input_img_mode="", **options)
 
-    def _loader(self, stream, batch_size, shards, device, random=None) -> DataLoader:
+    def _loader(
+        self,
+        stream: "_Stream",
+        batch_size: int,
+        shards: int,
+        device: torch.device,
+        random: torch.Generator | None = None,
+    ) -> DataLoader:
         workers = min(self._workers, shards)
         stream.dataset.set_loader_cfg(num_workers=workers)
         return DataLoader(
@@ -113,7 +133,7 @@ class StreamedImages(ImageData):
             generator=random or torch.Generator(),
         )
 
-    def test_examples(self, indices):
+    def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
         """See ``ImageData.test_examples``. Reads all test images before the last of them."""
         wanted = set(indices)
         stream = islice(self._dataset(self._test_split), max(wanted, default=-1) + 1)
@@ -123,10 +143,10 @@ class StreamedImages(ImageData):
 class _Stream(IterableDataset):
     """Transformed images of a timm reader; with ``seed`` the transform's randomness comes from it and the place."""
 
-    def __init__(self, dataset, transform, seed: tuple[int, ...] | None = None):
+    def __init__(self, dataset: Any, transform: Transform, seed: tuple[int, ...] | None = None):
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
         worker = get_worker_info()
         for place, (image, label) in enumerate(self.dataset):
             image = convert_image(image)
@@ -134,5 +154,5 @@ class _Stream(IterableDataset):
                 yield self.transform(image), label
                 continue
             with seeded(derive_seed("sample", *self.seed, worker.id if worker else 0, place)):
-                image = self.transform(image)
-            yield image, label
+                transformed = self.transform(image)
+            yield transformed, label

@@ -63,8 +63,8 @@ def choose_images(tested: Gathered, right: int, wrong: int) -> list[int]:
 def _of_new_classes(candidates: list[int], labels: Tensor, taken: set[int], count: int) -> list[int]:
     chosen: list[int] = []
     for index in candidates:
-        if len(chosen) < count and labels[index].item() not in taken:
-            taken.add(labels[index].item())
+        if len(chosen) < count and int(labels[index]) not in taken:
+            taken.add(int(labels[index]))
             chosen.append(index)
     repeated = [index for index in candidates if index not in chosen]  # where there are fewer classes
     return chosen + repeated[: count - len(chosen)]

@@ -37,11 +37,12 @@ def standstill(blocks: Sequence[BlockStatistics]) -> str | None:
 def gates_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
     """Distribution of the gates of each block, over channels and test images."""
     quantiles = np.array([block.quantiles(*_QUANTILES) for block in blocks])
-    spread = quantiles[:, 4] - quantiles[:, 0]
+    low, high = quantiles[:, 0], quantiles[:, 4]
+    spread = high - low
     wide, narrow = int(spread.argmax()), int(spread.argmin())
-    title = f"Gates range most in {blocks[wide].name} (middle 90 % from {_both(*quantiles[wide, [0, 4]], 'to')})"
+    title = f"Gates range most in {blocks[wide].name} (middle 90 % from {_both(low[wide], high[wide], 'to')})"
     if wide != narrow:
-        title += f", least in {blocks[narrow].name} ({_both(*quantiles[narrow, [0, 4]], 'to')})"
+        title += f", least in {blocks[narrow].name} ({_both(low[narrow], high[narrow], 'to')})"
     largest = max(blocks, key=lambda block: block.gain)
     gain, neutral = largest.gain, largest.neutral
     undecided = "a gate is undecided" if gain == 1 else "the block is as one without a gate"
@@ -58,11 +59,12 @@ def gates_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
 
 def shares_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit | None:
     """How much of each block's sum is residual; None where no block was seen adding."""
-    blocks = [block for block in blocks if block.residual_shares is not None]
-    if not blocks:
+    seen = [(block, shares) for block in blocks if (shares := block.residual_shares) is not None]
+    if not seen:
         return None
+    blocks = [block for block, _ in seen]
     parts = torch.tensor((0.1, 0.5, 0.9), dtype=torch.float64)
-    quantiles = torch.stack([block.residual_shares.quantile(parts) for block in blocks]).numpy()
+    quantiles = torch.stack([shares.quantile(parts) for _, shares in seen]).numpy()
     most, least = _extremes(quantiles[:, 1])
     title = (
         f"The gated residual is {_percent(quantiles[most, 1])} of what is added up in {blocks[most].name} (most) and "
@@ -76,8 +78,8 @@ def shares_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit | None:
         draw_shares(title, _names(blocks), quantiles),
         ["block", "residual_share_10", "residual_share_median", "residual_share_90", "residual_share_mean"],
         [
-            [block.name, *row.tolist(), block.residual_shares.mean().item()]
-            for block, row in zip(blocks, quantiles, strict=True)
+            [block.name, *row.tolist(), shares.mean().item()]
+            for (block, shares), row in zip(seen, quantiles, strict=True)
         ],
     )
 

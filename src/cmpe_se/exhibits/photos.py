@@ -1,6 +1,7 @@
 """Exhibits of single images: a network's inside for them, what speaks for its answers, and what it confuses."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from cmpe_se.inspecting import BlockView
 from cmpe_se.inspecting.attribution import Attribution
 from cmpe_se.inspecting.statistics import CLOSED, BlockStatistics
 from cmpe_se.layers.views import TABLE
+from cmpe_se.training.summary import EpochRecord
 from cmpe_se.utils.plots import draw_confusion, draw_curves
 
 
@@ -50,7 +52,7 @@ def inside(
         gate, usual = view.gate[index].cpu(), statistics[view.name].mean
         depths.append(depth_of(view, index, usual))
         shut.append(int((gate < depths[-1].closed).sum()))
-        numbers = (view.residual_squeeze[index], view.identity_squeeze[index], gate, usual)
+        numbers = (*_squeezes(view, index), gate, usual)
         rows += [
             [view.name, channel, *row]
             for channel, row in enumerate(zip(*(vector.tolist() for vector in numbers), strict=True))
@@ -100,14 +102,20 @@ def depth_of(view: BlockView, index: int, usual: Tensor | None) -> Depth:
 
 def shown_pictures(view: BlockView, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Picture before and after gating as a figure shows them: pairs lie, and squeezes stand for what has no picture."""
-    if view.picture is None:
-        residual, identity = view.residual_squeeze[index], view.identity_squeeze[index]
+    if view.picture is None or view.attentional_picture is None:
+        residual, identity = _squeezes(view, index)
         pictures = [torch.stack((r, identity)) for r in (residual, view.gate[index] * residual)]
     else:
         pictures = [picture[index, 0] for picture in (view.picture, view.attentional_picture)]
         if view.view != "folded_3x3":
             pictures = [picture.T for picture in pictures]
-    return tuple(picture.cpu().numpy() for picture in pictures)
+    before, after = (picture.cpu().numpy() for picture in pictures)
+    return before, after
+
+
+def _squeezes(view: BlockView, index: int) -> tuple[Tensor, Tensor]:
+    """Of residual and identity, (C,) each; only a merged gate of a foreign block lacks one, and runs are not merged."""
+    return cast(Tensor, view.residual_squeeze)[index], cast(Tensor, view.identity_squeeze)[index]
 
 
 def attributions(
@@ -156,15 +164,15 @@ def _mistaken(said: str) -> bool:
     return ", but it is " in said
 
 
-def curves(history: Sequence[dict]) -> Exhibit:
+def curves(history: Sequence[EpochRecord]) -> Exhibit:
     """Training curves."""
-    tested = [record for record in history if record.get("test_top1") is not None]
+    tested = [(accuracy, record["epoch"]) for record in history if (accuracy := record.get("test_top1")) is not None]
     title = epochs = f"{len(history)} epoch{'s' if len(history) != 1 else ''}"
     if tested:
-        best = max(tested, key=lambda record: record["test_top1"])
-        title = f"Test accuracy ends at {tested[-1]['test_top1']:.2f} % after {epochs}"
-        if best["test_top1"] > tested[-1]["test_top1"]:
-            title += f", and was highest at epoch {best['epoch']} ({best['test_top1']:.2f} %)"
+        (best, epoch), (last, _) = max(tested, key=lambda pair: pair[0]), tested[-1]
+        title = f"Test accuracy ends at {last:.2f} % after {epochs}"
+        if best > last:
+            title += f", and was highest at epoch {epoch} ({best:.2f} %)"
     columns = list(dict.fromkeys(key for record in history for key in record))
     return Exhibit(
         "curves",

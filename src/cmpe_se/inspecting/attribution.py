@@ -71,9 +71,9 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Sequence[int], block: st
 
 def _coarser(maps: Tensor) -> Tensor:
     """Sums over cells, so that no side is longer than the finest: (N, H, W) to (N, h, w)."""
-    size = [min(side, _FINEST) for side in maps.shape[1:]]
-    cells = maps.shape[1] * maps.shape[2] / (size[0] * size[1])
-    return adaptive_avg_pool2d(maps, size) * cells
+    height, width = (min(side, _FINEST) for side in maps.shape[1:])
+    cells = maps.shape[1] * maps.shape[2] / (height * width)
+    return adaptive_avg_pool2d(maps, (height, width)) * cells
 
 
 class _Probe(nn.Module):
@@ -88,7 +88,7 @@ def _probed(model: nn.Module, name: str) -> Iterator[_Probe]:
     """A layer that what a block puts out goes through, for as long as the context lasts."""
     probe, block = _Probe(), model.get_submodule(name)
 
-    def through(_, __, output: Any) -> Any:
+    def through(_: nn.Module, __: object, output: Any) -> Any:
         if isinstance(block, PreActBlock):
             # Without the squeeze that came with it, the next block takes it from the probed tensor, which so gets
             # the gradient of the gates too.

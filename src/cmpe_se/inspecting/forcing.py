@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def forced_gates(model: nn.Module, block: str, gates: float | Tensor) -> Iterato
         raise UserError(
             f"the gates of {block} (view {gate.view}) rescale whole feature maps by themselves, and cannot be held"
         )
-    last = gate.get_submodule("excite" if hasattr(gate, "excite") else "fc2")
+    last = cast(nn.Linear, gate.get_submodule("excite" if hasattr(gate, "excite") else "fc2"))
     like = next(last.parameters())
     values = torch.as_tensor(gates, dtype=like.dtype, device=like.device)
     if values.numel() not in (1, last.out_features) or values.ndim > 1:
@@ -47,7 +48,7 @@ def forced_gates(model: nn.Module, block: str, gates: float | Tensor) -> Iterato
         raise UserError(f"the gates of {block} are from 0 to {gate.gain:g}; {gates} is outside")
     logits = torch.logit(values / gate.gain)  # infinite at both ends, of which the sigmoid makes 0 and 1 exactly
 
-    def instead(_, __, output: Tensor) -> Tensor:
+    def instead(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return torch.zeros_like(output) + logits.to(output.dtype)
 
     handle = last.register_forward_hook(instead)

@@ -37,7 +37,8 @@ class Gathered:
 
 def gather(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Gathered:
     """Run a network over batches of images (B, C, H, W) and labels (B,)."""
-    logits, labels, blocks = [], [], []
+    logits, labels = [], []
+    blocks: list[BlockStatistics] = []
     for images, targets in batches:
         output, views = look(model, images)
         logits.append(output.float().cpu())

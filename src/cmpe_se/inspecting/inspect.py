@@ -64,7 +64,7 @@ class BlockView:
     @property
     def residual_share(self) -> Tensor | None:
         """Part of residual and identity that is residual, (N,) from 0 to 1, by energy over all channels and pixels."""
-        if self.residual_energy is None:
+        if self.residual_energy is None or self.identity_energy is None:
             return None
         residual, identity = self.residual_energy.sum(1), self.identity_energy.sum(1)
         return residual / (residual + identity).clamp(min=torch.finfo(residual.dtype).tiny)
@@ -113,7 +113,7 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
             handles += _listen(name, gate, seen)
         for name, block in model.named_modules():
             if isinstance(block, PreActBlock) and name in gates and gates[name].takes_squeezes:
-                made = {}
+                made: dict[str, Tensor] = {}
                 kind = TABLE[gates[name].view]
                 if kind.mixed or "residual" not in kind.reads:  # r by itself is nowhere but where the residual is made
                     handles.append(block.last_conv.register_forward_hook(partial(_keep_squeeze, made)))
@@ -127,7 +127,7 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
     return output, [_view(record) for record in seen]
 
 
-def find_gates(model: nn.Module) -> dict[str, nn.Module]:
+def find_gates(model: nn.Module) -> dict[str, CompetitiveSE | MergedGate]:
     """Block names to gates, in the network's order; raises UserError where there are none."""
     if not isinstance(model, nn.Module):
         raise UserError(f"inspect looks into a network (torch.nn.Module), got {type(model).__name__}")
@@ -143,21 +143,22 @@ def find_gates(model: nn.Module) -> dict[str, nn.Module]:
     return {block if block in alone else name: full[name] for block, name in zip(blocks, full, strict=True)}
 
 
-def _listen(name: str, gate: nn.Module, seen: list[dict[str, Any]]) -> list[Any]:
+def _listen(name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, Any]]) -> list[Any]:
     """Hooks on a gate and its layers; each call of it leaves one record in ``seen``."""
     parts: dict[str, Tensor] = {}  # of the call that is going on
 
     def keep(part: str) -> Callable:
         return lambda _, inputs: parts.update({part: inputs[0].detach()})
 
-    def keep_flows(_, inputs) -> None:
+    def keep_flows(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         residual, identity = inputs[:2]
         parts.update(r=squeeze(residual), i=squeeze(identity), residual=_energy(residual), identity=_energy(identity))
 
-    def decided(_, __, logits: Tensor) -> None:
-        record = {"name": name, "module": gate, "gate": gate.gain * logits.detach().sigmoid(), **parts}
+    def decided(_: nn.Module, __: object, logits: Tensor) -> None:
+        decision = gate.gain * logits.detach().sigmoid()
+        record: dict[str, Any] = {"name": name, "module": gate, "gate": decision, **parts}
         if "residual" in parts:
-            record["residual"] = record["gate"].square() * parts["residual"]
+            record["residual"] = decision.square() * parts["residual"]
         parts.clear()
         seen.append(record)
 
@@ -172,19 +173,21 @@ def _listen(name: str, gate: nn.Module, seen: list[dict[str, Any]]) -> list[Any]
     return handles
 
 
-def _listen_to_maps(name: str, gate: nn.Module, seen: list[dict[str, Any]], parts: dict[str, Tensor]) -> list[Any]:
+def _listen_to_maps(
+    name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, Any]], parts: dict[str, Tensor]
+) -> list[Any]:
     """Hooks on a gate that takes whole maps: every module called ``gate`` inside it puts out factors on them."""
     factors: list[Tensor] = []  # (N, C, 1, 1), (N, 1, H, W) or (N, C, H, W); ECA's are (N, 1, C)
 
-    def keep_factor(_, __, output: Tensor) -> None:
+    def keep_factor(_: nn.Module, __: object, output: Tensor) -> None:
         factors.append(output.detach().transpose(1, 2)[..., None] if output.ndim == 3 else output.detach())
 
-    def added(_, inputs, output: Tensor) -> None:
+    def added(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         kept = inputs[1]
         if gate.view == "aff":
             kept = gate.gain * (1 - factors[0]) * kept
         total = math.prod(factor.mean((2, 3)) for factor in factors)
-        record = {"name": name, "module": gate, "gate": gate.gain * total, **parts}
+        record: dict[str, Any] = {"name": name, "module": gate, "gate": gate.gain * total, **parts}
         seen.append(record | {"identity": _energy(kept), "residual": _energy(output - kept)})
         parts.clear()
         factors.clear()
@@ -193,13 +196,13 @@ def _listen_to_maps(name: str, gate: nn.Module, seen: list[dict[str, Any]], part
     return [module.register_forward_hook(keep_factor) for module in inner] + [gate.register_forward_hook(added)]
 
 
-def _keep_squeeze(made: dict[str, Tensor], _, __, output: Tensor) -> None:
+def _keep_squeeze(made: dict[str, Tensor], _: nn.Module, __: object, output: Tensor) -> None:
     made["residual_squeeze"] = squeeze(output)
 
 
 def _after_block(
     seen: list[dict[str, Any]],
-    gate: nn.Module,
+    gate: CompetitiveSE | MergedGate,
     made: dict[str, Tensor],
     block: PreActBlock,
     inputs: tuple,
@@ -243,18 +246,23 @@ def _squeezes(record: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         return record["r"], record["i"]
     if "fc_residual" in record:
         return record["fc_residual"], record["fc_identity"]
-    read, shortcut = record.get("read", record.get("fc1")), record.get("shortcut")
+    read: Any = record.get("read", record.get("fc1"))
+    shortcut = record.get("shortcut")
     reads = TABLE[gate.view].reads
     if reads == ("residual",):
         return read, shortcut
     if reads == ("identity",):
         return record.get("residual_squeeze"), read
-    return tuple(read.chunk(2, dim=1)) if read.shape[1] == 2 * channels else (record.get("residual_squeeze"), shortcut)
+    if read.shape[1] == 2 * channels:
+        residual, identity = read.chunk(2, dim=1)
+        return residual, identity
+    return record.get("residual_squeeze"), shortcut
 
 
 def _map_size(gate: CompetitiveSE) -> tuple[int, int]:
-    kernel = gate.map_conv.kernel_size
-    return tuple(side - step + 1 for side, step in zip(gate.picture_size, kernel, strict=True))
+    assert gate.picture_size is not None  # as it has a map convolution
+    height, width = (side - step + 1 for side, step in zip(gate.picture_size, gate.map_conv.kernel_size, strict=True))
+    return height, width
 
 
 def _energy(x: Tensor) -> Tensor:

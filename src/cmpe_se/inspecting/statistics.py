@@ -126,8 +126,9 @@ class BlockStatistics:
     @property
     def class_residual_shares(self) -> list[float | None]:
         """Mean residual share of each class's images; None of a class without images."""
-        if not self._shares:
+        shares = self.residual_shares
+        if shares is None:
             return [None] * len(self.images)
-        sums = torch.zeros_like(self.images).index_add_(0, torch.cat(self._share_labels), self.residual_shares)
+        sums = torch.zeros_like(self.images).index_add_(0, torch.cat(self._share_labels), shares)
         pairs = zip(sums.tolist(), self.images.tolist(), strict=True)
         return [total / count if count else None for total, count in pairs]

@@ -13,6 +13,8 @@ small picture of the network's inside::
 ``docs/method.md`` derives all of this; the facts numbered there are the ones that comments here refer to.
 """
 
+from typing import Any, TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +59,14 @@ class CompetitiveSE(nn.Module):
             that do not fold; in ``forward``, inputs whose shapes differ or whose channels are not C.
     """
 
+    map_gate: nn.Module  # these are there as the view asks for them
+    map_conv: nn.Conv2d
+    map_norm: nn.BatchNorm2d
+    fc1: nn.Linear
+    fc_residual: nn.Linear
+    fc_identity: nn.Linear
+    fc2: "nn.Linear | _Constant"
+
     def __init__(
         self,
         channels: int,
@@ -69,14 +79,15 @@ class CompetitiveSE(nn.Module):
         mask: float = 0.0,
         columns: int | None = None,
         maps: int | None = None,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         _check_settings(channels, view, start, mask)
         sizes = {"reduction": reduction, "min_hidden": min_hidden, "columns": columns, "maps": maps}
         _check_sizes(**sizes, channels=channels)
-        kind, factory = TABLE[view], {"device": device, "dtype": dtype}
+        kind = TABLE[view]
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = max(min_hidden, channels // reduction)
         self.channels, self.view, self.start, self.hidden, self.mask = channels, view, start, hidden, mask
         self.gain = 1 / kind.half if start == "one" else 1.0
@@ -98,7 +109,7 @@ class CompetitiveSE(nn.Module):
             self.fc2 = nn.Linear(2 * hidden, channels, bias=bias, **factory)
         else:
             reads = channels
-            if kind.form == "picture":
+            if self.picture_size is not None and kind.kernel is not None:
                 maps = maps or max(1, channels // 64)
                 height, width = (side - step + 1 for side, step in zip(self.picture_size, kind.kernel, strict=True))
                 reads = height * width
@@ -111,8 +122,8 @@ class CompetitiveSE(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise anew: PyTorch's default for the linear maps, He's (fan out) for the picture's convolution."""
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            if module is not self and callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
         if hasattr(self, "map_conv"):
             nn.init.kaiming_normal_(self.map_conv.weight, mode="fan_out", nonlinearity="relu")
 
@@ -204,7 +215,7 @@ class CompetitiveSE(nn.Module):
             raise ValueError(f"feature maps need H and W at least 1 to have a mean, got {tuple(residual.shape)}")
 
     def _draw(self, residual: Tensor, identity: Tensor) -> Tensor:
-        if self.view == "folded_3x3":
+        if self.view == "folded_3x3" and self.picture_size is not None:
             return fold(residual, identity, self.picture_size[1])
         return torch.stack((residual, identity), dim=-1).unsqueeze(1)  # (N, 1, C, 2)
 
@@ -253,7 +264,7 @@ class _Constant(nn.Module):
         device, dtype: of the bias.
     """
 
-    def __init__(self, channels: int, *, device=None, dtype=None):
+    def __init__(self, channels: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         super().__init__()
         self.out_features = channels
         self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
@@ -287,10 +298,11 @@ def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:
         return nn.functional.linear(squeezed, conv.weight.to(squeezed.dtype).flatten(1), bias)
 
 
-def is_pointwise(module: nn.Module) -> bool:
+def is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is one linear map of the channels at each position: a 1x1 convolution, perhaps with a stride."""
-    plain = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
-    return plain and module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "valid", "same")
+    if not isinstance(module, nn.Conv2d) or type(module).forward is not nn.Conv2d.forward:
+        return False
+    return module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "valid", "same")
 
 
 def _check_settings(channels: int, view: str, start: str, mask: float) -> None:

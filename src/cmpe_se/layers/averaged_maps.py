@@ -11,6 +11,7 @@ is what it spends its time on. Nothing but the picture is kept for the backward 
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,8 @@ def can_average(conv: nn.Conv2d, norm: nn.Module, picture: Tensor) -> bool:
 
 @torch.no_grad()
 def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    if norm.num_batches_tracked is None or norm.running_mean is None or norm.running_var is None:
+        return
     norm.num_batches_tracked.add_(1)
     momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
@@ -75,7 +78,10 @@ def _tap_indices(height: int, width: int, rows: int, columns: int, device: torch
     return taps.flatten().to(device), readers.flatten().to(device)
 
 
-def _forward(pixels: Tensor, kernels: Tensor, weight: Tensor, bias: Tensor, eps: float, taps: Tensor):
+Outputs = tuple[Tensor, Tensor, Tensor]
+
+
+def _forward(pixels: Tensor, kernels: Tensor, weight: Tensor, bias: Tensor, eps: float, taps: Tensor) -> Outputs:
     """Averaged maps (positions, N), mean of the patches (k,), and variance of each map (m,)."""
     patches = pixels.index_select(0, taps).view(kernels.shape[1], -1)  # (k, M), M = positions N
     mean = patches.mean(1)
@@ -92,11 +98,13 @@ class _AveragedMaps(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(pixels, kernels, weight, bias, eps, taps, readers):
+    def forward(
+        pixels: Tensor, kernels: Tensor, weight: Tensor, bias: Tensor, eps: float, taps: Tensor, readers: Tensor
+    ) -> Outputs:
         return _forward(pixels, kernels, weight, bias, eps, taps)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
         pixels, kernels, weight, bias, ctx.eps, taps, readers = inputs
         _, mean, variance = output
         ctx.mark_non_differentiable(mean, variance)
@@ -104,7 +112,7 @@ class _AveragedMaps(torch.autograd.Function):
         ctx.save_for_backward(pixels, kernels, weight, bias, mean, variance, taps, readers)
 
     @staticmethod
-    def backward(ctx, gradient, *_):
+    def backward(ctx: Any, gradient: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return (None,) * 7
         pixels, kernels, weight, bias, mean, variance, taps, readers = ctx.saved_tensors

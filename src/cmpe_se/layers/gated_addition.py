@@ -5,6 +5,8 @@ step spends its time and memory on, so each backward pass here makes and keeps a
 Under ``torch.compile``, which fuses the plain form itself, and without gradients, the plain form is what runs.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
@@ -78,17 +80,17 @@ class _AddGated(torch.autograd.Function):
         return torch.addcmul(identity, gate, residual)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
         ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
-    def jvp(ctx, identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
+    def jvp(ctx: Any, identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
         saved_gate, saved_residual = ctx.saved_tensors
         return identity + gate * saved_residual + saved_gate * residual
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gate, residual = ctx.saved_tensors
         product = gradient * residual  # (N, C, H, W)
         gate_gradient = product.sum(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
@@ -113,19 +115,19 @@ class _AddGatedPointwise(torch.autograd.Function):
         return torch.addcmul(identity, gate[:, :, None, None], residual)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
         ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
-    def jvp(ctx, identity: Tensor, gate: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+    def jvp(ctx: Any, identity: Tensor, gate: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         saved_gate, saved_weight, saved_x = ctx.saved_tensors
         residual = gate[:, :, None, None] * conv2d(saved_x, saved_weight)
         branch = conv2d(saved_x, weight) + conv2d(x, saved_weight)
         return identity + residual + saved_gate[:, :, None, None] * branch
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         gate, weight, x = ctx.saved_tensors
         matrix, gated = weight.flatten(1), gate[:, :, None] * weight.flatten(1)  # (C, C_in) and (N, C, C_in)
         if gradient.is_contiguous(memory_format=torch.channels_last):
@@ -151,15 +153,15 @@ class _WithSqueeze(torch.autograd.Function):
         return x.view_as(x), squeeze(x)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.pixels = inputs[0].shape[2] * inputs[0].shape[3]
 
     @staticmethod
-    def jvp(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+    def jvp(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.view_as(x), squeeze(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, squeeze_gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor, squeeze_gradient: Tensor) -> Tensor:
         each = (squeeze_gradient / ctx.pixels)[:, :, None, None]
         if torch.is_grad_enabled() or 0 in gradient.stride():  # to be differentiated, or one number for all pixels
             return gradient + each

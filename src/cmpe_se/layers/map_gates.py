@@ -1,12 +1,14 @@
 """Gates that read whole feature maps: timm's attention modules, and attentional feature fusion."""
 
+from typing import Any
+
 import torch
 from timm.layers import create_attn
 from timm.layers.mlp import ConvMlp
 from torch import Tensor, nn
 
 
-def create_map_gate(view: str, channels: int, hidden: int, **factory) -> nn.Module:
+def create_map_gate(view: str, channels: int, hidden: int, **factory: Any) -> nn.Module:
     """The module of a view whose form is ``maps``.
 
     Args:
@@ -39,7 +41,9 @@ class AttentionalFeatureFusion(nn.Module):
         device, dtype: of the parameters.
     """
 
-    def __init__(self, channels: int, hidden: int, *, device=None, dtype=None):
+    def __init__(
+        self, channels: int, hidden: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.local_context = _context(channels, hidden, **factory)
@@ -54,7 +58,7 @@ class AttentionalFeatureFusion(nn.Module):
         return weight * residual + (1 - weight) * identity
 
 
-def _context(channels: int, hidden: int, **factory) -> nn.Sequential:
+def _context(channels: int, hidden: int, **factory: Any) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 1, **factory),
         nn.BatchNorm2d(hidden, **factory),
@@ -70,15 +74,15 @@ def zero_map_gate(module: nn.Module) -> None:
     if isinstance(module, AttentionalFeatureFusion):
         last = [module.local_context[-1], module.global_context[-1]]
     elif hasattr(module, "spatial"):  # CBAM: its spatial logits come from a norm
-        last = [module.channel.fc2, module.spatial.conv.bn]
+        last = [module.get_submodule("channel.fc2"), module.get_submodule("spatial.conv.bn")]
     elif hasattr(module, "mlp_scale"):  # global context
-        last = [module.mlp_scale.fc2]
+        last = [module.get_submodule("mlp_scale.fc2")]
     elif hasattr(module, "mlp"):  # gather-excite
-        last = [module.mlp.fc2]
+        last = [module.get_submodule("mlp.fc2")]
     elif hasattr(module, "fc2"):
-        last = [module.fc2]
+        last = [module.get_submodule("fc2")]
     else:  # ECA
-        last = [module.conv]
+        last = [module.get_submodule("conv")]
     for layer in last:
         for parameter in layer.parameters():
             parameter.zero_()

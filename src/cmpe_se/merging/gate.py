@@ -1,6 +1,7 @@
 """A gate in its deploy form: two linear maps, whatever the view (fact 1 of ``docs/method.md``)."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -77,10 +78,9 @@ class MergedGate(nn.Module):
 
     def gate(self, residual: Tensor | None, identity: Tensor | None) -> Tensor:
         """Gate a of each channel, (N, C), from the squeezes (N, C_r) and (N, C_i); one it does not read may be None."""
-        if self.competitive:
-            read = torch.cat((residual, identity), dim=1) if self.reads_residual else identity
-        else:
-            read = residual
+        r, i = cast(Tensor, residual), cast(Tensor, identity)  # what is read is there
+        single = i if self.competitive else r
+        read = torch.cat((r, i), dim=1) if self.competitive and self.reads_residual else single
         with without_autocast(read.device.type):
             gate = self.excite(self.read(read.to(self.read.weight.dtype)).relu_()).sigmoid_()
         return gate if self.gain == 1 else gate * self.gain
@@ -105,13 +105,9 @@ def affine_form(attention: CompetitiveSE) -> tuple[Tensor | None, Tensor | None,
     the other. Their A and B are W1 pulled back through the convolution, which is what a transposed convolution does.
     """
     if attention.view == "double_fc":
-        residual, identity = (_double(layer) for layer in (attention.fc_residual, attention.fc_identity))
-        nothing = torch.zeros_like(residual[0])
-        return (
-            torch.cat((residual[0], nothing)),
-            torch.cat((nothing, identity[0])),
-            torch.cat((residual[1], identity[1])),
-        )
+        (of_residual, bias), (of_identity, other) = _double(attention.fc_residual), _double(attention.fc_identity)
+        nothing = torch.zeros_like(of_residual)
+        return torch.cat((of_residual, nothing)), torch.cat((nothing, of_identity)), torch.cat((bias, other))
     reads, bias = _double(attention.fc1)  # (hidden, what W1 reads) and (hidden,)
     if attention.view == "se":
         return reads, None, bias
@@ -121,13 +117,14 @@ def affine_form(attention: CompetitiveSE) -> tuple[Tensor | None, Tensor | None,
         return reads, reads, bias
 
     kernels, norm = attention.map_conv.weight.detach().double(), attention.map_norm  # (m, 1, height, width)
-    if norm.running_var is None:
+    if norm.running_var is None or norm.running_mean is None:
         raise UserError("a gate whose norm keeps no running statistics reads each batch anew, and cannot be merged")
     scale = (norm.running_var.double() + norm.eps).rsqrt()  # (m,)
     scale = scale if norm.weight is None else scale * norm.weight.double()
     shift = -norm.running_mean.double() * scale  # (m,)
     shift = shift if norm.bias is None else shift + norm.bias.double()
     kernel = (scale[:, None, None, None] * kernels).mean(0, keepdim=True)  # (1, 1, height, width)
+    assert attention.picture_size is not None  # as all other views read a picture
     height, width = (
         size - side + 1 for size, side in zip(attention.picture_size, attention.map_conv.kernel_size, strict=True)
     )
@@ -164,13 +161,14 @@ def merge_gate(
         residual, bias = _pulled_back(residual, bias, residual_conv)
     if identity_conv is not None and identity is not None:
         identity, bias = _pulled_back(identity, bias, identity_conv)
-    tensors = [None if tensor is None else tensor.to(attention.fc2.weight.dtype) for tensor in (residual, identity)]
-    excite = attention.fc2.weight.detach()
+    last = cast(nn.Linear, attention.fc2)
+    excite = last.weight.detach()
     return MergedGate(
-        *tensors,
+        None if residual is None else residual.to(excite.dtype),
+        None if identity is None else identity.to(excite.dtype),
         bias.to(excite.dtype),
         excite,
-        None if attention.fc2.bias is None else attention.fc2.bias.detach(),
+        None if last.bias is None else last.bias.detach(),
         gain=attention.gain,
         view=attention.view,
     ).eval()

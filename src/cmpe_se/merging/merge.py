@@ -9,6 +9,7 @@ norm is part of that convolution). In our own networks facts 2 and 3 hold alread
 import copy
 import operator
 from functools import partial
+from typing import TypeGuard, cast
 
 from torch import fx, nn
 
@@ -42,7 +43,7 @@ def merge(model: nn.Module) -> nn.Module:
     merge_static_gates(merged)
     for block in _gated(merged):
         _merge_gates(block)
-    merged.train = partial(_refuse_training, merged)
+    merged.train = partial(_refuse_training, merged)  # type: ignore[method-assign]  # of this one network
     return merged
 
 
@@ -51,7 +52,7 @@ def _gated(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if any(_made_of_squeezes(child) for child in module.children())]
 
 
-def _made_of_squeezes(module: nn.Module) -> bool:
+def _made_of_squeezes(module: nn.Module) -> TypeGuard[CompetitiveSE]:
     return isinstance(module, CompetitiveSE) and module.takes_squeezes
 
 
@@ -62,35 +63,37 @@ def _merge_gates(block: nn.Module) -> None:
         if not _made_of_squeezes(gate):
             continue
         own = [call for call in calls if call.target == child]
-        if len(own) == 1 and len(own[0].args) == 2:
+        if graph is not None and len(own) == 1 and len(own[0].args) == 2:
             setattr(block, child, _merged_where_called(block, graph, own[0], gate))
         else:  # called in another way, as our own blocks do
             setattr(block, child, merge_gate(gate))
-    if any(isinstance(value, fx.Node) for call in calls for value in call.kwargs.values()):
+    if graph is not None and any(isinstance(value, fx.Node) for call in calls for value in call.kwargs.values()):
         replace_forward(block, graph)
 
 
 def _merged_where_called(block: nn.Module, graph: fx.Graph, call: fx.Node, gate: CompetitiveSE) -> MergedGate:
     """The deploy form of a gate whose only call is known, which from now on gets its squeezes from outside."""
-    convs = [_pointwise_behind(block, call, operand) for operand in call.args]
-    for flow, operand, conv in zip(("residual", "identity"), call.args, convs, strict=True):
+    operands = cast(tuple[fx.Node, fx.Node], call.args)
+    convs = [_pointwise_behind(block, call, operand) for operand in operands]
+    for flow, operand, conv in zip(("residual", "identity"), operands, convs, strict=True):
         if flow in TABLE[gate.view].reads:
             call.update_kwarg(f"{flow}_squeeze", _early_squeeze(block, graph, call, operand, conv))
     merged = merge_gate(gate, *(conv and conv[1] for conv in convs))
-    merged.overwrites = _is_fresh(block, call.args[0])
+    merged.overwrites = _is_fresh(block, operands[0])
     return merged
 
 
 def _pointwise_behind(block: nn.Module, call: fx.Node, operand: fx.Node) -> tuple[fx.Node, nn.Conv2d] | None:
     """The convolution that makes an operand, and its input, where that stays as it is and is less to read."""
-    while operand.op == "call_module" and isinstance(block.get_submodule(operand.target), NOTHING_IN_EVAL):
-        operand = operand.args[0]
+    while operand.op == "call_module" and isinstance(block.get_submodule(str(operand.target)), NOTHING_IN_EVAL):
+        operand = operand.all_input_nodes[0]
     if operand.op != "call_module":
         return None
-    conv = block.get_submodule(operand.target)
+    conv = block.get_submodule(str(operand.target))
     if not is_pointwise(conv) or conv.in_channels >= conv.out_channels or is_watched(conv):
         return None
-    return (operand.args[0], conv) if _stays(block, call, operand.args[0]) else None
+    source = operand.all_input_nodes[0]
+    return (source, conv) if _stays(block, call, source) else None
 
 
 def _early_squeeze(
@@ -117,18 +120,18 @@ def _stays(block: nn.Module, call: fx.Node, source: fx.Node) -> bool:
     """Whether nothing that uses a tensor, or another name of it, might write over it before the gate reads it."""
 
     def renames(node: fx.Node) -> bool:
-        module = block.get_submodule(node.target) if node.op == "call_module" else None
+        module = block.get_submodule(str(node.target)) if node.op == "call_module" else None
         return node.target is operator.getitem or isinstance(module, NOTHING_IN_EVAL)
 
     while renames(source):
-        source = source.args[0]
+        source = source.all_input_nodes[0]
     names = [source]
     while names:
         for user in names.pop().users:
             if renames(user):
                 names.append(user)
                 continue
-            module = block.get_submodule(user.target) if user.op == "call_module" else None
+            module = block.get_submodule(str(user.target)) if user.op == "call_module" else None
             if user is not call and user.target is not squeeze and not isinstance(module, nn.Conv2d):
                 return False
     return True
@@ -137,12 +140,12 @@ def _stays(block: nn.Module, call: fx.Node, source: fx.Node) -> bool:
 def _is_fresh(block: nn.Module, operand: fx.Node) -> bool:
     """Whether an operand is the output of a convolution that nothing reads later than the gate."""
     while operand.op == "call_module" and sum(user.target is not squeeze for user in operand.users) == 1:
-        module = block.get_submodule(operand.target)
+        module = block.get_submodule(str(operand.target))
         if isinstance(module, nn.Conv2d):
             return not is_watched(module)
         if not isinstance(module, NOTHING_IN_EVAL) or is_watched(module):
             return False
-        operand = operand.args[0]
+        operand = operand.all_input_nodes[0]
     return False
 
 

@@ -1,12 +1,14 @@
 """Batch norms folded into the convolutions before them: in eval mode a norm is one more linear map of each channel."""
 
 from collections import Counter
+from typing import cast
 
 import torch
 from timm.layers import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from timm.layers.norm_act import FrozenBatchNorm2d as TimmFrozenBatchNorm2d
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from cmpe_se.layers.hooks import is_watched
@@ -56,11 +58,11 @@ def fold_norms(model: nn.Module) -> int:
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     folded = 0
     for norm_name, conv_name in pairs.items():
-        norm, conv = model.get_submodule(norm_name), model.get_submodule(conv_name)
-        if names[id(norm)] == names[id(conv)] == 1:
-            _fold(conv, norm)
+        layer, before = model.get_submodule(norm_name), model.get_submodule(conv_name)
+        if names[id(layer)] == names[id(before)] == 1:
+            _fold(cast(nn.Conv2d, before), cast(nn.BatchNorm2d, layer))
             parent, _, child = norm_name.rpartition(".")
-            rest = norm.act if type(norm).forward in _WITH_ACTIVATION else nn.Identity()
+            rest = layer.get_submodule("act") if type(layer).forward in _WITH_ACTIVATION else nn.Identity()
             setattr(model.get_submodule(parent), child, rest)
             folded += 1
     return folded
@@ -73,17 +75,19 @@ def _pairs(module: nn.Module) -> list[tuple[str, str | None]]:
     if not any(True for _ in module.children()) or (graph := trace_eval(module)) is None:
         return []
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    pairs = []
+    pairs: list[tuple[str, str | None]] = []
     for node in graph.nodes:
         if node.op != "call_module":
             continue
-        reader = next(iter(node.users)) if len(node.users) == 1 else None
-        alone = reader is not None and reader.op == "call_module" and reader.args == (node,)
+        if len(node.users) != 1:
+            pairs.append((node.target, None))
+            continue
+        reader = next(iter(node.users))
+        if reader.op == "output":  # what a sequence returns, its parent may read in any way; the parent's trace tells
+            continue
+        alone = reader.op == "call_module" and reader.args == (node,)
         once = alone and calls[node.target] == calls[reader.target] == 1
-        # What a sequence returns, its parent may read in any way; the parent's own trace tells.
-        returned = reader is not None and reader.op == "output"
-        if not returned:
-            pairs.append((node.target, reader.target if once else None))
+        pairs.append((node.target, reader.target if once else None))
     return pairs
 
 
@@ -103,14 +107,10 @@ def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     return norm.running_mean is not None and not is_watched(conv) and not is_watched(norm)
 
 
-def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    bias = 0.0 if conv.bias is None else conv.bias.double()
-    bias = (bias - norm.running_mean.double()) * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Computed in float64 and rounded once. A frozen norm has buffers for parameters, of the same names."""
+    mean, variance = (cast(Tensor, values).double() for values in (norm.running_mean, norm.running_var))
+    scale, shift, bias = (None if values is None else values.double() for values in (norm.weight, norm.bias, conv.bias))
     dtype = conv.weight.dtype
-    conv.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).to(dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    fused = fuse_conv_bn_weights(conv.weight.double(), bias, mean, variance, norm.eps, scale, shift)
+    conv.weight, conv.bias = (nn.Parameter(values.detach().to(dtype), requires_grad=False) for values in fused)

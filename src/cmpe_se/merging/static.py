@@ -2,6 +2,7 @@
 
 import operator
 from collections import Counter
+from typing import TypeGuard
 
 import torch
 from timm.layers import DropPath
@@ -25,24 +26,26 @@ def merge_static_gates(model: nn.Module) -> None:
     """
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for block in list(model.modules()):
-        static = {name: child for name, child in block.named_children() if _is_static(child)}
+        static: dict[str, CompetitiveSE] = {name: child for name, child in block.named_children() if _is_static(child)}
         if not static or names[id(block)] > 1:
             continue
         if isinstance(block, PreActBlock):
-            if _scales(block.last_conv, names):
+            if block.attention is not None and _scales(block.last_conv, names):
                 _scale(block.last_conv, _constant(block.attention))
                 block.attention = None
         else:
             _merge_where_called(block, static, names)
 
 
-def _is_static(module: nn.Module) -> bool:
+def _is_static(module: nn.Module) -> TypeGuard[CompetitiveSE]:
     return isinstance(module, CompetitiveSE) and module.view == "static" and not is_watched(module)
 
 
 def _merge_where_called(block: nn.Module, static: dict[str, CompetitiveSE], names: Counter) -> None:
     graph = trace_eval(block)
-    calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
+    if graph is None:
+        return
+    calls = [node for node in graph.nodes if node.op == "call_module"]
     targets, merged = Counter(call.target for call in calls), []
     for call in calls:
         if call.target not in static or targets[call.target] > 1 or len(call.args) != 2:
@@ -66,10 +69,10 @@ def _merge_where_called(block: nn.Module, static: dict[str, CompetitiveSE], name
 def _maker(block: nn.Module, operand: fx.Node, targets: Counter) -> nn.Module | None:
     """The layer whose output an operand is, if it is called once and nothing else reads what it puts out."""
     while operand.op == "call_module" and len(operand.users) == 1 and targets[operand.target] == 1:
-        module = block.get_submodule(operand.target)
+        module = block.get_submodule(str(operand.target))
         if not isinstance(module, NOTHING_IN_EVAL) or is_watched(module):
             return module
-        operand = operand.args[0]
+        operand = operand.all_input_nodes[0]
     return None
 
 

@@ -10,7 +10,9 @@ Two facts make the attention's squeezes nearly free (``docs/method.md``):
   output's squeeze to the next one, and no identity is ever read a second time (fact 3).
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -21,6 +23,9 @@ from torch.nn.functional import relu
 from cmpe_se.layers.attention import CompetitiveSE, is_pointwise, squeeze_through
 from cmpe_se.layers.gated_addition import add_gated, add_gated_pointwise, squeeze, with_squeeze
 from cmpe_se.layers.hooks import is_watched
+
+Attention = Callable[..., CompetitiveSE] | None
+"""What makes the gate of a block, from its channels, device and dtype; None for a plain block."""
 
 
 class PreActBlock(nn.Module):
@@ -35,7 +40,16 @@ class PreActBlock(nn.Module):
     normed_convolutions: tuple[tuple[str, str], ...]
     """Convolutions and the batch norms behind them, for :func:`cmpe_se.merge`."""
 
-    def __init__(self, in_channels, out_channels, *, stride, drop_path, attention, **factory):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int,
+        drop_path: float,
+        attention: Attention,
+        **factory: Any,
+    ):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels, **factory)
         self.shortcut = None
@@ -104,7 +118,17 @@ class PreActBottleneck(PreActBlock):
     reads_ahead = True
     normed_convolutions = (("conv1", "bn2"), ("conv2", "bn3"))
 
-    def __init__(self, in_channels, planes, *, stride, drop_rate, drop_path, attention, **factory):
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        *,
+        stride: int,
+        drop_rate: float,
+        drop_path: float,
+        attention: Attention,
+        **factory: Any,
+    ):
         out_channels = planes * self.expansion
         super().__init__(in_channels, out_channels, stride=stride, drop_path=drop_path, attention=attention, **factory)
         self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False, **factory)
@@ -132,7 +156,17 @@ class PreActBasic(PreActBlock):
     reads_ahead = False
     normed_convolutions = (("conv1", "bn2"),)
 
-    def __init__(self, in_channels, planes, *, stride, drop_rate, drop_path, attention, **factory):
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        *,
+        stride: int,
+        drop_rate: float,
+        drop_path: float,
+        attention: Attention,
+        **factory: Any,
+    ):
         super().__init__(in_channels, planes, stride=stride, drop_path=drop_path, attention=attention, **factory)
         self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False, **factory)
         self.bn2 = nn.BatchNorm2d(planes, **factory)
@@ -168,7 +202,7 @@ class Stage(nn.Module):
         return x
 
 
-def _checkpointed(block: PreActBlock, x: Tensor, identity_squeeze: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _checkpointed(block: nn.Module, x: Tensor, identity_squeeze: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if torch.compiler.is_compiling():  # a compiled backward pass recomputes values only, and takes no contexts
         return checkpoint(block, x, identity_squeeze)
     return checkpoint(block, x, identity_squeeze, context_fn=lambda: (nullcontext(), _FrozenStatistics(block)))
@@ -189,8 +223,8 @@ class _FrozenStatistics:
         for norm in self.momenta:
             norm.momentum = 0.0
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for norm, momentum in self.momenta.items():
             norm.momentum = momentum
-            if norm.training:
+            if norm.training and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.sub_(1)

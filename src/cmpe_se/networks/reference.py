@@ -6,14 +6,14 @@ programs can be run on the same numbers. The parity tests do.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cmpe_se.layers.attention import CompetitiveSE
-from cmpe_se.networks.blocks import PreActBlock, PreActBottleneck
+from cmpe_se.networks.blocks import PreActBlock, PreActBottleneck, Stage
 from cmpe_se.networks.residual import ResidualNetwork, WideResNet
 
 _NORM_NAMES = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
@@ -105,11 +105,11 @@ def _network(model: ResidualNetwork, names: Mapping[str, Any]) -> Iterator[tuple
     yield "features.1.weight", _same(model.stem.conv.weight)
     index = 2
     if isinstance(model, WideResNet):
-        yield from _norm(model.stem.norm, "features.2.")
+        yield from _norm(cast(nn.BatchNorm2d, model.stem.norm), "features.2.")
         index, names = 3, {}  # its projections have one name only
     for stage in model.stages:
-        for position, block in enumerate(stage.blocks):
-            yield from _block(block, f"features.{index}.{position}.", names)
+        for position, block in enumerate(cast(Stage, stage).blocks):
+            yield from _block(cast(PreActBlock, block), f"features.{index}.{position}.", names)
         index += 1
     if isinstance(model.norm, nn.BatchNorm2d):  # a pruned network has none
         yield from _norm(model.norm, f"features.{index}.")
@@ -134,18 +134,19 @@ def _block(block: PreActBlock, prefix: str, names: Mapping[str, Any]) -> Iterato
 
 
 def _attention(attention: CompetitiveSE, prefix: str) -> Iterator[tuple[str, Target]]:
+    last = cast(nn.Linear, attention.fc2)
     if attention.view == "se":
         yield f"{prefix}net_se_conv.1.weight", _same(attention.fc1.weight)
-        yield f"{prefix}net_se_conv.3.weight", _same(attention.fc2.weight)
+        yield f"{prefix}net_se_conv.3.weight", _same(last.weight)
     elif attention.view == "double_fc":
         yield f"{prefix}net_se_input_conv.1.weight", _as_convolution(attention.fc_residual.weight)
         yield f"{prefix}net_se_input_x.1.weight", _as_convolution(attention.fc_identity.weight)
-        yield f"{prefix}net_se.0.weight", _as_convolution(attention.fc2.weight)
+        yield f"{prefix}net_se.0.weight", _as_convolution(last.weight)
     else:
         yield f"{prefix}Multi_Map.0.weight", _same(attention.map_conv.weight)
         yield from _norm(attention.map_norm, f"{prefix}Multi_Map.1.")
         yield f"{prefix}net_SE.1.weight", _same(attention.fc1.weight)
-        yield f"{prefix}net_SE.2.weight", _same(attention.fc2.weight)
+        yield f"{prefix}net_SE.2.weight", _same(last.weight)
 
 
 def _norm(norm: nn.BatchNorm2d, prefix: str) -> Iterator[tuple[str, Target]]:

@@ -57,7 +57,7 @@ def _register(name: str, network: type[ResidualNetwork], settings: dict[str, Any
         "classifier": "head.fc",
     }
 
-    def entrypoint(pretrained: bool = False, **kwargs) -> ResidualNetwork:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> ResidualNetwork:
         features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
         return build_model_with_cfg(network, name, pretrained, feature_cfg=features, **(settings | kwargs))
 

@@ -1,8 +1,8 @@
 """Pre-activation and wide residual networks of arXiv 1807.08920, plain or with any view of the attention."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import ClassifierHead, calculate_drop_path_rates
@@ -19,7 +19,7 @@ STAGE_PLANES = (16, 32, 64)
 class Stem(nn.Module):
     """Batch norm without affine parameters on the image, a 3x3 convolution, and a batch norm in wide networks only."""
 
-    def __init__(self, in_chans: int, *, norm: bool, **factory):
+    def __init__(self, in_chans: int, *, norm: bool, **factory: Any):
         super().__init__()
         self.input_norm = nn.BatchNorm2d(in_chans, affine=False, **factory)
         self.conv = nn.Conv2d(in_chans, STEM_CHANNELS, 3, padding=1, bias=False, **factory)
@@ -50,7 +50,7 @@ class ResidualNetwork(nn.Module):
         head_drop_rate: float,
         block_drop_rate: float,
         drop_path_rate: float,
-        **factory,
+        **factory: Any,
     ):
         super().__init__()
         if in_chans < 1 or num_classes < 0:
@@ -60,10 +60,11 @@ class ResidualNetwork(nn.Module):
                 raise ValueError(f"{name} is {rate}, should be at least 0 and below 1")
         self.num_classes, self.in_chans = num_classes, in_chans
         self.stem = Stem(in_chans, norm=stem_norm, **factory)
-        self.feature_info = [{"num_chs": STEM_CHANNELS, "reduction": 1, "module": "stem"}]
+        self.feature_info: list[dict[str, Any]] = [{"num_chs": STEM_CHANNELS, "reduction": 1, "module": "stem"}]
 
         channels = STEM_CHANNELS
-        drop_paths = iter(calculate_drop_path_rates(drop_path_rate, blocks_per_stage * len(STAGE_PLANES)))
+        rates = calculate_drop_path_rates(drop_path_rate, blocks_per_stage * len(STAGE_PLANES))
+        drop_paths = iter(cast(list[float], rates))
         self.stages = nn.Sequential()
         for index, planes in enumerate(STAGE_PLANES):
             blocks = []
@@ -84,13 +85,14 @@ class ResidualNetwork(nn.Module):
             self.feature_info.append({"num_chs": channels, "reduction": 2**index, "module": f"stages.{index}"})
 
         self.num_features = self.head_hidden_size = channels
-        self.norm = nn.BatchNorm2d(channels, **factory)
+        self.norm: nn.Module = nn.BatchNorm2d(channels, **factory)
         self.head = ClassifierHead(channels, num_classes, global_pool, head_drop_rate, **factory)
         self.init_weights()
 
     def init_weights(self) -> None:
         """Draw every convolution from a normal distribution of variance 2 / (kernel area x output channels)."""
-        foreign = [module.map_gate for module in self.modules() if hasattr(module, "map_gate")]  # as their authors draw
+        gates = (module for module in self.modules() if isinstance(module, CompetitiveSE))
+        foreign = [gate.map_gate for gate in gates if hasattr(gate, "map_gate")]  # as their authors draw
         own = {id(part) for gate in foreign for part in gate.modules()}
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and id(module) not in own:
@@ -185,7 +187,7 @@ class ResidualNetwork(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self.stages:
+        for stage in cast(Iterable[Stage], self.stages):
             stage.grad_checkpointing = enable
 
     def _activate(self, x: Tensor) -> Tensor:
@@ -234,15 +236,15 @@ class PreActResNet(ResidualNetwork):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         blocks = {"bottleneck": (PreActBottleneck, 9), "basic": (PreActBasic, 6)}
         if block not in blocks:
             raise ValueError(f"unknown block '{block}'; choose one of {', '.join(blocks)}")
         block_type, layers = blocks[block]
         self.depth, self.block, self.view = depth, block, view
-        gate = {
+        gate: dict[str, Any] = {
             "view": view,
             "start": start,
             "reduction": reduction,
@@ -251,7 +253,7 @@ class PreActResNet(ResidualNetwork):
             "mask": mask,
         }
 
-        def attention(planes: int, channels: int, **factory) -> CompetitiveSE:
+        def attention(planes: int, channels: int, **factory: Any) -> CompetitiveSE:
             # Only the bottleneck family's fold is the paper's own; basic blocks take the general rule.
             columns = 16 if block == "bottleneck" else None
             maps = max(1, planes // 16)
@@ -309,13 +311,13 @@ class WideResNet(ResidualNetwork):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"WideResNet: width must be a whole number of at least 1, got {width!r}")
         self.depth, self.width, self.view = depth, width, view
-        gate = {
+        gate: dict[str, Any] = {
             "view": view,
             "start": start,
             "reduction": reduction,
@@ -324,7 +326,7 @@ class WideResNet(ResidualNetwork):
             "mask": mask,
         }
 
-        def attention(planes: int, channels: int, **factory) -> CompetitiveSE:
+        def attention(planes: int, channels: int, **factory: Any) -> CompetitiveSE:
             # The paper's 2k rows; at width 1 they are too few for a 3x3 convolution, and the general rule holds.
             columns = planes if width > 1 else None
             maps = max(1, channels // 16)

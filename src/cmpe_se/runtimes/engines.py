@@ -1,7 +1,6 @@
 """What a contender runs on: eager PyTorch, its compiler, or ONNX Runtime; each as a step without arguments."""
 
 import copy
-import io
 import warnings
 from collections.abc import Callable
 
@@ -13,6 +12,8 @@ from cmpe_se.errors import UserError
 
 ENGINES = ("eager", "compiled", "cudagraphs", "onnxruntime")
 MODES = ("forward", "training")
+Network = Callable[[Tensor], Tensor]
+Step = Callable[[], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -27,7 +28,7 @@ def why_not(engine: str, mode: str, dtype: str, device: torch.device) -> str | N
     return None
 
 
-def make_step(network: nn.Module, images: Tensor, labels: Tensor, engine: str, mode: str, dtype: str) -> Callable:
+def make_step(network: nn.Module, images: Tensor, labels: Tensor, engine: str, mode: str, dtype: str) -> Step:
     """One forward pass without gradients, or one training step without the optimiser; warmed up.
 
     bfloat16 is the whole network's type in ``forward``, and autocast's in ``training``.
@@ -57,7 +58,7 @@ def make_step(network: nn.Module, images: Tensor, labels: Tensor, engine: str, m
     return step
 
 
-def _compiled(network: nn.Module, engine: str) -> nn.Module:
+def _compiled(network: nn.Module, engine: str) -> Network:
     if engine == "eager":
         return network
     # Contenders share the code of their modules, and each has its own entry in that code's cache. One beyond the limit
@@ -66,7 +67,7 @@ def _compiled(network: nn.Module, engine: str) -> nn.Module:
     return torch.compile(network, dynamic=False, mode="reduce-overhead" if engine == "cudagraphs" else None)
 
 
-def _forward_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
+def _forward_step(network: Network, images: Tensor) -> Step:
     def step() -> None:
         with torch.inference_mode():
             network(images)
@@ -74,9 +75,7 @@ def _forward_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
     return step
 
 
-def _training_step(
-    runs: nn.Module, network: nn.Module, images: Tensor, labels: Tensor, dtype: str
-) -> Callable[[], None]:
+def _training_step(runs: Network, network: nn.Module, images: Tensor, labels: Tensor, dtype: str) -> Step:
     device = images.device.type
 
     def step() -> None:
@@ -89,21 +88,22 @@ def _training_step(
     return step
 
 
-def _onnxruntime_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
+def _onnxruntime_step(network: nn.Module, images: Tensor) -> Step:
     try:
         import onnxruntime
     except ImportError:
         raise UserError("measuring ONNX Runtime needs it; pip install 'cmpe-se[export]'") from None
     network = copy.deepcopy(network).to(memory_format=torch.contiguous_format).eval()
     images = images.contiguous()
-    file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        torch.onnx.export(network, (images,), dynamo=True, verbose=False, optimize=True).save(file)
+        program = torch.onnx.export(network, (images,), dynamo=True, verbose=False, optimize=True)
+    assert program is not None  # as always with dynamo
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    file = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     inputs = {session.get_inputs()[0].name: images.numpy()}
 
     def step() -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cmpe_se.errors import UserError
-from cmpe_se.utils.packages import in_one_line, quiet, require
+from cmpe_se.utils.packages import quiet, require
+from cmpe_se.utils.text import in_one_line
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
 """The formats, and what their files' names end in."""

@@ -1,12 +1,12 @@
 """Timing contenders against each other: turns, medians, and what the spread allows to say."""
 
 import ctypes
+import math
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from math import comb
 from typing import NamedTuple
 
 import torch
@@ -53,19 +53,20 @@ def paired_ratio(own: list[float], others: list[float]) -> Ratio:
 
     Fewer than six turns have no such interval; theirs is from the smallest to the largest ratio.
     """
-    ratios = sorted(a / b for a, b in zip(own, others, strict=True))
-    count, outside, rank = len(ratios), 0.0, 0
-    while rank < (count - 1) // 2:
-        outside += comb(count, rank) / 2**count
-        if 2 * outside > 1 - _CONFIDENCE:
-            break
-        rank += 1
-    rank = max(rank - 1, 0)
-    return Ratio(statistics.median(ratios), ratios[rank], ratios[-1 - rank])
+    from scipy.stats import quantile_test  # here: a second's import, for those who measure
+
+    ratios = [a / b for a, b in zip(own, others, strict=True)]
+    interval = quantile_test(ratios).confidence_interval(_CONFIDENCE)  # of the median; NaN where there is none
+    low = min(ratios) if math.isnan(interval.low) else float(interval.low)
+    high = max(ratios) if math.isnan(interval.high) else float(interval.high)
+    return Ratio(statistics.median(ratios), low, high)
 
 
-def peak_memory(step: Callable[[], None], device: torch.device) -> int:
-    """Bytes that a step has allocated at its fullest moment, beyond what was there before."""
+def peak_memory(step: Callable[[], None], device: torch.device) -> int | None:
+    """Bytes that a step has allocated at its fullest moment, beyond what was there before; None where nothing counts.
+
+    CUDA and the CPU count.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -73,6 +74,8 @@ def peak_memory(step: Callable[[], None], device: torch.device) -> int:
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        return None
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own remarks
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
@@ -86,8 +89,8 @@ def peak_memory(step: Callable[[], None], device: torch.device) -> int:
 
 def synchronize(device: torch.device) -> None:
     """Wait for what the device still has to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def keep_heap() -> bool:

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from cmpe_se.data import Augmentation
 from cmpe_se.errors import UserError
 from cmpe_se.layers.views import GATE_SETTINGS, STARTS, VIEWS
+from cmpe_se.utils.text import in_one_line
 
 DEFAULT_RECIPE = "digits"
 
@@ -134,7 +135,7 @@ class TrainingConfig:
     test_interval: int = 1
     tensorboard: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
@@ -234,7 +235,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"recipe {recipe} is not YAML: {in_one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"recipe {recipe} should map settings to values, such as 'epochs: 30'")
     check_names(values, f"recipe {recipe}: setting")

@@ -51,7 +51,10 @@ def with_pretrained_gates(config: TrainingConfig, given: Collection[str]) -> Tra
         UserError: gates of another view there, or a setting that the user gave otherwise.
     """
     saved = saved_network(config.pretrained) if config.pretrained and has_gates(config) else None
-    theirs = view_of(saved[0], saved[1].get("view")) if saved else None
+    if saved is None:
+        return config
+    network, settings = saved
+    theirs = view_of(network, settings.get("view"))
     if theirs is None:  # nothing is known of the weights, or they have no gates yet
         return config
     flag, own = ("convert", config.convert) if config.convert else ("view", view_of(config.model, config.view))
@@ -61,13 +64,13 @@ def with_pretrained_gates(config: TrainingConfig, given: Collection[str]) -> Tra
     for name in GATE_FIELDS:
         if name == "mask":
             continue
-        there, here = saved[1].get(name, getattr(_DEFAULT, name)), getattr(config, name)
+        there, here = settings.get(name, getattr(_DEFAULT, name)), getattr(config, name)
         if name == "start":  # None is the network's own
-            there, here = there or _begins_at(saved[0]), here or there
+            there, here = there or _begins_at(network), here or there
         if name in given and here != there:
             raise UserError(f"{config.pretrained} has gates of {name} {there}, not {here}; give --{name} {there}")
         if name not in given:
-            taken[name] = saved[1].get(name, getattr(_DEFAULT, name))
+            taken[name] = settings.get(name, getattr(_DEFAULT, name))
     return config.changed(**taken)
 
 

@@ -3,6 +3,7 @@
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,16 +31,16 @@ class TrainingInterrupted(Interrupted):
 class Interruption:
     """While active, the first Ctrl-C (or SIGTERM) is only noted; the second one ends the process at once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
-        self._handlers: dict[int, object] = {}
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
             self._handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._restore()
 
     def agreed(self, accelerator: Accelerator, *, now: bool) -> bool:
@@ -51,7 +52,7 @@ class Interruption:
         wishes = torch.tensor(float(self.requested), device=accelerator.device)
         return accelerator.reduce(wishes).item() > 0
 
-    def _note(self, *_) -> None:
+    def _note(self, *_: object) -> None:
         self.requested = True
         self._restore()
 

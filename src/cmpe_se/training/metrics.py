@@ -1,20 +1,21 @@
 """Test metrics of a network: logits over batches, accuracy and cross-entropy."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @torch.no_grad()
 def collect_logits(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, channels_last: bool = False
+    model: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], *, channels_last: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Run a network over batches.
 
     Args:
-        model: network in eval mode.
+        model: network in eval mode, or another function of images (B, C, H, W) to logits (B, classes).
         batches: (images (B, C, H, W), labels (B,)).
         channels_last: bring images to that memory format.
 
@@ -30,7 +31,15 @@ def collect_logits(
     return torch.cat(logits[start:]), torch.cat(labels[start:])
 
 
-def test_figures(logits: Tensor, labels: Tensor) -> dict[str, float]:
+class EvaluationFigures(TypedDict):
+    """Accuracies in percent, and mean cross-entropy."""
+
+    test_top1: float
+    test_top5: float
+    test_loss: float
+
+
+def test_figures(logits: Tensor, labels: Tensor) -> EvaluationFigures:
     """Top-1 and top-5 accuracy in percent and mean cross-entropy of logits (N, classes) and labels (N,).
 
     With fewer than five classes, top-5 counts all of them.

@@ -1,18 +1,30 @@
 """The network of a run's settings."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import timm
 from torch import nn
 
-from cmpe_se.data import ImageData
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.gate_settings import has_gates
 from cmpe_se.training.pretrained import weights_source
+from cmpe_se.utils.text import in_one_line
 
 
-def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
+class ImageShape(Protocol):
+    """What a network's first and last layer depend on of a data set; every ``ImageData`` is one."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names."""
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an image."""
+
+
+def create_network(config: TrainingConfig, data: ImageShape) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a configuration, and the keywords that timm made it with."""
     model_args: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans, **config.gate_settings}
     if config.gate_settings and not has_gates(config):
@@ -46,5 +58,5 @@ def create_network(config: TrainingConfig, data: ImageData) -> tuple[nn.Module, 
     except Exception as error:
         if not weights:
             raise
-        reason = " ".join(str(error).split())[:300]  # timm, torch and the hub raise many kinds
+        reason = in_one_line(error)  # timm, torch and the hub raise many kinds
         raise UserError(f"{config.model} cannot start from {config.pretrained}: {reason}") from None

@@ -27,7 +27,7 @@ def create_optimizer(
             config.schedule,
             num_epochs=config.epochs,
             decay_epochs=config.decay_epochs,
-            decay_milestones=config.decay_milestones or (),
+            decay_milestones=config.decay_milestones or [],
             decay_rate=config.decay_rate,
             min_lr=config.min_lr,
             warmup_epochs=config.warmup_epochs,

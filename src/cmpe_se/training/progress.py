@@ -1,12 +1,12 @@
 """What a training run shows while it goes."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cmpe_se.errors import UserError
+from cmpe_se.training.summary import EpochRecord
 
 
 class TrainingProgress:
@@ -37,7 +37,7 @@ class TrainingProgress:
         self.bar.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def start(self, step: int) -> None:
@@ -50,7 +50,7 @@ class TrainingProgress:
         figures = f"{images_per_second:,.0f} images/s  loss {loss:.3f}{accuracy}"
         self.bar.update(self.task, completed=step, epoch=f"{epoch}/{self.epochs}", figures=figures)
 
-    def end_epoch(self, record: dict[str, Any]) -> None:
+    def end_epoch(self, record: EpochRecord) -> None:
         """Leave a line for a finished epoch."""
         tested = ""
         if record["test_top1"] is not None:
@@ -85,11 +85,11 @@ class TensorBoardLogs:
     def __enter__(self) -> "TensorBoardLogs":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.writer.close()
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: EpochRecord) -> None:
         """Add a finished epoch."""
-        for name in sorted(record.keys() - {"epoch", "step"}):
-            if record[name] is not None:
-                self.writer.add_scalar(name, record[name], record["step"])
+        for name, value in sorted(record.items()):
+            if name not in ("epoch", "step") and value is not None:
+                self.writer.add_scalar(name, value, record["step"])

@@ -7,10 +7,10 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -19,7 +19,24 @@ from cmpe_se import __version__
 REPORTED_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 
 
-def provenance() -> dict[str, Any]:
+class Hardware(TypedDict):
+    """What a process computes on; ``gpu`` is None without CUDA."""
+
+    cpu: str
+    threads: int
+    gpu: str | None
+
+
+class Provenance(TypedDict):
+    """Part of every record on disk: ``versions`` by package, ``commit`` as :func:`source_commit` says."""
+
+    versions: dict[str, str]
+    commit: str | None
+    hardware: Hardware
+    command: str
+
+
+def provenance() -> Provenance:
     """Versions, commit of this source, hardware and command of the process."""
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -31,7 +48,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_results(folder: Path, what: str, rows: Sequence[dict[str, Any]], *, setup: str = "", **notes: str) -> Path:
+def write_results(folder: Path, what: str, rows: Sequence[Mapping[str, Any]], *, setup: str = "", **notes: str) -> Path:
     """Write a table with what made it to ``<what>_<hardware>[-<setup>]_<date>.csv``.
 
     Args:
@@ -50,7 +67,7 @@ def write_results(folder: Path, what: str, rows: Sequence[dict[str, Any]], *, se
     return path
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]], **notes: str) -> None:
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], **notes: str) -> None:
     """Write a table with what made it, in lines that begin with a #.
 
     Args:
@@ -59,7 +76,8 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], **notes: str) -> Non
         notes: more lines for the file's head.
     """
     source = provenance()
-    head = {key: source[key] for key in ("command", "commit", "versions", "hardware")} | notes
+    head: dict[str, Any] = {"command": source["command"], "commit": source["commit"], "versions": source["versions"]}
+    head |= {"hardware": source["hardware"], **notes}
     with open(path, "w", newline="") as file:
         for key, value in head.items():
             file.write(f"# {key}: {json.dumps(value)}\n")

@@ -5,24 +5,48 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal, TypedDict, cast
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
 from cmpe_se.data import ImageData
 from cmpe_se.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from cmpe_se.errors import UserError
-from cmpe_se.training.provenance import provenance, write_table
+from cmpe_se.training.provenance import Provenance, provenance, write_table
 from cmpe_se.training.run_folder import write_text
+from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.plots import plot_corruptions
+from cmpe_se.utils.progress import with_progress
 
 _CLEAN = ("clean", 0)
 Key = tuple[str, int]
 """Corruption and severity."""
+
+
+class CorruptionMetrics(TypedDict):
+    """Accuracies in percent: without corruption, the mean over all corrupted images, and five for each corruption."""
+
+    clean: float
+    mean: float
+    contrast: list[float]
+    brightness: list[float]
+    noise: list[float]
+    blur: list[float]
+    jpeg: list[float]
+
+
+class CorruptionRecord(CorruptionMetrics, Provenance):
+    """``corruptions.json``: with the name and number of the images, the corruptions' parameters, and what made it."""
+
+    data: str
+    images: int
+    parameters: dict[str, tuple[float, ...]]
+
+
+def by_corruption(metrics: CorruptionMetrics) -> dict[str, list[float]]:
+    """The five accuracies of each corruption, severity 1 first."""
+    return {name: metrics[cast(Literal["contrast"], name)] for name in CORRUPTIONS}
 
 
 @torch.no_grad()
@@ -35,7 +59,7 @@ def corruption_metrics(
     device: torch.device | str = "cpu",
     channels_last: bool = False,
     progress: str | None = None,
-) -> dict[str, Any]:
+) -> CorruptionMetrics:
     """Top-1 accuracy of a network on the test images as they are, and corrupted in five ways and five severities.
 
     Args:
@@ -63,14 +87,13 @@ def corruption_metrics(
     correct: dict[Key, Tensor | int] = dict.fromkeys([_CLEAN, *_keys()], 0)
     batches = _batches(data, batch_size) if corrupted is None else _cached_batches(data, corrupted, batch_size)
     steps = len(correct) * -(-data.test_size // batch_size)
-    console = Console(stderr=True)
-    quiet = progress is None or not console.is_terminal
-    for key, pixels, labels in track(batches, progress or "", steps, console=console, transient=True, disable=quiet):
+    for key, pixels, labels in with_progress(batches, progress, steps):
         images = data.normalise(pixels.to(device, non_blocking=True)).to(memory_format=layout)
         correct[key] += (network(images).argmax(1) == labels.to(device, non_blocking=True)).sum()
     percent = {key: 100 * int(count) / data.test_size for key, count in correct.items()}
-    by_corruption = {name: [percent[name, severity] for severity in SEVERITIES] for name in CORRUPTIONS}
-    return {"clean": percent[_CLEAN], "mean": fmean(percent[key] for key in _keys()), **by_corruption}
+    each = {name: [percent[name, severity] for severity in SEVERITIES] for name in CORRUPTIONS}
+    metrics = {"clean": percent[_CLEAN], "mean": fmean(percent[key] for key in _keys()), **each}
+    return cast(CorruptionMetrics, metrics)
 
 
 def _keys() -> list[Key]:
@@ -91,22 +114,23 @@ def _cached_batches(
     data: ImageData, corrupted: Iterable[tuple[str, int, Tensor]], batch_size: int
 ) -> Iterator[tuple[Key, Tensor, Tensor]]:
     images, labels = next(data.test_pixels(batch_size=data.test_size))
-    for *key, pixels in [(*_CLEAN, images), *corrupted]:
+    for name, severity, pixels in [(*_CLEAN, images), *corrupted]:
         for part, own_labels in zip(pixels.split(batch_size), labels.split(batch_size), strict=True):
-            yield tuple(key), part, own_labels
+            yield (name, severity), part, own_labels
 
 
-def corruption_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def corruption_rows(metrics: CorruptionMetrics) -> list[dict[str, Any]]:
     """The rows of ``corruptions.csv``: ``corruption``, ``severity`` (0 is clean), ``parameter`` and ``top1``."""
+    accuracies = by_corruption(metrics)
     clean = {"corruption": "clean", "severity": 0, "parameter": None, "top1": round(metrics["clean"], 4)}
     return [clean] + [
         {"corruption": name, "severity": severity, "parameter": parameter, "top1": round(accuracy, 4)}
         for name, parameters in CORRUPTIONS.items()
-        for severity, parameter, accuracy in zip(SEVERITIES, parameters, metrics[name], strict=True)
+        for severity, parameter, accuracy in zip(SEVERITIES, parameters, accuracies[name], strict=True)
     ]
 
 
-def write_corruptions(folder: Path, metrics: dict[str, Any], data: ImageData) -> None:
+def write_corruptions(folder: Path, metrics: CorruptionMetrics, data: ImageData) -> None:
     """Write ``corruptions.csv``, ``corruptions.png`` and, last, ``corruptions.json``, each replaced as a whole.
 
     Args:
@@ -117,22 +141,26 @@ def write_corruptions(folder: Path, metrics: dict[str, Any], data: ImageData) ->
     Raises:
         UserError: the folder cannot be written to.
     """
-    try:
+    with os_errors_as(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / "corruptions.csv", lambda path: write_table(path, corruption_rows(metrics)))
         _replace(folder / "corruptions.png", lambda path: plot_corruptions(metrics, data.name, path))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     write_corruption_record(folder, metrics, data, provenance())
 
 
-def write_corruption_record(folder: Path, metrics: dict[str, Any], data: ImageData, source: dict[str, Any]) -> None:
+def write_corruption_record(folder: Path, metrics: CorruptionMetrics, data: ImageData, source: Provenance) -> None:
     """Write ``corruptions.json`` alone, into a folder that is there; ``source`` is what ``provenance`` says."""
-    facts = {"data": data.name, "images": data.test_size, "parameters": CORRUPTIONS}
-    write_text(folder / "corruptions.json", json.dumps(metrics | facts | source, indent=2) + "\n")
+    record: CorruptionRecord = {
+        **metrics,
+        "data": data.name,
+        "images": data.test_size,
+        "parameters": CORRUPTIONS,
+        **source,
+    }
+    write_text(folder / "corruptions.json", json.dumps(record, indent=2) + "\n")
 
 
-def read_corruptions(folder: Path, data_name: str) -> dict[str, Any] | None:
+def read_corruptions(folder: Path, data_name: str) -> CorruptionRecord | None:
     """What ``write_corruptions`` left in a folder; None where it left nothing, or for other data or parameters."""
     try:
         found = json.loads((folder / "corruptions.json").read_text())
@@ -142,13 +170,13 @@ def read_corruptions(folder: Path, data_name: str) -> dict[str, Any] | None:
     return found if parameters == CORRUPTIONS and found["data"] == data_name else None
 
 
-def table_of_corruptions(metrics: dict[str, Any]) -> Table:
+def table_of_corruptions(metrics: CorruptionMetrics) -> Table:
     """A row for each corruption with its five accuracies and their mean, for the screen."""
     table = Table()
     table.add_column("top-1, % at severity")
     for column in (*map(str, SEVERITIES), "mean"):
         table.add_column(column, justify="right")
-    rows = {name: metrics[name] for name in CORRUPTIONS}
+    rows = by_corruption(metrics)
     for name, values in rows.items():
         table.add_row(name, *(f"{value:.2f}" for value in (*values, fmean(values))))
     table.add_section()

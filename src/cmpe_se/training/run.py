@@ -20,7 +20,9 @@ from cmpe_se.training.interruption import Interruption
 from cmpe_se.training.network import create_network
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.seeding import seed_everything
+from cmpe_se.training.summary import RunResult
 from cmpe_se.training.trainer import Trainer
+from cmpe_se.utils.devices import choose_device
 
 _log = logging.getLogger(__name__)
 _MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -31,8 +33,8 @@ def train(
     recipe: str | Path = DEFAULT_RECIPE,
     resume: str | Path | None = None,
     output: str | Path | None = None,
-    **settings,
-) -> dict[str, Any]:
+    **settings: Any,
+) -> RunResult:
     """Train a network, and leave a run folder.
 
     Args:
@@ -67,7 +69,7 @@ def train(
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
     # Without an accelerator it joins processes only if told that the CPU is meant.
-    cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    cpu = choose_device(config.device).type == "cpu"
     if cpu and config.precision == "float16":
         raise UserError("precision float16 needs an accelerator; on a CPU take bfloat16 or float32")
     accelerator = Accelerator(cpu=cpu, mixed_precision=_MIXED_PRECISION[config.precision])

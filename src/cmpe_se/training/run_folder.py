@@ -8,10 +8,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 from filelock import FileLock, Timeout
@@ -22,6 +22,9 @@ from cmpe_se.data import ImageData, SmallImages
 from cmpe_se.errors import UserError
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.summary import EpochRecord, RunResult
+from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.text import in_one_line
 
 _log = logging.getLogger(__name__)
 _ORPHANED = "checkpoints in state/, but no config.yaml with their settings; put config.yaml back, or"
@@ -84,30 +87,28 @@ class RunFolder:
 
     def write_config(self, config: TrainingConfig) -> None:
         """Write the settings; makes the folder."""
-        try:
+        with os_errors_as(f"cannot make the run folder {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the run folder {self.path}: {error.strerror or error}") from None
         write_text(self.config, config.to_yaml())
 
-    def read_result(self) -> dict[str, Any]:
+    def read_result(self) -> RunResult:
         """The final figures of a finished run."""
         if not self.result.is_file():
             raise UserError(f"{self.path} has not finished; go on with `cmpe-se train --resume {self.path}`")
-        return _read_json(self.result)
+        return cast(RunResult, _read_json(self.result))
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[EpochRecord]:
         """The epochs' records."""
         try:
             return [json.loads(line) for line in self.metrics.read_text().splitlines()]
         except (OSError, ValueError) as error:
             raise UserError(f"{self.metrics} cannot be read: {error}") from None
 
-    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+    def write_metrics(self, history: Sequence[EpochRecord]) -> None:
         """Write the epochs' records, one JSON object a line."""
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: RunResult) -> None:
         """Write the final figures."""
         write_text(self.result, json.dumps(result, indent=2) + "\n")
 
@@ -136,7 +137,7 @@ class RunFolder:
         try:
             timm.models.save_for_hf(
                 model,
-                unfinished,
+                str(unfinished),
                 model_config={"pretrained_cfg": pretrained_cfg},
                 model_args=model_args,
                 data_config=preprocessing,
@@ -157,7 +158,7 @@ class RunFolder:
         try:
             return timm.create_model(f"local-dir:{self.model}", pretrained=True).eval()
         except Exception as error:  # timm and safetensors raise many kinds
-            raise UserError(f"cannot load {self.model}: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(f"cannot load {self.model}: {in_one_line(error)}") from None
 
     def model_config(self) -> dict[str, Any]:
         """What ``model/config.json`` says of classes and normalisation (timm's pretrained_cfg)."""
@@ -175,9 +176,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text as a whole: a reader, or a kill, never meets half of it."""
     temporary = path.with_name(path.name + ".partial")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    with os_errors_as(f"cannot write {path}"):
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise

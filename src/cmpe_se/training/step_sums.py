@@ -1,11 +1,19 @@
 """Images, losses and correct ones of the steps of an epoch, without waiting for the device at every step."""
 
 import math
-from typing import Any
+from typing import TypedDict
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+
+class TrainingFigures(TypedDict):
+    """Mean loss, accuracy in percent (None where labels are mixed) and images per second."""
+
+    train_loss: float
+    train_top1: float | None
+    images_per_second: float
 
 
 class StepSums:
@@ -37,7 +45,7 @@ class StepSums:
         losses = (values[:, 1] / values[:, 0]).tolist()
         return next((bad for bad in zip(steps, rates, losses, strict=True) if not math.isfinite(bad[2])), None)
 
-    def figures(self, seconds: float, *, accuracy: bool) -> dict[str, Any]:
+    def figures(self, seconds: float, *, accuracy: bool) -> TrainingFigures:
         """Mean loss, accuracy in percent (None where labels are mixed) and images per second so far."""
         images, loss, correct = self.total.tolist()
         return {

@@ -1,33 +1,92 @@
 """What a run's records of epochs say in the end: the figures of ``result.json``."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict, cast
 
 from torch import Tensor
 
 from cmpe_se.data import ImageData
 from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.metrics import EvaluationFigures
+from cmpe_se.training.provenance import Provenance
+from cmpe_se.training.step_sums import TrainingFigures
 
-UNTESTED = dict.fromkeys(("test_images", "test_loss", "test_top1", "test_top5"))
+
+class EvaluationRecord(EvaluationFigures):
+    """Figures of a test, and the images they are over."""
+
+    test_images: int
+
+
+class EpochRecord(TrainingFigures):
+    """A line of ``metrics.jsonl``: ``step`` counts those of the run, and ``lr`` is of the last one."""
+
+    epoch: int
+    step: int
+    lr: float
+    seconds: float
+    test_images: int | None
+    test_loss: float | None
+    test_top1: float | None
+    test_top5: float | None
+
+
+class RunFigures(EvaluationFigures):
+    """What :func:`summarise` says of a run; ``view`` is None for a network without gates."""
+
+    model: str
+    view: str | None
+    data: str
+    seed: int
+    epochs: int
+    params: int
+    macs: int
+    train_images: int
+    test_images: int
+    train_seconds: float
+    images_per_second: float
+
+
+class RunResult(RunFigures, Provenance):
+    """``result.json``: figures, how many processes trained it, its folder, and what made it."""
+
+    processes: int
+    run: str
+
+
+class Untested(TypedDict):
+    """The part of an epoch's record that a test fills in."""
+
+    test_images: None
+    test_loss: None
+    test_top1: None
+    test_top5: None
+
+
+UNTESTED = Untested(test_images=None, test_loss=None, test_top1=None, test_top5=None)
 """What the record of an epoch without a test has in the place of :func:`test_record`."""
 
 
-def test_record(sums: Tensor) -> dict[str, Any]:
+def test_record(sums: Tensor) -> EvaluationRecord:
     """Test figures, accuracies in percent, from what :func:`cmpe_se.commands.evaluate.count_correct` counted."""
     images, loss, top1, top5 = sums.tolist()
-    figures = (int(images), loss / images, 100 * top1 / images, 100 * top5 / images)
-    return dict(zip(UNTESTED, figures, strict=True))
+    return {
+        "test_images": int(images),
+        "test_loss": loss / images,
+        "test_top1": 100 * top1 / images,
+        "test_top5": 100 * top5 / images,
+    }
 
 
 def summarise(
     config: TrainingConfig,
     data: ImageData,
-    history: Sequence[dict[str, Any]],
+    history: Sequence[EpochRecord],
     *,
     view: str | None,
     params: int,
     macs: int,
-) -> dict[str, Any]:
+) -> RunFigures:
     """The figures of a finished run, without those on what made it.
 
     Args:
@@ -38,7 +97,7 @@ def summarise(
         params: trainable parameters.
         macs: multiply-adds of one image.
     """
-    last, seconds = history[-1], sum(record["seconds"] for record in history)
+    tested, seconds = cast(EvaluationRecord, history[-1]), sum(record["seconds"] for record in history)
     images = sum(record["images_per_second"] * record["seconds"] for record in history)
     return {
         "model": config.model,
@@ -48,11 +107,11 @@ def summarise(
         "epochs": config.epochs,
         "params": params,
         "macs": macs,
-        "test_top1": last["test_top1"],
-        "test_top5": last["test_top5"],
-        "test_loss": last["test_loss"],
+        "test_top1": tested["test_top1"],
+        "test_top5": tested["test_top5"],
+        "test_loss": tested["test_loss"],
         "train_images": data.train_size,
-        "test_images": last["test_images"],
+        "test_images": tested["test_images"],
         "train_seconds": seconds,
         "images_per_second": images / max(seconds, 1e-9),
     }

@@ -28,10 +28,11 @@ from cmpe_se.training.progress import TensorBoardLogs, TrainingProgress
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.seeding import seed_everything
-from cmpe_se.training.step_sums import StepSums, part_sums
-from cmpe_se.training.summary import UNTESTED, summarise, test_record
+from cmpe_se.training.step_sums import StepSums, TrainingFigures, part_sums
+from cmpe_se.training.summary import UNTESTED, EpochRecord, EvaluationRecord, RunResult, summarise, test_record
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.plots import plot_curves
+from cmpe_se.utils.text import in_one_line
 
 _STEPS_BETWEEN_LOOKS = 10  # at losses and, with several processes, at signals: a look waits for the device
 
@@ -62,7 +63,7 @@ class Trainer:
         self.mixup = create_mixup(config, data, accelerator.num_processes)
 
         self.params, self.macs = count_parameters(model), count_multiply_adds(model, (data.in_chans, *data.image_size))
-        self.network = model.to(accelerator.device, memory_format=self.layout)
+        self.network = model.to(accelerator.device).to(memory_format=self.layout)
         self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
         self.optimizer, self.schedule = create_optimizer(config, self.network, self.steps_per_epoch)
         if config.compile:
@@ -72,7 +73,7 @@ class Trainer:
         self.epoch = self.batch = 0  # finished epochs, and finished batches of the one under way
         self.sums = StepSums(accelerator)
         self.epoch_seconds = 0.0
-        self.history: list[dict[str, Any]] = []
+        self.history: list[EpochRecord] = []
         self.last_checkpoint: Path | None = None
 
     @property
@@ -85,15 +86,15 @@ class Trainer:
         """Learning rate of the last step."""
         return learning_rate(self.optimizer)
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self) -> RunResult:
         """Train from the last checkpoint, or from the start, to the end."""
         main = self.accelerator.is_main_process
         self._restore()
         total = self.config.epochs * self.steps_per_epoch
-        logs = TensorBoardLogs(self.run.logs) if self.config.tensorboard and main else nullcontext()
+        logs = TensorBoardLogs(self.run.logs) if self.config.tensorboard and main else None
         if main:
             self.run.write_config(self.config)  # now that nothing speaks against it
-        with TrainingProgress(self.config.epochs, total, enabled=main) as self.progress, logs:
+        with TrainingProgress(self.config.epochs, total, enabled=main) as self.progress, logs or nullcontext():
             self.progress.say(
                 f"{self.config.model} ({self.params:,} parameters) on {self.config.data}: {self.data.train_size:,} "
                 f"training and {self.data.test_size:,} test images, run folder {self.run.path}"
@@ -105,18 +106,19 @@ class Trainer:
                 self.run.corruptions.unlink(missing_ok=True)
             while self.epoch < self.config.epochs:
                 record = self._train_epoch()
-                record |= self._test() if self._is_tested() else UNTESTED
+                if self._is_tested():
+                    record = {**record, **self._test()}
                 self.history.append(record)
                 self._save_checkpoint()
                 if main:
                     self.run.write_metrics(self.history)
-                if self.config.tensorboard and main:
+                if logs:
                     logs.write(record)
                 self.progress.end_epoch(record)
             return self._finish()
 
-    def _train_epoch(self) -> dict[str, Any]:
-        """The rest of the epoch under way; afterwards ``epoch`` counts it and ``batch`` is 0."""
+    def _train_epoch(self) -> EpochRecord:
+        """The rest of the epoch under way, untested; afterwards ``epoch`` counts it and ``batch`` is 0."""
         self.parallel.train()
         started, self._seconds_before = time.perf_counter(), self.epoch_seconds
         batches = self.data.train_batches(
@@ -141,12 +143,13 @@ class Trainer:
                 self._save_checkpoint()
         self._look()
         self.epoch_seconds = self._seconds_before + time.perf_counter() - started
-        record = {
+        record: EpochRecord = {
             "epoch": self.epoch + 1,
             "step": self.step,
             "lr": self._rate,
             **self._figures(),
             "seconds": self.epoch_seconds,
+            **UNTESTED,
         }
         self.epoch, self.batch, self.epoch_seconds = self.epoch + 1, 0, 0.0
         self.sums.reset()
@@ -199,7 +202,7 @@ class Trainer:
             self.epoch + 1, self.step, figures["train_loss"], figures["train_top1"], figures["images_per_second"]
         )
 
-    def _figures(self) -> dict[str, Any]:
+    def _figures(self) -> TrainingFigures:
         return self.sums.figures(self.epoch_seconds, accuracy=not self.mixup)
 
     def _refuse(self, what: str, step: int, rate: float) -> None:
@@ -211,7 +214,7 @@ class Trainer:
     def _is_tested(self) -> bool:
         return self.epoch % self.config.test_interval == 0 or self.epoch == self.config.epochs
 
-    def _test(self) -> dict[str, Any]:
+    def _test(self) -> EvaluationRecord:
         """Figures on the test images, each of which one process sees once."""
         if self.accelerator.num_processes > 1:
             # Running statistics differ between processes: the first one's count, as they do in a checkpoint.
@@ -269,7 +272,7 @@ class Trainer:
                 self.ema.module.load_state_dict(tree["ema"] or tree["network"])
             self.optimizer.load_state_dict(tree["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:  # KeyError: another optimiser's state
-            reason = " ".join(str(error).split())[:200]
+            reason = in_one_line(error, most=200)
             raise UserError(f"{self.last_checkpoint} does not fit these settings: {reason}") from None
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
@@ -281,14 +284,19 @@ class Trainer:
         for name in ("epoch", "batch", "epoch_seconds", "history"):
             setattr(self, name, tree[name])
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self) -> RunResult:
         """Write the network and the figures."""
         last = self.history[-1]
         if last["test_top1"] is None:  # a run that is resumed to end where it stands
-            last |= self._test()
+            last = self.history[-1] = {**last, **self._test()}
         view = getattr(self.network, "view", None)
-        result = summarise(self.config, self.data, self.history, view=view, params=self.params, macs=self.macs)
-        result |= {"processes": self.accelerator.num_processes, "run": str(self.run.path), **provenance()}
+        figures = summarise(self.config, self.data, self.history, view=view, params=self.params, macs=self.macs)
+        result: RunResult = {
+            **figures,
+            "processes": self.accelerator.num_processes,
+            "run": str(self.run.path),
+            **provenance(),
+        }
         if self.accelerator.is_main_process:
             self.run.write_metrics(self.history)  # a kill may have come between the last checkpoint and this
             tested = self.ema.module if self.ema else self.accelerator.unwrap_model(self.parallel, False)

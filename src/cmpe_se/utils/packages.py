@@ -81,8 +81,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def in_one_line(error: Exception) -> str:
-    """What an exception of another package says, short enough to be part of a sentence."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

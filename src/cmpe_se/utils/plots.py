@@ -1,6 +1,6 @@
 """Pictures of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # distinguishable without 
 _LINE_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9")
 
 
-def plot_curves(history: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+def plot_curves(history: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """Write :func:`draw_curves` as PNG."""
     draw_curves(history, title).savefig(path, dpi=150)
 
 
-def draw_curves(history: Sequence[dict[str, Any]], title: str) -> Figure:
+def draw_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Loss and accuracy over the epochs.
 
     Args:
@@ -75,12 +75,12 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def plot_corruptions(metrics: dict[str, Any], title: str, path: Path) -> None:
+def plot_corruptions(metrics: Mapping[str, Any], title: str, path: Path) -> None:
     """Write :func:`draw_corruptions` as PNG."""
     draw_corruptions(metrics, title).savefig(path, dpi=150)
 
 
-def draw_corruptions(metrics: dict[str, Any], title: str) -> Figure:
+def draw_corruptions(metrics: Mapping[str, Any], title: str) -> Figure:
     """Accuracy over the severity, a line for each corruption, and the clean accuracy as reference.
 
     Args:

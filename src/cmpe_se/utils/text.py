@@ -19,3 +19,13 @@ def gate_words(settings: dict[str, Any]) -> str:
 def split_names(names: str) -> list[str]:
     """Names with commas between, as a flag takes several."""
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def in_one_line(error: BaseException, *, most: int = 300) -> str:
+    """What an exception says, short enough to be part of a sentence; the name of its class where it says nothing.
+
+    Args:
+        error: of any package.
+        most: characters to keep.
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__

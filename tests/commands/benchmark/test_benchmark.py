@@ -1,7 +1,9 @@
 """The benchmark: contenders compute what they should, statistics say no more than they may, and the command."""
 
 import csv
+import statistics
 import time
+from math import comb
 
 import pytest
 import torch
@@ -63,6 +65,23 @@ def test_ratios_and_their_intervals():
     assert ratio == pytest.approx((1, 0.96, 1.04))
     assert not ratio.resolved
     assert paired_ratio([3.0, 1.0, 2.0], [1.0] * 3) == (2, 1, 3)  # too few: from the smallest to the largest
+
+
+@pytest.mark.parametrize("count", range(6, 41))
+def test_interval_is_the_narrowest_of_order_statistics_that_holds(count):
+    """The k-th value from either end, k as large as leaves at most 5 % outside; here by adding up the binomials."""
+    ratios = [1 + 0.37 * (17 * index % 41) / 41 for index in range(count)]
+    outside = [2 * sum(comb(count, below) for below in range(rank)) / 2**count for rank in range(count // 2 + 1)]
+    rank = max(rank for rank, left_out in enumerate(outside) if left_out <= 0.05)
+    median, low, high = paired_ratio(ratios, [1.0] * count)
+    assert (low, high) == (sorted(ratios)[rank - 1], sorted(ratios)[-rank])
+    assert median == statistics.median(ratios)
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_too_few_turns_have_the_whole_range(count):
+    ratios = [1.5, 0.5, 1.25, 0.75, 1.0][:count]
+    assert paired_ratio(ratios, [1.0] * count) == (statistics.median(ratios), min(ratios), max(ratios))
 
 
 def test_turns():

@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN, build, check_contenders
-from cmpe_se.commands.benchmark.presenting import plot_ratios, tables_of
+from cmpe_se.commands.benchmark.presenting import Row, plot_ratios, tables_of
 from cmpe_se.errors import UserError
 from cmpe_se.layers.precision import emulation_warning
 from cmpe_se.merging import merge
-from cmpe_se.runtimes.engines import DTYPES, ENGINES, MODES, make_step, why_not
+from cmpe_se.runtimes.engines import DTYPES, ENGINES, MODES, Step, make_step, why_not
 from cmpe_se.runtimes.timing import keep_heap, paired_ratio, peak_memory, take_turns
 from cmpe_se.training.provenance import write_results
+from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.text import split_names
 
 
@@ -53,7 +55,7 @@ def benchmark(
     channels_last: bool = True,
     device: str = "auto",
     output: str = "results",
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Measure the time and memory that attention costs on this machine, against the plain network.
 
     Networks take turns within one run, so that a drift of the machine affects all of them. Times are medians; ratios
@@ -80,7 +82,7 @@ def benchmark(
         repeats: number of turns of each network.
         threads: number of PyTorch's threads on the CPU; unchanged if left out.
         channels_last: channels-last memory format of images and weights.
-        device: auto, cpu or cuda.
+        device: auto, cpu, or the type of an accelerator such as cuda.
         output: folder for the CSV file and the bar chart.
 
     Returns:
@@ -102,20 +104,21 @@ def benchmark(
     if threads:
         torch.set_num_threads(threads)
     console = Console(stderr=True)
-    place = _device(device)
+    place = choose_device(device)
     if warning := next(filter(None, (emulation_warning(dtype, place.type) for dtype in chosen["dtypes"])), None):
         console.print(warning, highlight=False, soft_wrap=True)
     groups = _groups(chosen, merged, place, console)
     heap = keep_heap() if place.type == "cpu" else False
 
-    gates = {"reduction": reduction, "min_hidden": min_hidden, "bias": bias, "mask": mask}
+    gates: dict[str, Any] = {"reduction": reduction, "min_hidden": min_hidden, "bias": bias, "mask": mask}
     gates |= {} if start is None else {"start": start}
     networks = {name: build(model, name, **gates) for name in names}
-    side = image_size or networks[PLAIN].default_cfg["input_size"][-1]
+    plain: Any = networks[PLAIN]  # with the attributes of timm's networks
+    side = image_size or plain.default_cfg["input_size"][-1]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(batch_size, 3, side, side).to(place, memory_format=layout)
-    labels = torch.randint(networks[PLAIN].num_classes, (batch_size,)).to(place)
-    rows = []
+    labels = torch.randint(plain.num_classes, (batch_size,)).to(place)
+    rows: list[Row] = []
     for group in groups:
         torch.compiler.reset()  # frees the last group's compiled code and its memory
         with console.status(f"preparing {group}"):
@@ -129,24 +132,14 @@ def benchmark(
     setup = f"{model}, batch {batch_size}, {side}x{side}, {'channels_last' if channels_last else 'contiguous'}"
     Console().print(tables_of(rows, setup))
     folder = Path(output)
-    try:
+    with os_errors_as(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         hardware = f"{torch.get_num_threads()}-threads" if place.type == "cpu" else ""
         what = f"benchmark-{model}-b{batch_size}-{'-'.join(split_names(dtypes) + split_names(engines))}"
         path = write_results(folder, what, rows, setup=hardware, network=setup, turns=str(repeats), heap_kept=str(heap))
         plot_ratios(rows, setup, path.with_suffix(".png"))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     console.print(f"{path}\n{path.with_suffix('.png')}", highlight=False)
     return rows
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"device '{device}' is not at hand; choose auto, cpu or cuda")
-    return torch.device(device)
 
 
 def _groups(chosen: dict[str, list[str]], merged: bool, device: torch.device, console: Console) -> list[_Group]:
@@ -173,29 +166,34 @@ def _how(group: _Group) -> tuple[str, str, str]:
 
 
 def _measure(
-    group: _Group, steps: dict, repeats: int, batch_size: int, device: torch.device, console: Console
-) -> list[dict[str, Any]]:
-    turns = track(range(repeats), str(group), console=console, transient=True, disable=not console.is_terminal)
+    group: _Group, steps: dict[str, Step], repeats: int, batch_size: int, device: torch.device, console: Console
+) -> list[Row]:
+    turns = with_progress(range(repeats), str(group), console=console)
     seconds = take_turns(steps, turns, device)
     memory = {
         name: None if group.engine == "onnxruntime" else peak_memory(step, device) for name, step in steps.items()
     }
-    rows = []
+    rows: list[Row] = []
+    plain = memory[PLAIN]
     for name, times in seconds.items():
+        own = memory[name]
         ratio = paired_ratio(times, seconds[PLAIN])
         median = sorted(times)[len(times) // 2]
         known = name != PLAIN and ratio.resolved
         rows.append(
-            group._asdict()
-            | {
+            {
+                "mode": group.mode,
+                "dtype": group.dtype,
+                "engine": group.engine,
+                "merged": group.merged,
                 "contender": name,
                 "images_per_second": round(batch_size / median, 1),
                 "milliseconds": round(1000 * median, 2),
                 "ratio": 1.0 if name == PLAIN else round(ratio.median, 3) if known else None,
                 "low": round(ratio.low, 3),
                 "high": round(ratio.high, 3),
-                "peak_mib": None if memory[name] is None else round(memory[name] / 2**20, 1),
-                "memory_ratio": round(memory[name] / memory[PLAIN], 3) if memory[PLAIN] else None,
+                "peak_mib": None if own is None else round(own / 2**20, 1),
+                "memory_ratio": round(own / plain, 3) if plain and own is not None else None,
             }
         )
     return rows

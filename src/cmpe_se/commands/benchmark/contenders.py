@@ -1,6 +1,7 @@
 """The networks that a benchmark compares: one plain network, and that network with each kind of attention."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
@@ -47,13 +48,13 @@ def build(model: str, contender: str, **gates: Any) -> nn.Module:
     network = _create(model, view=view, **gates)
     if contender.endswith(NAIVE):
         for block in network.modules():
-            if isinstance(block, PreActBlock):
-                block.attention = _NaiveGate(block.attention)
-                block.forward = _naive_forward.__get__(block)
+            if isinstance(block, PreActBlock) and isinstance(block.attention, CompetitiveSE):
+                setattr(block, "attention", _NaiveGate(block.attention))  # noqa: B010 (of another type)
+                setattr(block, "forward", partial(_naive_forward, block))  # noqa: B010 (of this one block)
     return network
 
 
-def _create(model: str, **settings) -> nn.Module:
+def _create(model: str, **settings: Any) -> nn.Module:
     try:
         return timm.create_model(model, **settings)
     except RuntimeError as error:  # timm's for a name that it does not know
@@ -80,10 +81,11 @@ class _NaiveGate(nn.Module):
         return identity + scale[:, :, None, None] * residual
 
 
-def _naive_forward(block: PreActBlock, x: Tensor, _=None) -> tuple[Tensor, None]:
+def _naive_forward(block: PreActBlock, x: Tensor, _: Tensor | None = None) -> tuple[Tensor, None]:
     h = torch.relu(block.bn1(x))
     shortcut = x if block.shortcut is None else block.shortcut(h)
-    return block.attention(block.last_conv(block.branch(h)), shortcut), None
+    gate = block.get_submodule("attention")
+    return gate(block.last_conv(block.branch(h)), shortcut), None
 
 
 def _replace_gates(network: nn.Module, replacement: Callable[[CompetitiveSE], nn.Module]) -> nn.Module:

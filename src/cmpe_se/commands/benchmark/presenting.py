@@ -3,27 +3,43 @@
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Group
-from rich.table import Table
 
 from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN
 from cmpe_se.utils.plots import BLUE, GREY, ORANGE
+from cmpe_se.utils.tables import number_table
 
-Rows = Sequence[dict[str, Any]]
+
+class Row(TypedDict):
+    """A line of the CSV; :func:`cmpe_se.commands.benchmark.benchmark` says what its numbers are."""
+
+    mode: str
+    dtype: str
+    engine: str
+    merged: bool
+    contender: str
+    images_per_second: float
+    milliseconds: float
+    ratio: float | None
+    low: float
+    high: float
+    peak_mib: float | None
+    memory_ratio: float | None
+
+
+Rows = Sequence[Row]
 
 
 def tables_of(rows: Rows, setup: str) -> Group:
     """Rows for the screen: a table for each group of contenders."""
     tables = []
     for name, group in _grouped(rows):
-        table = Table(title=f"[bold]{name}[/bold]", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("", min_width=18)
-        for column in ("images/s", "time", "95 % interval", "MiB", "memory"):
-            table.add_column(column, justify="right", no_wrap=True)
+        columns = ("images/s", "time", "95 % interval", "MiB", "memory")
+        table = number_table(*columns, title=f"[bold]{name}[/bold]", title_justify="left")
+        table.columns[0].min_width = 18
         for row in group:
             plain = row["contender"] == PLAIN
             ratio = "" if plain else "none seen" if row["ratio"] is None else f"{row['ratio']:.3f}"
@@ -63,14 +79,14 @@ def plot_ratios(rows: Rows, setup: str, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _colour(row: dict[str, Any]) -> str:
+def _colour(row: Row) -> str:
     if row["contender"].startswith("timm_") or row["contender"] == "se":
         return GREY
     return ORANGE if row["contender"].endswith(NAIVE) else BLUE
 
 
-def _grouped(rows: Rows) -> list[tuple[str, list[dict[str, Any]]]]:
-    def key(row: dict[str, Any]) -> str:
+def _grouped(rows: Rows) -> list[tuple[str, list[Row]]]:
+    def key(row: Row) -> str:
         return f"{row['mode']}, {row['dtype']}, {row['engine']}{', merged' if row['merged'] else ''}"
 
     return [(name, list(group)) for name, group in groupby(rows, key)]

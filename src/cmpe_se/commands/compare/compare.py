@@ -23,6 +23,7 @@ from cmpe_se.training.data_settings import with_whole_paths, without_foreign_aug
 from cmpe_se.training.gate_settings import without_recipe_gates
 from cmpe_se.training.network import create_network
 from cmpe_se.training.run_folder import write_text
+from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.text import split_names
 
 VARIED = ("model", "view", "convert", "seed")
@@ -214,10 +215,8 @@ def _estimate_all(grids: list[Grid], shares: dict[Path, list[Cell]], console: Co
 
 
 def _prepare(grid: Grid) -> None:
-    try:
+    with os_errors_as(f"cannot make the folder {grid.folder}"):
         (grid.folder / "cells").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {grid.folder}: {error.strerror or error}") from None
     write_text(grid.recipe, grid.config.to_yaml())
 
 

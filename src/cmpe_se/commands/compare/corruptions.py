@@ -1,21 +1,35 @@
 """The second measure of a comparison: mean accuracy on corrupted test images, paired by seed as the first one is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cmpe_se.commands.compare.differences import USUAL, Question
 from cmpe_se.commands.compare.grid import Cell, Grid
 from cmpe_se.commands.compare.outcomes import Outcome
-from cmpe_se.commands.compare.presenting import difference_table, markdown_table, p_value, references, summary_rows
+from cmpe_se.commands.compare.presenting import (
+    ComparisonRow,
+    difference_table,
+    half_interval,
+    markdown_table,
+    p_value,
+    references,
+    summary_rows,
+)
 from cmpe_se.data import ImageData, SmallImages, load_data
 from cmpe_se.data.corruptions import CORRUPTIONS, corrupted_test_sets
-from cmpe_se.training.robustness import corruption_metrics, read_corruptions, write_corruptions
+from cmpe_se.training.robustness import (
+    CorruptionRecord,
+    by_corruption,
+    corruption_metrics,
+    read_corruptions,
+    write_corruptions,
+)
+from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.tables import number_table
 
 _CACHED_BYTES = 2**30
 _COLUMNS = (
@@ -38,8 +52,7 @@ def measure_corruptions(grid: Grid, cells: Sequence[Cell], console: Console) -> 
         return
     data = load_data(config.data, config.data_dir, image_size=config.image_size, workers=config.workers)
     corrupted = list(corrupted_test_sets(data)) if len(waiting) > 1 and _fits(data) else None
-    cpu = config.device == "cpu" or not torch.cuda.is_available()
-    device = torch.device("cpu" if cpu else "cuda")
+    device = choose_device(config.device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     for number, cell in enumerate(waiting, start=1):
         metrics = corruption_metrics(
@@ -65,7 +78,7 @@ class CorruptionOutcomes:
 
     def __init__(self, grid: Grid, outcomes: Sequence[Outcome], margin: float = USUAL.margin):
         self._question = Question(margin)
-        self._metrics: dict[str, dict[int, dict[str, Any]]] = {}
+        self._metrics: dict[str, dict[int, CorruptionRecord]] = {}
         self.missing: list[Cell] = []
         """Finished runs without a corruption accuracy: neither weights nor a file of it are there."""
         for cell in grid.cells:
@@ -86,7 +99,7 @@ class CorruptionOutcomes:
 
     def columns(self, label: str) -> dict[str, Any]:
         """More columns for a network's row of ``compare.csv``; None where something is not known."""
-        row = next((row for row in self._rows() if row["model"] == label), {})
+        row: Mapping[str, Any] = next((row for row in self._rows() if row["model"] == label), {})
         names = {"corruption_seeds": "seeds"}
         names |= {f"corruption_{end}": f"top1_{end}" for end in ("mean", "low", "high", "std")}
         names |= {f"corruption_{name}": name for name in _COLUMNS}
@@ -95,9 +108,11 @@ class CorruptionOutcomes:
     def cell_columns(self, cell: Cell) -> dict[str, float | None]:
         """More columns for a run's row of ``cells.csv``: accuracies over all corruptions, and over each."""
         metrics = self._metrics.get(cell.entry.label, {}).get(cell.seed)
-        values = {"corruption_mean": metrics and metrics["mean"]}
-        values |= {f"corruption_{name}": metrics and fmean(metrics[name]) for name in CORRUPTIONS}
-        return {name: None if value is None else round(value, 4) for name, value in values.items()}
+        names = ["corruption_mean", *(f"corruption_{name}" for name in CORRUPTIONS)]
+        if metrics is None:
+            return dict.fromkeys(names)
+        values = [metrics["mean"], *map(fmean, by_corruption(metrics).values())]
+        return {name: round(value, 4) for name, value in zip(names, values, strict=True)}
 
     def to_markdown(self) -> str:
         """The measure's part of ``compare.md``: its table, and tables of differences with Holm's adjustment each."""
@@ -110,9 +125,9 @@ class CorruptionOutcomes:
         head = ["network", "mean corruption accuracy, %", "seeds", *CORRUPTIONS]
         rows = []
         for outcome, row in zip(self.outcomes, self._rows(), strict=True):
-            half = f" ± {(row['top1_high'] - row['top1_low']) / 2:.2f}" if row["top1_low"] is not None else ""
-            each = self._metrics[outcome.label].values()
-            means = [f"{fmean(fmean(metrics[name]) for metrics in each):.2f}" for name in CORRUPTIONS]
+            half = half_interval(row["top1_low"], row["top1_high"])
+            each = [by_corruption(metrics) for metrics in self._metrics[outcome.label].values()]
+            means = [f"{fmean(fmean(accuracies[name]) for accuracies in each):.2f}" for name in CORRUPTIONS]
             rows.append([f"`{outcome.label}`", f"{row['top1_mean']:.2f}{half}", str(row["seeds"]), *means])
         parts.append(markdown_table(head, *rows))
         if not self._has_reference:
@@ -124,10 +139,7 @@ class CorruptionOutcomes:
 
     def show(self, console: Console) -> None:
         """Print what matters most of it, and which runs are left out."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("", overflow="fold")
-        for column in ("corrupted", "difference", "p"):
-            table.add_column(column, justify="right", no_wrap=True)
+        table = number_table("corrupted", "difference", "p", pad_edge=False, padding=(0, 1, 0, 0))
         for row in self._rows():
             table.add_row(
                 row["model"],
@@ -144,7 +156,7 @@ class CorruptionOutcomes:
                 soft_wrap=True,
             )
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _rows(self) -> list[ComparisonRow]:
         """Rows of the first measure's form; without a reference they hold no differences."""
         if self._has_reference:
             return summary_rows(self.outcomes, self._question)
@@ -158,14 +170,13 @@ _METHOD = (
 )
 
 
-def _plus_minus(row: dict[str, Any]) -> str:
+def _plus_minus(row: ComparisonRow) -> str:
     if row["difference"] is None:
         return ""
-    half = "" if row["difference_low"] is None else f" ± {(row['difference_high'] - row['difference_low']) / 2:.2f}"
-    return f"{row['difference']:+.2f}{half}"
+    return f"{row['difference']:+.2f}{half_interval(row['difference_low'], row['difference_high'])}"
 
 
-def _read(grid: Grid, cell: Cell) -> dict[str, Any] | None:
+def _read(grid: Grid, cell: Cell) -> CorruptionRecord | None:
     return read_corruptions(cell.run.path, grid.config.data)
 
 

@@ -3,9 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from cmpe_se.commands.compare.grid import Cell, Grid
@@ -13,6 +11,9 @@ from cmpe_se.data import load_data
 from cmpe_se.runtimes.engines import make_step
 from cmpe_se.runtimes.timing import keep_heap, take_turns
 from cmpe_se.training.network import create_network
+from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.tables import number_table
 
 _TURNS = 3
 
@@ -49,9 +50,8 @@ def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, 
         ``hours`` for all its runs.
     """
     shape, config = shape_of(grid), grid.config
-    cpu = config.device == "cpu" or not torch.cuda.is_available()
-    device = torch.device("cpu" if cpu else "cuda")
-    if cpu:
+    device = choose_device(config.device)
+    if device.type == "cpu":
         keep_heap()
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     batch = min(config.batch_size, shape.train_size)
@@ -60,7 +60,7 @@ def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, 
     dtype = "float32" if config.precision == "float32" else "bfloat16"
     engine = "compiled" if config.compile else "eager"
     rows = []
-    for entry in track(grid.entries, "measuring", console=console, transient=True, disable=not console.is_terminal):
+    for entry in with_progress(grid.entries, "measuring", console=console):
         runs = sum(cell.entry == entry and not cell.run.result.exists() for cell in cells)
         steps = {}
         for mode in ("training", "forward"):
@@ -85,18 +85,15 @@ def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, 
 def table_of_costs(grid: Grid, rows: list[dict[str, Any]]) -> Table:
     """The rows for the screen, with their sum."""
     config = grid.config
-    gpu = config.device != "cpu" and torch.cuda.is_available()
-    unit = "GPU-hours" if gpu else f"hours on {torch.get_num_threads()} CPU threads"
-    table = Table(
+    cpu = choose_device(config.device).type == "cpu"
+    unit = "GPU-hours" if not cpu else f"hours on {torch.get_num_threads()} CPU threads"
+    table = number_table(
+        *("runs", "ms a step", "hours"),
         title=f"{grid.folder}: {config.epochs} epochs of {config.data}, batch {config.batch_size}, {config.precision}",
         title_justify="left",
         caption=f"{unit} for the runs to go, from {_TURNS} steps of each; without optimiser and augmentation",
         caption_justify="left",
-        box=box.SIMPLE_HEAD,
     )
-    table.add_column("", overflow="fold")
-    for column in ("runs", "ms a step", "hours"):
-        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row["model"], str(row["runs"]), f"{row['milliseconds']:.1f}", f"{row['hours']:.2f}")
     table.add_section()

@@ -171,7 +171,8 @@ def parse_entries(models: Sequence[str], views: Sequence[str]) -> tuple[Entry, .
             f"{gateless[0].model}:se:{gateless[0].label.split(':')[1]}"
         )
     for entry in entries:
-        kind = TABLE[view_of(entry.model, entry.view)] if entry.options else None
+        view = view_of(entry.model, entry.view) if entry.options else None
+        kind = TABLE[view] if view else None
         if kind and (ignored := [name for name, _ in entry.options if name not in kind.settings]):
             raise UserError(
                 f"{entry.label}: {ignored[0]} makes no difference to this gate; these settings do: "
@@ -189,7 +190,7 @@ def parse_entries(models: Sequence[str], views: Sequence[str]) -> tuple[Entry, .
 def _parse_entry(text: str) -> Entry:
     model, *parts = text.split(":")
     view = parts.pop(0) if parts and "=" not in parts[0] else None
-    options = []
+    options: list[tuple[str, str]] = []
     for part in parts:
         name, equals, value = part.partition("=")
         if not (equals and value and name in GATE_FIELDS):

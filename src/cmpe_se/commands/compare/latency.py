@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from cmpe_se.commands.compare.estimate import shape_of
@@ -17,6 +16,8 @@ from cmpe_se.runtimes.timing import keep_heap, paired_ratio, take_turns
 from cmpe_se.training.network import create_network
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.run_folder import RunFolder, write_text
+from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.progress import with_progress
 
 _TURNS = 25
 _BATCH = 64
@@ -40,9 +41,8 @@ def measure_latencies(grid: Grid, console: Console) -> dict[str, Latency]:
     if known.get("hardware") == hardware and known.get("networks") == labels:
         return {label: Latency(*values) for label, values in known["latencies"].items()}
 
-    cpu = grid.config.device == "cpu" or not torch.cuda.is_available()
-    device = torch.device("cpu" if cpu else "cuda")
-    if cpu:
+    device = choose_device(grid.config.device)
+    if device.type == "cpu":
         keep_heap()
     steps = {}
     for label, entry in finished.items():
@@ -50,7 +50,7 @@ def measure_latencies(grid: Grid, console: Console) -> dict[str, Latency]:
         network = merge(network).to(device).to(memory_format=torch.channels_last)
         images = torch.randn(_BATCH, *size).to(device, memory_format=torch.channels_last)
         steps[label] = make_step(network, images, torch.zeros(_BATCH, dtype=torch.long), "eager", "forward", "float32")
-    turns = track(range(_TURNS), "latency", console=console, transient=True, disable=not console.is_terminal)
+    turns = with_progress(range(_TURNS), "latency", console=console)
     seconds = take_turns(steps, turns, device)
     latencies = {}
     for label, times in seconds.items():

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from cmpe_se.commands.compare.grid import Grid
+from cmpe_se.training.summary import EpochRecord
 
 
 class Latency(NamedTuple):
@@ -26,7 +27,7 @@ class Outcome(NamedTuple):
     macs: int
     seeds: dict[int, float]
     train_seconds: list[float]
-    curves: dict[int, list[dict]]
+    curves: dict[int, list[EpochRecord]]
     latency: Latency | None = None
     published: float | None = None
 

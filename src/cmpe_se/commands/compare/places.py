@@ -1,5 +1,6 @@
 """Where runs of a comparison take place: the devices of this machine, or a Ray cluster."""
 
+import logging
 import os
 import queue
 import socket
@@ -12,7 +13,9 @@ import torch
 
 from cmpe_se.commands.compare.cells import Job, run_job
 from cmpe_se.errors import UserError
+from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.packages import require
+from cmpe_se.utils.text import in_one_line
 
 
 class Place(Protocol):
@@ -95,9 +98,9 @@ class RayCluster:
         self._ray = ray
         _check_reachable(address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = in_one_line(error, most=200)
             raise UserError(f"no Ray cluster at '{address}': {reason}; start one with `ray start --head`") from None
         resources = ray.cluster_resources()
         gpu = resources.get("GPU", 0) >= 1 and not cpu
@@ -138,12 +141,8 @@ def _check_reachable(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and port.isdigit()):
         return  # auto, local
-    try:
+    with os_errors_as(f"no Ray cluster at '{address}'", advice="start one with `ray start --head`"):
         socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise UserError(
-            f"no Ray cluster at '{address}': {error.strerror or error}; start one with `ray start --head`"
-        ) from None
 
 
 def _visible_gpus() -> list[str]:

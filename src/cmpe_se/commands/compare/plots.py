@@ -33,9 +33,9 @@ def plot_pareto(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     places = []
     for outcome, colour, marker in _styled(outcomes):
         summary = summarise(list(outcome.seeds.values()))
-        latency = outcome.latency
-        x = latency.ratio if timed else outcome.macs / 1e6
-        spread = [[latency.ratio - latency.low], [latency.high - latency.ratio]] if timed else None
+        x, spread = outcome.macs / 1e6, None
+        if timed and (latency := outcome.latency):
+            x, spread = latency.ratio, [[latency.ratio - latency.low], [latency.high - latency.ratio]]
         axes.errorbar(
             x, summary.mean, xerr=spread, yerr=_half(summary), fmt=marker, color=colour, capsize=2, elinewidth=0.9,
             markersize=7, alpha=0.9,
@@ -55,7 +55,7 @@ def plot_learning_curves(outcomes: Sequence[Outcome], title: str, path: Path) ->
 
     The panel on the right has the last third of the epochs again, where networks that learn alike come apart.
     """
-    curves = [(_tested_curves(outcome), *style) for outcome, *style in _styled(outcomes)]
+    curves = [(_tested_curves(outcome), colour, marker) for outcome, colour, marker in _styled(outcomes)]
     last = max((epoch for tested, *_ in curves for epoch in tested), default=0)
     figure = Figure(figsize=(11, 5.2 + 0.12 * len(outcomes)), layout="constrained")
     whole, end = figure.subplots(1, 2)

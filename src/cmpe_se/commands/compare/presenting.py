@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import Any, TypedDict, cast
 
-from rich import box
 from rich.table import Table
 
 from cmpe_se.commands.compare.differences import USUAL, Comparison, Question, paired_differences, primary_comparison
 from cmpe_se.commands.compare.outcomes import Outcome
 from cmpe_se.commands.compare.statistics import Difference, summarise
+from cmpe_se.utils.tables import number_table
 from cmpe_se.utils.text import duration
 
 _METHOD = """For one seed all networks saw the same images in the same order with the same augmentation, so seeds are \
@@ -38,7 +38,45 @@ _DIGITS = {"p": 5, "p_holm": 5, "p_same": 5, "p_same_holm": 5, "primary_p": 5, "
 """Digits behind the point, where they are not 2."""
 
 
-def summary_rows(outcomes: Sequence[Outcome], question: Question = USUAL) -> list[dict[str, Any]]:
+class ComparisonRow(TypedDict):
+    """A line of ``compare.csv``, rounded; :func:`summary_rows` says what is None."""
+
+    model: str
+    seeds: int
+    top1_mean: float
+    top1_low: float | None
+    top1_high: float | None
+    top1_std: float | None
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    p: float | None
+    p_holm: float | None
+    effect: float | None
+    difference_std: float | None
+    detectable: float | None
+    p_same: float | None
+    p_same_holm: float | None
+    verdict: str | None
+    role: str | None
+    primary_against: str | None
+    primary_difference: float | None
+    primary_low: float | None
+    primary_high: float | None
+    primary_p: float | None
+    primary_p_same: float | None
+    primary_verdict: str | None
+    params: int
+    macs: int
+    train_seconds: float
+    latency_ms: float | None
+    latency_ratio: float | None
+    latency_low: float | None
+    latency_high: float | None
+    published: float | None
+
+
+def summary_rows(outcomes: Sequence[Outcome], question: Question = USUAL) -> list[ComparisonRow]:
     """A row for each network, with its difference to the first one; None where something is not known.
 
     ``role`` is primary or secondary where a primary comparison was named. Columns that begin with primary_ are in the
@@ -51,10 +89,10 @@ def summary_rows(outcomes: Sequence[Outcome], question: Question = USUAL) -> lis
         summary = summarise(list(outcome.seeds.values()))
         compared = differences.get(outcome.label)
         difference = compared.difference if compared else None
-        adjusted = compared is not None and not compared.primary
-        main = primary if primary and outcome.label == question.primary[0] else None
+        adjusted = compared if compared and not compared.primary else None
+        main = primary if question.primary and outcome.label == question.primary[0] else None
         latency = outcome.latency
-        row = {
+        row: ComparisonRow = {
             "model": outcome.label,
             "seeds": summary.count,
             "top1_mean": summary.mean,
@@ -65,15 +103,15 @@ def summary_rows(outcomes: Sequence[Outcome], question: Question = USUAL) -> lis
             "difference_low": difference.low if difference else None,
             "difference_high": difference.high if difference else None,
             "p": difference.p if difference else None,
-            "p_holm": compared.p if adjusted else None,
+            "p_holm": adjusted.p if adjusted else None,
             "effect": difference.effect if difference else None,
             "difference_std": difference.std if difference else None,
             "detectable": compared.detectable if compared else None,
             "p_same": compared.same_alone if compared else None,
-            "p_same_holm": compared.same if adjusted else None,
+            "p_same_holm": adjusted.same if adjusted else None,
             "verdict": compared.verdict if compared else None,
             "role": _role(compared) if compared and question.primary else None,
-            "primary_against": question.primary[1] if main else None,
+            "primary_against": question.primary[1] if main and question.primary else None,
             "primary_difference": main.difference.mean if main else None,
             "primary_low": main.difference.low if main else None,
             "primary_high": main.difference.high if main else None,
@@ -89,7 +127,7 @@ def summary_rows(outcomes: Sequence[Outcome], question: Question = USUAL) -> lis
             "latency_high": latency.high if latency else None,
             "published": outcome.published,
         }
-        rows.append({name: _rounded(name, value) for name, value in row.items()})
+        rows.append(cast(ComparisonRow, {name: _rounded(name, value) for name, value in row.items()}))
     return rows
 
 
@@ -113,7 +151,7 @@ def to_markdown(
     seeds = max(len(outcome.seeds) for outcome in outcomes)
     parts = [f"# {title}"]
     if question.primary:
-        parts += [_primary_section(outcomes, question), "## All networks"]
+        parts += [_primary_section(outcomes, question, *question.primary), "## All networks"]
     parts += [_main_table(outcomes)]
     parts += filter(None, (difference_table(outcomes, reference, question) for reference in references(outcomes)))
     parts += [*sections, "## Every seed", _seed_table(outcomes)]
@@ -126,17 +164,16 @@ def to_markdown(
 def to_rich(outcomes: Sequence[Outcome], question: Question = USUAL) -> Table:
     """What matters most of it, for the screen."""
     rows, differences = summary_rows(outcomes), paired_differences(outcomes, outcomes[0], question)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
+    columns = ("top-1", "difference", "p", "latency")
+    table = number_table(*columns, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
     adjusted = "p by Holm except the primary one" if question.primary else "p by Holm"
     table.caption = f"difference to the first network with half its 95 % interval, {adjusted}; compare.md has the rest"
-    if primary := primary_comparison(outcomes, question):
+    primary = primary_comparison(outcomes, question)
+    if primary and question.primary:
         own, other = question.primary
         p = f", p {p_value(primary.p)}" if p_value(primary.p) else ""
         answer = f"{_plus_minus(primary.difference)}{p}: {primary.verdict}"
         table.caption = f"primary: {own} against {other} {answer}\n{table.caption}"
-    table.add_column("", overflow="fold")
-    for column in ("top-1", "difference", "p", "latency"):
-        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         compared = differences.get(row["model"])
         table.add_row(
@@ -165,7 +202,7 @@ def _main_table(outcomes: Sequence[Outcome]) -> str:
     head = ["network", "top-1, %", "seeds", "parameters", "multiply-adds", "training", "latency", "paper, %"]
     rows = []
     for row in summary_rows(outcomes):
-        half = f" ± {(row['top1_high'] - row['top1_low']) / 2:.2f}" if row["top1_low"] is not None else ""
+        half = half_interval(row["top1_low"], row["top1_high"])
         latency = ""
         if row["latency_ratio"] is not None:
             latency = f"{row['latency_ratio']:.3f} ({row['latency_low']:.3f} to {row['latency_high']:.3f})"
@@ -178,8 +215,7 @@ def _main_table(outcomes: Sequence[Outcome]) -> str:
     return markdown_table(*([cell for i, cell in enumerate(row) if i not in empty] for row in (head, *rows)))
 
 
-def _primary_section(outcomes: Sequence[Outcome], question: Question) -> str:
-    own, other = question.primary
+def _primary_section(outcomes: Sequence[Outcome], question: Question, own: str, other: str) -> str:
     heading = f"## Primary comparison: `{own}` against `{other}`\n\n"
     compared = primary_comparison(outcomes, question)
     if compared is None:
@@ -241,6 +277,11 @@ def _interval(difference: Difference) -> str:
     if math.isnan(difference.low):
         return f"{difference.mean:+.2f}"
     return f"{difference.mean:+.2f} ({difference.low:+.2f} to {difference.high:+.2f})"
+
+
+def half_interval(low: float | None, high: float | None) -> str:
+    """Half of an interval as it follows a mean; nothing where there is none."""
+    return "" if low is None or high is None else f" ± {(high - low) / 2:.2f}"
 
 
 def _plus_minus(difference: Difference) -> str:

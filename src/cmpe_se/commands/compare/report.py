@@ -11,9 +11,10 @@ from cmpe_se.commands.compare.grid import Cell, Grid
 from cmpe_se.commands.compare.outcomes import Outcome
 from cmpe_se.commands.compare.plots import plot_differences, plot_learning_curves, plot_pareto
 from cmpe_se.commands.compare.presenting import references, summary_rows, to_markdown, to_rich
-from cmpe_se.errors import UserError
-from cmpe_se.training.provenance import provenance, write_table
+from cmpe_se.training.provenance import Hardware, provenance, write_table
 from cmpe_se.training.run_folder import write_text
+from cmpe_se.training.summary import RunResult
+from cmpe_se.utils.files import os_errors_as
 
 
 def write_report(
@@ -34,15 +35,14 @@ def write_report(
         corruptions: the second measure, where it was asked for.
     """
     folder, config = grid.folder, grid.config
-    rows = summary_rows(outcomes, question)
-    if corruptions:
-        rows = [row | corruptions.columns(row["model"]) for row in rows]
+    compared = summary_rows(outcomes, question)
+    rows = [{**row, **(corruptions.columns(row["model"]) if corruptions else {})} for row in compared]
     sections = [corruptions.to_markdown()] if corruptions else []
     data = Path(config.data_dir).name if config.data == "folder" and config.data_dir else config.data
     title = f"{len(outcomes)} networks on {data}, {config.epochs} epochs"
     results = [(cell, cell.run.read_result()) for cell in grid.cells if cell.run.result.exists()]
     notes = _notes(grid, [result for _, result in results], missing)
-    try:
+    with os_errors_as(f"cannot write to {folder}"):
         write_table(folder / "compare.csv", rows)
         write_table(folder / "cells.csv", _cell_rows(results, corruptions))
         text = to_markdown(outcomes, title=title, notes=notes, question=question, sections=sections)
@@ -55,8 +55,6 @@ def write_report(
         if corruptions and corruptions.outcomes:
             below = f"{title}, mean corruption accuracy"
             plot_differences(corruptions.outcomes, below, folder / "differences_corruptions.png")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     console = Console()
     console.print(to_rich(outcomes, question))
     if corruptions:
@@ -65,15 +63,18 @@ def write_report(
     return rows
 
 
-def _cell_rows(
-    results: list[tuple[Cell, dict[str, Any]]], corruptions: CorruptionOutcomes | None
-) -> list[dict[str, Any]]:
+def _cell_rows(results: list[tuple[Cell, RunResult]], corruptions: CorruptionOutcomes | None) -> list[dict[str, Any]]:
     """A row for each finished run, with what made it."""
     return [
         {
             "model": cell.entry.label,
             "seed": cell.seed,
-            **{name: result[name] for name in ("params", "macs", "test_top1", "test_top5", "test_loss", "epochs")},
+            "params": result["params"],
+            "macs": result["macs"],
+            "test_top1": result["test_top1"],
+            "test_top5": result["test_top5"],
+            "test_loss": result["test_loss"],
+            "epochs": result["epochs"],
             **(corruptions.cell_columns(cell) if corruptions else {}),
             "train_seconds": round(result["train_seconds"], 1),
             "images_per_second": round(result["images_per_second"], 1),
@@ -88,7 +89,7 @@ def _cell_rows(
     ]
 
 
-def _notes(grid: Grid, results: list[dict[str, Any]], missing: int) -> list[str]:
+def _notes(grid: Grid, results: list[RunResult], missing: int) -> list[str]:
     """What a reader has to know beside the tables."""
     config, source = grid.config, provenance()
     hardware = sorted({_device(result["hardware"]) for result in results})
@@ -112,5 +113,5 @@ def _notes(grid: Grid, results: list[dict[str, Any]], missing: int) -> list[str]
     return notes
 
 
-def _device(hardware: dict[str, Any]) -> str:
+def _device(hardware: Hardware) -> str:
     return hardware["gpu"] or f"{hardware['cpu']} ({hardware['threads']} thread(s))"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -11,7 +11,8 @@ CONFIDENCE = 0.95
 _NAN = math.nan
 
 
-class Summary(NamedTuple):
+@dataclass(frozen=True)
+class Summary:
     """Mean of some values with its 95 % t-interval; ``std`` with n - 1. One value has neither spread nor interval."""
 
     count: int
@@ -21,7 +22,8 @@ class Summary(NamedTuple):
     high: float
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True)
+class Difference:
     """Mean and standard deviation of paired differences, 95 % t-interval of the mean, a paired test and an effect size.
 
     ``p`` is of the two-sided paired t-test. ``effect`` is Hedges' g_z: the mean over the standard deviation of the

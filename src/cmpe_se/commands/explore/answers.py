@@ -84,8 +84,8 @@ def _says(network: Network, photo: Photo, said: Answer) -> str:
 
 def _rows(network: Network, trained: Answer, held: Answer) -> list[Row]:
     highest = torch.maximum(trained.probabilities, held.probabilities)
-    shown = highest.topk(min(_ROWS, len(highest))).indices
-    shown = shown[held.probabilities[shown].argsort(descending=True, stable=True)].tolist()
+    likely = highest.topk(min(_ROWS, len(highest))).indices
+    shown = likely[held.probabilities[likely].argsort(descending=True, stable=True)].tolist()
     now, before = held.probabilities.tolist(), trained.probabilities.tolist()
     return [Row(network.classes[i], now[i], None if held is trained else before[i]) for i in shown]
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from PIL import Image
@@ -73,5 +74,6 @@ def photographs() -> list[Picture]:
     pictures = []
     for name, what in (("china", "temple"), ("flower", "flower")):
         image = Image.fromarray(load_sample_image(f"{name}.jpg"))
-        pictures.append(Picture(lambda image=image: image, f"Photograph of a {what}", thumbnail=thumbnail(image)))
+        read = partial(Image.Image.copy, image)
+        pictures.append(Picture(read, f"Photograph of a {what}", thumbnail=thumbnail(image)))
     return pictures

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from cmpe_se.commands.explore.images import Picture, photographs, thumbnail
@@ -22,8 +20,12 @@ from cmpe_se.exhibits.choosing import Photo, choose_images, photo
 from cmpe_se.inspecting import BlockView, can_hold, find_gates, forced_gates, look
 from cmpe_se.inspecting.attribution import grad_cam, integrated_gradients
 from cmpe_se.inspecting.gathering import Gathered, gather
+from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.merging import MergedGate
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.progress import with_progress
 
 _SAMPLE = 500  # test images that the mean gates are of, and the examples are chosen from
 _BATCH = 50
@@ -69,7 +71,7 @@ class Network:
         self.result, self.trained = folder.read_result(), folder.model_config()
         self.classes = tuple(self.trained["label_names"])
         self.model = folder.load_model().requires_grad_(False)
-        self._device = _device(folder.read_config().device)
+        self._device = choose_device(folder.read_config().device)
         self.model.to(self._device)
         self._gates = _gates(self.model)
         self.blocks = list(self._gates)
@@ -103,15 +105,8 @@ class Network:
         return pictures
 
     def _batches(self, data: ImageData, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        console = Console(stderr=True)
-        examples = track(
-            data.test_examples(indices),
-            f"looking at {len(indices)} test images",
-            len(indices),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        said = f"looking at {len(indices)} test images"
+        examples = iter(with_progress(data.test_examples(indices), said, len(indices)))
         while some := list(islice(examples, _BATCH)):
             tensors = [photo("", image, label, self.trained).tensor for image, label in some]
             yield torch.stack(tensors), torch.tensor([label for _, label in some])
@@ -121,7 +116,8 @@ class Network:
         if self.blocks:
             return gather(self.model, batches, len(self.classes))
         pairs = [(self.model(images.to(self._device)).float().cpu(), labels) for images, labels in batches]
-        return Gathered(*(torch.cat(part) for part in zip(*pairs, strict=True)), [])
+        logits, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
+        return Gathered(logits, labels, [])
 
     def unheld(self, block: str) -> str:
         """A sentence for visitors where the gates of a block cannot be held; nothing where they can."""
@@ -158,7 +154,7 @@ class Network:
             return nullcontext()
         if force.to == "mean" and force.block not in self.usual:
             raise UserError(f"the mean of the gates is not known without test images: {self.missing}")
-        fixed = {"closed": 0.0, "open": self._gates[force.block].gain}
+        fixed: dict[str, float] = {"closed": 0.0, "open": self._gates[force.block].gain}
         gates = fixed[force.to] if force.to in fixed else self.usual[force.block]
         return forced_gates(self.model, force.block, gates)
 
@@ -192,14 +188,7 @@ class Networks:
         return Network(self._folders[name], self._data)
 
 
-def _device(wanted: str) -> torch.device:
-    """Accelerate would decide once for all networks of the process."""
-    if wanted == "cpu" or not torch.accelerator.is_available():
-        return torch.device("cpu")
-    return torch.accelerator.current_accelerator()
-
-
-def _gates(model: nn.Module) -> dict[str, nn.Module]:
+def _gates(model: nn.Module) -> dict[str, CompetitiveSE | MergedGate]:
     try:
         return find_gates(model)
     except UserError:

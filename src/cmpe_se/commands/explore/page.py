@@ -62,7 +62,7 @@ def build(networks: Networks) -> gr.Blocks:
 
         # One event at a time looks into a network, and the others wait in the queue.
         one_by_one = {"concurrency_id": "networks", "concurrency_limit": 1, "api_visibility": "private"}
-        loads = {**one_by_one, "show_progress": "hidden"}
+        loads: dict[str, Any] = {**one_by_one, "show_progress": "hidden"}
         show = {
             "fn": _telling(lambda *values: answers.show(Choices(*values)), outputs=2),
             "inputs": [mode, left, right, left_picker.image, right_picker.image, depth, to, at, speaks],
@@ -130,7 +130,7 @@ def _picker(place: str, network: Network, chosen: Chosen, *, visible: bool) -> _
     return _Picker(group, examples, file, gr.State(chosen))
 
 
-def _depth(blocks: list[str], value: int, **settings) -> gr.Slider:
+def _depth(blocks: list[str], value: int, **settings: Any) -> gr.Slider:
     count = len(blocks)
     return gr.Slider(
         1,
@@ -145,7 +145,7 @@ def _depth(blocks: list[str], value: int, **settings) -> gr.Slider:
     )
 
 
-def _at(blocks: list[str], value: int = HERE, **settings) -> gr.Dropdown:
+def _at(blocks: list[str], value: int = HERE, **settings: Any) -> gr.Dropdown:
     choices = [("the block shown", HERE), *((name, depth + 1) for depth, name in enumerate(blocks))]
     return gr.Dropdown(choices, value=min(value, len(blocks)), label="… in", elem_id="at", **settings)
 
@@ -173,7 +173,7 @@ def _receive(content: bytes | None) -> list:
 def _telling(answer: Callable[..., Any], outputs: int) -> Callable[..., list]:
     """A handler whose last output says what a visitor did wrong, in words; the others stay as they are then."""
 
-    def told(*values):
+    def told(*values: Any) -> list:
         try:
             return [*answer(*values), _told("")]
         except UserError as error:

@@ -19,6 +19,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import SUFFIXES, load_exported
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.packages import require
 
 
@@ -64,9 +65,9 @@ def export(
     count = sum(BATCH_SIZES)
     images = first_test_images(data, count) if data else random_images(config["input_size"], count)
     exported = merging.merge(network) if merge else network
-    result = {"path": str(target), "format": to, "merged": merge, "batch_sizes": list(BATCH_SIZES)}
+    result: dict[str, Any] = {"path": str(target), "format": to, "merged": merge, "batch_sizes": list(BATCH_SIZES)}
     result["images"] = "test" if data else "random"
-    try:
+    with os_errors_as(f"cannot write {target}", advice="make room, or name an --output"):
         target.parent.mkdir(parents=True, exist_ok=True)
         # Beside the target: what is verified there is renamed, and anything else goes away with the folder.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
@@ -76,15 +77,13 @@ def export(
                 write(exported, draft, to, input_size=config["input_size"], metadata=metadata)
             with console.status("comparing with PyTorch"):
                 result["largest_error"] = verify(load_exported(draft), network, images)
-            if int8:
+            if int8 and data:
                 result |= _int8(draft, exported, data, images, calibration_images, console)
                 result["int8"]["path"] = str(target.with_suffix(".int8.onnx"))
             result["bytes"] = sum(_size(file) for file in (draft, draft.with_suffix(".bin")) if file.exists())
             # OpenVINO's weights come first: a model without them would be of no use.
             for file in sorted(Path(temporary).iterdir()):
                 os.replace(file, target.with_name(file.name))
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}; make room, or name an --output") from None
     _print(result)
     return result
 

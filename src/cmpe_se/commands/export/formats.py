@@ -12,7 +12,8 @@ from torch.export import Dim, ExportedProgram
 
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import METADATA, SUFFIXES
-from cmpe_se.utils.packages import in_one_line, quiet
+from cmpe_se.utils.packages import quiet
+from cmpe_se.utils.text import in_one_line
 
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -68,7 +69,7 @@ def _trace(network: nn.Module, input_size: Sequence[int]) -> ExportedProgram:
     return program
 
 
-def _to_onnx(program: ExportedProgram):
+def _to_onnx(program: ExportedProgram) -> Any:
     exported = torch.onnx.export(
         program,
         (),
@@ -78,13 +79,14 @@ def _to_onnx(program: ExportedProgram):
         input_names=[INPUT],
         output_names=[OUTPUT],
     )
+    assert exported is not None  # as always with dynamo
     model = exported.model_proto
     for part in (*model.graph.node, *model.graph.value_info):  # the exporter's notes, our source's place among them
         del part.metadata_props[:]
     return model
 
 
-def _to_openvino(program: ExportedProgram):
+def _to_openvino(program: ExportedProgram) -> Any:
     import openvino
 
     # By way of ONNX: straight from the program, OpenVINO forgets channels, height and width.
@@ -97,12 +99,12 @@ def _save_torch_export(program: ExportedProgram, path: Path, metadata: str) -> N
     path.write_bytes(archive.getbuffer())
 
 
-def _save_onnx(model, path: Path, metadata: str) -> None:
+def _save_onnx(model: Any, path: Path, metadata: str) -> None:
     model.metadata_props.add(key=METADATA, value=metadata)
     path.write_bytes(model.SerializeToString())
 
 
-def _save_openvino(model, path: Path, metadata: str) -> None:
+def _save_openvino(model: Any, path: Path, metadata: str) -> None:
     import openvino
 
     model.set_rt_info(metadata, [METADATA])

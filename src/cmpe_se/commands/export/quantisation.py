@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from cmpe_se.commands.export.formats import INPUT
@@ -14,7 +14,9 @@ from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.merging import MergedGate
 from cmpe_se.runtimes.exported import Exported
 from cmpe_se.training.metrics import collect_logits, test_figures
-from cmpe_se.utils.packages import in_one_line, quiet
+from cmpe_se.utils.packages import quiet
+from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.text import in_one_line
 
 _TEST_BATCH = 256
 
@@ -62,7 +64,7 @@ def quantise(source: Path, target: Path, images: Iterable[Tensor], gates: tuple[
         raise UserError(f"cannot quantise the network: {in_one_line(error)}; export it without int8") from None
 
 
-def _float_nodes(graph, gates: tuple[str, ...]) -> list[str]:
+def _float_nodes(graph: Any, gates: tuple[str, ...]) -> list[str]:
     """Nodes that read a gate's weights, and all linear ones but the classifier: some of them map squeezes."""
     prefixes = tuple(f"{gate}." for gate in gates)
     outputs = {value.name for value in graph.output}
@@ -89,5 +91,5 @@ def accuracy(exported: Exported, data: ImageData, shown: str, console: Console) 
     """Top-1 accuracy in percent on the whole test set; ``shown`` names the progress bar."""
     batches = data.test_batches(batch_size=_TEST_BATCH)
     steps = -(-data.test_size // _TEST_BATCH)
-    bar = track(batches, shown, steps, console=console, transient=True, disable=not console.is_terminal)
+    bar = with_progress(batches, shown, steps, console=console)
     return test_figures(*collect_logits(exported, bar))["test_top1"]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import Exported
-from cmpe_se.utils.packages import in_one_line
+from cmpe_se.utils.text import in_one_line
 
 BATCH_SIZES = (1, 2, 3, 7)
 """Batches that are compared: none may depend on the batch that the network was traced with."""

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import track
 from torch import nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -35,7 +33,10 @@ from cmpe_se.inspecting.statistics import BlockStatistics
 from cmpe_se.layers.views import TABLE
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.packages import require
+from cmpe_se.utils.progress import with_progress
 
 _MOST_IMAGES = 12  # that a page shows
 _RIGHT, _WRONG = 2, 2  # test images that are shown by themselves
@@ -89,10 +90,9 @@ def report(
     console = Console(stderr=True)
     with console.status("loading test images"):
         data = load_run_data(folder)
-    model.to(Accelerator(cpu=config.device == "cpu").device)
+    model.to(choose_device(config.device))
     steps = -(-data.test_size // batch_size)
-    batches = data.test_batches(batch_size=batch_size)
-    shown = track(batches, "testing", steps, console=console, transient=True, disable=not console.is_terminal)
+    shown = with_progress(data.test_batches(batch_size=batch_size), "testing", steps)
     tested = gather(model, shown, len(data.classes))
 
     shown_blocks = shown_blocks or choose_blocks(tested.blocks)
@@ -112,13 +112,11 @@ def report(
         ]
     exhibits = [exhibit for section in sections for exhibit in section.exhibits]
     page, top1 = target / "report.html", 100 * (tested.predicted == tested.labels).double().mean().item()
-    try:
-        for exhibit in track(exhibits, "saving", console=console, transient=True, disable=not console.is_terminal):
+    with os_errors_as(f"cannot write to {target}"):
+        for exhibit in with_progress(exhibits, "saving"):
             exhibit.save(target)
         write_csv(target / "channels.csv", depth_exhibits.CHANNEL_COLUMNS, depth_exhibits.channel_rows(tested.blocks))
         write_page(page, f"{result['model']} on {data.name}: the competition", facts_of(folder, top1), sections)
-    except OSError as error:
-        raise UserError(f"cannot write to {target}: {error.strerror or error}") from None
     seen = {exhibit.name: exhibit.title for exhibit in exhibits} | ({"gates": still} if still else {})
     _print(page, seen)
     return {
@@ -157,10 +155,8 @@ def _paths(images: str | Sequence[str] | None) -> list[Path]:
 
 
 def _make(folder: Path) -> None:
-    try:
+    with os_errors_as(f"cannot make the folder {folder}", advice="name another --output"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}; name another --output") from None
 
 
 def _test_photos(data: ImageData, tested: Gathered, indices: Iterable[int], trained: dict[str, Any]) -> list[Photo]:

@@ -161,7 +161,12 @@ def draw_channels(title: str, channels: Sequence[int], classes: Sequence[str], m
     image = axes.imshow(means, cmap="cividis", aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=axes, label="mean gate", pad=0.01, fraction=0.03)
     axes.set_yticks(range(len(classes)), classes, fontsize=9)
-    axes.set_xticks(range(len(channels)), channels, fontsize=8, rotation=90 if len(channels) > 20 else 0)
+    axes.set_xticks(
+        range(len(channels)),
+        [str(channel) for channel in channels],
+        fontsize=8,
+        rotation=90 if len(channels) > 20 else 0,
+    )
     axes.set_xlabel("channel, those that tell classes apart best first")
     return titled(figure, title)
 

@@ -47,8 +47,8 @@ def draw_inside(title: str, pixels: np.ndarray, caption: str, depths: Sequence[D
         drawn: what the first row shows: "picture" or, for views that read none, "squeezes".
     """
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
-    ratios = {"width_ratios": [1.15, *[1.4] * len(depths)], "height_ratios": [1, 1, 0.9]}
-    grid = figure.subplots(3, 1 + len(depths), squeeze=False, **ratios)
+    widths, heights = [1.15, *[1.4] * len(depths)], [1, 1, 0.9]
+    grid = figure.subplots(3, 1 + len(depths), squeeze=False, width_ratios=widths, height_ratios=heights)
     show_image(grid[0, 0], pixels)
     grid[0, 0].set_xlabel(caption, fontsize=9.5)
     for empty in grid[1:, 0]:
