@@ -102,8 +102,8 @@ def _parser(command: str, arguments: Sequence[str]) -> ArgumentParser:
         allow_abbrev=False,
     )
     several = [one for one in _parameters(function) if one.annotation in (_IMAGES_OR_RUNS, _IMAGES_OR_RUNS | None)]
-    skipped: set[str | int] = {one.name for one in several} | ({"settings"} if _takes_settings(function) else set())
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
+    skipped = [one.name for one in several] + ["settings"] * _takes_settings(function)
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*skipped})
     helps = {param.arg_name: param.description for param in documented.params}
     for one in several:  # a list on the command line, which no type says
         required, positional = one.default is one.empty, one.kind is not one.KEYWORD_ONLY
