@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from importlib import import_module
+from typing import Any
 
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
@@ -107,12 +108,13 @@ def _parser(command: str, arguments: Sequence[str]) -> ArgumentParser:
     helps = {param.arg_name: param.description for param in documented.params}
     for one in several:  # a list on the command line, which no type says
         required, positional = one.default is one.empty, one.kind is not one.KEYWORD_ONLY
+        default: dict[str, Any] = {} if required else {"default": list(one.default) if positional else one.default}
         parser.add_argument(
             one.name if positional else f"--{one.name}",
             type=str,
             nargs="+" if required or not positional else "*",
             help=helps[one.name],
-            default=None if required else list(one.default) if positional else one.default,
+            **default,
         )
     if _takes_settings(function):
         _add_settings(parser, command, arguments)
