@@ -19,7 +19,7 @@ def _leave(namespace: dict) -> None:
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser()],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/commands/*.md"],
     setup=_enter_empty_folder,
     teardown=_leave,
 ).pytest()
