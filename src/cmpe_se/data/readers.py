@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from timm.data import create_dataset
 
+from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.streamed import StreamedImages
 from cmpe_se.errors import UserError
 
@@ -104,11 +106,13 @@ class _HuggingFaceSource:
         return file, label
 
 
-def load_web_dataset(name: str, root: Path, *, image_size: int, workers: int) -> StreamedImages:
+def load_web_dataset(
+    name: str, root: Path, *, create: Callable[[tuple[str, ...]], Preprocessing], workers: int
+) -> StreamedImages:
     """The shards of ``root``, described by timm's ``_info.json``.
 
     The file may also hold ``classes``, a list of names; without it the shards are gone through once for their labels
-    (``.cls``).
+    (``.cls``). ``create`` makes the preprocessing of the class names.
     """
     if not find_spec("webdataset"):
         raise UserError(f"{name} needs the package webdataset: pip install 'cmpe-se[wds]'")
@@ -130,9 +134,9 @@ def load_web_dataset(name: str, root: Path, *, image_size: int, workers: int) ->
         raise UserError(f"{info_file} names {len(missing)} shards that are not there, the first {missing[0]}")
     if not classes:
         classes = tuple(map(str, range(_largest_label(info_file, shards) + 1)))
-    options = {"train_split": "train", "test_split": test, "image_size": image_size, "workers": workers}
+    options = {"train_split": "train", "test_split": test, "workers": workers}
     try:
-        return StreamedImages(name, root, classes, **options)
+        return StreamedImages(name, root, preprocessing=create(classes), **options)
     except (RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{info_file} cannot be used ({type(error).__name__}: {error})") from None
 

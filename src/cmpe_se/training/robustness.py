@@ -66,7 +66,7 @@ def corruption_metrics(
     console = Console(stderr=True)
     quiet = progress is None or not console.is_terminal
     for key, pixels, labels in track(batches, progress or "", steps, console=console, transient=True, disable=quiet):
-        images = data.normalise(pixels.to(device, non_blocking=True)).to(memory_format=layout)
+        images = data.preprocessing.normalise(pixels.to(device, non_blocking=True)).to(memory_format=layout)
         correct[key] += (network(images).argmax(1) == labels.to(device, non_blocking=True)).sum()
     percent = {key: 100 * int(count) / data.test_size for key, count in correct.items()}
     by_corruption = {name: [percent[name, severity] for severity in SEVERITIES] for name in CORRUPTIONS}
