@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from os import PathLike
 from typing import Any, BinaryIO
 
@@ -222,9 +222,9 @@ def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C"))
 
 
-@lru_cache(maxsize=64)
+@cache
 def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation in pixel units, (C, 1, 1); kept, so that a training step copies nothing to its device."""
+    """Mean and deviation in pixel units, (C, 1, 1); kept for good, since a CUDA graph may read them."""
     with torch.inference_mode(False):  # a tensor made within could not be used outside
         tensors = (torch.tensor(numbers).mul_(255)[:, None, None].to(device) for numbers in (mean, std))
         return tuple(tensors)
