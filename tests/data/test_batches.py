@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmpe_se.data import Augmentation, ImageData, LargeImages, SmallImages, load_data
+from cmpe_se.data import Augmentation, ImageData, LargeImages, Preprocessing, SmallImages, load_data
 from cmpe_se.errors import UserError
 
 SMALL = Augmentation(crop_padding=2, flip=True, cutout=3)
@@ -92,7 +92,8 @@ def test_without_augmentation_each_image_comes_once():
     data = load_data("digits")
     (images, labels), *_ = _train(data, Augmentation(), batch_size=1437)
     host = data._host
-    pixels = (images * host.std + host.mean).round().to(torch.uint8)
+    mean, std = (255 * torch.tensor(numbers)[:, None, None] for numbers in (data.mean, data.std))
+    pixels = (images * std + mean).round().to(torch.uint8)
     assert sorted(zip(pixels.flatten(1).tolist(), labels.tolist(), strict=True)) == sorted(
         zip(host.train_images.flatten(1).tolist(), host.train_labels.tolist(), strict=True)
     )
@@ -120,7 +121,7 @@ def test_test_labels_and_images_agree(case):
     assert shown.mode == ("L" if data.in_chans == 1 else "RGB")
     if isinstance(data, SmallImages):
         pixels = torch.from_numpy(np.array(shown)).reshape(*data.image_size, data.in_chans).permute(2, 0, 1)
-        assert torch.equal(data._host.normalise(pixels[None])[0], images[-1])
+        assert torch.equal(data.preprocessing.normalise(pixels[None])[0], images[-1])
     some = [0, data.test_size // 2, data.test_size - 1]
     examples = list(data.test_examples(some))
     assert [label for _, label in examples] == labels[some].tolist()
@@ -160,7 +161,8 @@ def test_wrong_arguments_fail_before_the_first_batch(name):
 
 
 def test_small_field_with_large_images():
-    data = LargeImages("x", ("a", "b"), [("x.png", 0)], [("x.png", 0)], image_size=32, workers=0)
+    photos = Preprocessing.of_photos(("a", "b"), 32)
+    data = LargeImages("x", [("x.png", 0)], [("x.png", 0)], preprocessing=photos, workers=0)
     with pytest.raises(UserError, match="crop_padding cannot be used with the images of x; these can: flip, scale"):
         data.train_batches(0, batch_size=1, seed=0, augmentation=Augmentation(crop_padding=1))
 
@@ -188,5 +190,5 @@ def test_pixels_become_the_test_batches(case):
     data, _ = case
     pixels = list(data.test_pixels(batch_size=4))
     assert all((images.dtype, labels.dtype) == (torch.uint8, torch.int64) for images, labels in pixels)
-    normalised = [(data.normalise(images), labels) for images, labels in pixels]
+    normalised = [(data.preprocessing.normalise(images), labels) for images, labels in pixels]
     assert _equal(normalised, list(data.test_batches(batch_size=4)))

@@ -72,7 +72,7 @@ def test_a_batch_s_images_are_those_of_the_whole_set(data):
     clean_and_corrupted = zip(shown[:26], shown[26:], strict=True)  # two batches, each in all its corruptions
     next(clean_and_corrupted)
     for (*_, whole), parts in zip(corrupted_test_sets(data), clean_and_corrupted, strict=True):
-        assert torch.equal(torch.cat(parts), data.normalise(whole))
+        assert torch.equal(torch.cat(parts), data.preprocessing.normalise(whole))
 
 
 def test_training_mode_is_refused(network, data):

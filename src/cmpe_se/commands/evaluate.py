@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from cmpe_se.data import ImageData, is_fixed_size, load_data
+from cmpe_se.data import ImageData, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.training.metrics import collect_logits, test_figures
 from cmpe_se.training.run_folder import RunFolder, write_text
@@ -38,7 +37,8 @@ def evaluate(
 
     Args:
         run: run folder.
-        data: data set to test on, with the same classes as the run's; the run's own if left out.
+        data: data set to test on, with the same classes as the run's; the run's own if left out. Its images are
+            resized, cropped and normalised as the run's were.
         data_dir: folder of the data set.
         batch_size: number of images in a batch.
         workers: number of processes that decode images.
@@ -60,20 +60,12 @@ def evaluate(
     folder = RunFolder.open(run)
     config = folder.read_config()
     model = folder.load_model()
-    trained = folder.model_config()
-    name, image_size = data or config.data, config.image_size
-    if (data or data_dir) and not is_fixed_size(name):
-        image_size = trained["input_size"][-1]  # other images, but of the size that the network knows
-    dataset = load_data(name, data_dir or config.data_dir, image_size=image_size, workers=workers)
-    _check_fits(folder, dataset, trained)
+    dataset = load_tested(folder, data, data_dir, workers=workers)
     device = Accelerator(cpu=config.device == "cpu").device
     model.to(device).to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     steps = -(-dataset.test_size // batch_size)
     console = Console(stderr=True)
-    as_trained = _as_trained(dataset, trained)
-    batches = (
-        (as_trained(images), labels) for images, labels in dataset.test_batches(batch_size=batch_size, device=device)
-    )
+    batches = dataset.test_batches(batch_size=batch_size, device=device)
     shown = track(batches, "testing", steps, console=console, transient=True, disable=not console.is_terminal)
     logits, labels = collect_logits(model, shown, channels_last=config.channels_last)
 
@@ -86,7 +78,7 @@ def evaluate(
         from cmpe_se.training.robustness import corruption_metrics, table_of_corruptions, write_corruptions
 
         figures["corruptions"] = corruption_metrics(
-            lambda images: model(as_trained(images)),
+            model,
             dataset,
             batch_size=batch_size,
             device=device,
@@ -100,31 +92,30 @@ def evaluate(
     return figures
 
 
-def _check_fits(folder: RunFolder, dataset: ImageData, trained: dict[str, Any]) -> None:
-    classes = trained["label_names"]
-    if list(dataset.classes) != list(classes):
+def load_tested(
+    folder: RunFolder, data: str | None = None, data_dir: str | None = None, *, workers: int = 2
+) -> ImageData:
+    """The data set to test a finished run on, with the run's preprocessing, whatever size its images have.
+
+    Args:
+        folder: of the run.
+        data: data set to test on; the run's own if left out.
+        data_dir: folder of that data set.
+        workers: processes that decode images.
+
+    Raises:
+        UserError: no such data set, or other classes than the run's.
+    """
+    config, preprocessing = folder.read_config(), folder.preprocessing()
+    name = data or config.data
+    dataset = load_data(name, data_dir or config.data_dir, preprocessing=preprocessing, workers=workers)
+    if dataset.classes != preprocessing.classes:
+        own, classes = dataset.classes, preprocessing.classes
         raise UserError(
-            f"{dataset.name} has the classes {', '.join(dataset.classes[:5])}, ... ({len(dataset.classes)}), but "
-            f"{folder.path} was trained on {', '.join(classes[:5])}, ... ({len(classes)}); test on the same classes"
+            f"{name} has the classes {', '.join(own[:5])}, ... ({len(own)}), but {folder.path} was trained on "
+            f"{', '.join(classes[:5])}, ... ({len(classes)}); test on the same classes"
         )
-    if dataset.in_chans != trained["input_size"][0]:
-        raise UserError(
-            f"{dataset.name} has images of {dataset.in_chans} channels, but {folder.path} was trained on "
-            f"{trained['input_size'][0]}; `cmpe-se predict` converts images"
-        )
-
-
-def _as_trained(dataset: ImageData, trained: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    """Normalises a batch as the training images were, where the tested data set has another mean and deviation."""
-    if (tuple(trained["mean"]), tuple(trained["std"])) == (dataset.mean, dataset.std):
-        return lambda images: images
-    statistics = torch.tensor([dataset.mean, dataset.std, trained["mean"], trained["std"]])[..., None, None]
-
-    def renormalise(images: Tensor) -> Tensor:
-        mean, std, trained_mean, trained_std = statistics.to(images.device)  # each (C, 1, 1)
-        return (images * std + mean - trained_mean) / trained_std
-
-    return renormalise
+    return dataset
 
 
 def _all_figures(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:

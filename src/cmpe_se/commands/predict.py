@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cmpe_se.data import read_image
-from cmpe_se.data.preprocessing import preprocessing
+from cmpe_se.data import Preprocessing
 from cmpe_se.data.reading import image_files
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import is_exported, load_exported
@@ -41,21 +40,20 @@ def predict(
     """
     if top < 1 or batch_size < 1:
         raise UserError(f"top {top} and batch_size {batch_size} should be at least 1")
-    model, config = _load(run)
+    model, preprocessing = _load(run)
     images = [images] if isinstance(images, (str, Path)) else images
     paths = [path for image in images for path in image_files(Path(image))]
     if not paths:
         raise UserError("no images given; name image files, or folders of them")
-    transform = preprocessing(config)
     console = Console()
     predictions = []
     for start in range(0, len(paths), batch_size):
         some = paths[start : start + batch_size]
-        batch = torch.stack([transform(read_image(path, in_chans=config["input_size"][0])) for path in some])
+        batch = preprocessing.normalise(torch.stack([preprocessing.read(path) for path in some]))
         with torch.inference_mode():
             probabilities = model(batch).softmax(1)  # (B, classes)
         records = [
-            _record(path, row, config["label_names"], top) for path, row in zip(some, probabilities, strict=True)
+            _record(path, row, preprocessing.classes, top) for path, row in zip(some, probabilities, strict=True)
         ]
         if as_json:
             for record in records:
@@ -66,13 +64,13 @@ def predict(
     return predictions
 
 
-def _load(run: str) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
-    """Images (N, C, H, W) to logits (N, classes), and what ``RunFolder.model_config`` says."""
+def _load(run: str) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
+    """Images (N, C, H, W) to logits (N, classes), and what makes such images of files."""
     if is_exported(run):
         exported = load_exported(run)
-        return exported, exported.config
+        return exported, exported.preprocessing
     folder = RunFolder.open(run)
-    return folder.load_model(), folder.model_config()
+    return folder.load_model(), folder.preprocessing()
 
 
 def _record(path: Path, probabilities: Tensor, classes: Sequence[str], top: int) -> dict[str, Any]:

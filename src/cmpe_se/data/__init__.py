@@ -4,6 +4,7 @@ from cmpe_se.data.augmentation import Augmentation
 from cmpe_se.data.interface import ImageData
 from cmpe_se.data.large import LargeImages
 from cmpe_se.data.load import DATA_SETS, is_fixed_size, load_data
+from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import read_image
 from cmpe_se.data.small import SmallImages
 from cmpe_se.data.streamed import StreamedImages
@@ -13,6 +14,7 @@ __all__ = [
     "Augmentation",
     "ImageData",
     "LargeImages",
+    "Preprocessing",
     "SmallImages",
     "StreamedImages",
     "is_fixed_size",

@@ -10,9 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import Progress
 from safetensors import SafetensorError
@@ -20,32 +18,42 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cmpe_se.data.large import Source, joined
+from cmpe_se.data.large import FileSource, joined
+from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import read_image
 from cmpe_se.errors import UserError
 
 _CHUNK = 256
-_FORMAT = 1  # part of the cache's key: count it up when the same files come to decode to other pixels
+_FORMAT = 2  # part of the cache's key: count it up when the same files come to decode to other pixels
 
 _log = logging.getLogger(__name__)
 
 
 def decode(
-    train: Source, test: Source, size: tuple[int, int], *, resize: bool, workers: int, name: str, files: Sequence[str]
+    train: FileSource,
+    test: FileSource,
+    preprocessing: Preprocessing,
+    *,
+    resize: bool,
+    workers: int,
+    name: str,
+    files: Sequence[str],
 ) -> tuple[Tensor, Tensor]:
-    """Training and test images as uint8 (N, 3, H, W), from the cache or else decoded and put there.
+    """Training and test images as uint8 (N, C, H, W), from the cache or else decoded and put there.
 
-    ``size`` is (H, W). With ``resize`` images are scaled and cropped at the centre to it; without, another size is an
-    error. The cache belongs to ``name`` and to the names, sizes and times of ``files``, where the images are; without
-    any there is none. Raises one UserError for all images that cannot be used, which names the first.
+    Without ``resize`` an image of another size than ``preprocessing`` has is an error. The cache belongs to ``name``,
+    to what ``preprocessing`` makes of pixels, and to the names, sizes and times of ``files``, where the images are;
+    without any there is none. Raises one UserError for all images that cannot be used, which names the first.
     """
-    cache = _cache_file(name, files, size, resize) if files else None
+    # Images that all have the size already are the same with and without: a run's test finds what its training cached.
+    kinds = (False, True) if resize else (False,)
+    caches = [_cache_file(name, files, preprocessing, kind) for kind in kinds] if files else []
     counts = len(train), len(test)
-    cached = cache and _read_cache(cache, [(count, 3, *size) for count in counts])
-    if cached:
-        return cached
+    for cache in caches:
+        if cached := _read_cache(cache, [(count, *preprocessing.size) for count in counts]):
+            return cached
     images, errors = [], []
-    chunks = _Chunks(joined(train, test), size, resize)
+    chunks = _Chunks(joined(train, test), preprocessing, resize)
     # Chunks rather than images go through the loader: one small image is less work than handing it over.
     loader = DataLoader(
         chunks, batch_size=None, num_workers=min(workers, len(chunks) // 4), generator=torch.Generator()
@@ -58,41 +66,41 @@ def decode(
     if errors:
         raise UserError(errors[0])
     train_images, test_images = torch.cat(images).split(counts)
-    if cache:
-        _write_cache(cache, train_images, test_images)
+    if caches:
+        _write_cache(caches[-1], train_images, test_images)
     return train_images, test_images
 
 
 class _Chunks(Dataset):
-    """Files in pieces: item i is the images of piece i, uint8 (n, 3, H, W), and the messages of bad files."""
+    """Files in pieces: item i is the images of piece i, uint8 (n, C, H, W), and the messages of bad files."""
 
-    def __init__(self, files: Source, size: tuple[int, int], resize: bool):
-        self.files, self.size, self.resize = files, size, resize
+    def __init__(self, files: FileSource, preprocessing: Preprocessing, resize: bool):
+        self.files, self.preprocessing, self.resize = files, preprocessing, resize
 
     def __len__(self) -> int:
         return -(-len(self.files) // _CHUNK)
 
     def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
         places = range(index * _CHUNK, min((index + 1) * _CHUNK, len(self.files)))
-        pixels, errors = np.zeros((len(places), *self.size, 3), np.uint8), []
+        pixels, errors = torch.zeros(len(places), *self.preprocessing.size, dtype=torch.uint8), []
         for row, place in zip(pixels, places, strict=True):
             try:
-                row[:] = np.asarray(self._decode(self.files[place][0]))
+                row.copy_(self._decode(self.files[place][0]))
             except UserError as error:
                 errors.append(str(error))
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), errors
+        return pixels, errors
 
-    def _decode(self, file: str | BinaryIO) -> Image.Image:
-        image, (height, width) = read_image(file), self.size
-        if image.size == (width, height):
-            return image
-        if not self.resize:
-            name = getattr(file, "name", file)
+    def _decode(self, file: str | BinaryIO) -> Tensor:
+        if self.resize:
+            return self.preprocessing.read(file)
+        channels, height, width = self.preprocessing.size
+        image = read_image(file, in_chans=channels)
+        if image.size != (width, height):
             raise UserError(
-                f"{name} is {image.width}x{image.height} pixels and others are {width}x{height}: give an image_size to "
-                "bring all to one size"
+                f"{getattr(file, 'name', file)} is {image.width}x{image.height} pixels and others are {width}x{height}:"
+                " give an image_size to bring all to one size"
             )
-        return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+        return self.preprocessing.pixels(image)
 
 
 def _with_progress(items: Iterable, total: int, description: str) -> Iterator:
@@ -106,9 +114,11 @@ def _with_progress(items: Iterable, total: int, description: str) -> Iterator:
             progress.update(task, advance=1, visible=time.monotonic() - started > 1, refresh=True)
 
 
-def _cache_file(name: str, files: Sequence[str], size: tuple[int, int], resize: bool) -> Path:
+def _cache_file(name: str, files: Sequence[str], preprocessing: Preprocessing, resize: bool) -> Path:
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmpe-se"
-    digest = hashlib.sha256(json.dumps([_FORMAT, name, size, resize]).encode())
+    # Classes, mean and deviation change no pixel, and the last two are known only once the images are decoded.
+    geometry = [preprocessing.size, preprocessing.interpolation, preprocessing.crop, preprocessing.resize]
+    digest = hashlib.sha256(json.dumps([_FORMAT, name, geometry, resize]).encode())
     for path in files:
         status = os.stat(path)
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())

@@ -11,7 +11,7 @@ from PIL import Image
 from timm.utils.misc import natural_key
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from cmpe_se.data.large import Source
+from cmpe_se.data.large import FileSource
 from cmpe_se.data.reading import read_image
 from cmpe_se.errors import UserError
 
@@ -118,7 +118,7 @@ def _split(root: Path, classes: tuple[str, ...], files: list[ImageFile]) -> tupl
     return train, test
 
 
-def common_size(files: Source) -> tuple[int, int] | None:
+def common_size(files: FileSource) -> tuple[int, int] | None:
     """(height, width) if the headers of some of the files, spread evenly, all agree; else None.
 
     Raises the UserError of the first of them if none can be read.

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import normalize
 
 from cmpe_se.data.augmentation import Augmentation
+from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.seeds import generator
 from cmpe_se.errors import UserError
 
@@ -25,22 +25,39 @@ class ImageData(ABC):
 
     name: str
     """The name it was loaded by."""
-    classes: tuple[str, ...]
-    """Class names; a label is an index into them."""
-    in_chans: int
-    """Channels of an image: 1 (grey) or 3 (RGB)."""
-    image_size: tuple[int, int]
-    """(height, width) of every image of a batch."""
-    mean: tuple[float, ...]
-    """Mean of each channel, pixels in [0, 1]: a batch is (pixels - mean) / std."""
-    std: tuple[float, ...]
-    """Standard deviation of each channel, pixels in [0, 1]."""
+    preprocessing: Preprocessing
+    """What makes a batch of the images; with the class names, into which a label is an index."""
     train_size: int
     """Number of training images."""
     test_size: int
     """Number of test images."""
     augmentation_fields: tuple[str, ...]
     """The fields of ``Augmentation`` that this kind knows."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is an index into them."""
+        return self.preprocessing.classes
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an image: 1 (grey) or 3 (RGB)."""
+        return self.preprocessing.size[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of every image of a batch."""
+        return self.preprocessing.size[1:]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel, pixels in [0, 1]: a batch is (pixels - mean) / std."""
+        return self.preprocessing.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel, pixels in [0, 1]."""
+        return self.preprocessing.std
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Training batches in an epoch: the last incomplete one is dropped, but there is always at least one."""
@@ -97,15 +114,11 @@ class ImageData(ABC):
         """The test images in order before they are normalised, for corruptions: as ``test_batches`` of one process.
 
         Yields images, uint8 (B, C, H, W), and labels, int64 (B,), both on the CPU and not to be changed in place;
-        ``normalise`` makes of them what ``test_batches`` yields. Raises UserError for a kind of data set that keeps no
-        order (``StreamedImages``).
+        ``preprocessing.normalise`` makes of them what ``test_batches`` yields. Raises UserError for a kind of data set
+        that keeps no order (``StreamedImages``).
         """
         self._check(batch_size, 0, 1)
         return self._test_pixels(batch_size)
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Images, uint8 (B, C, H, W) on any device, to normalised float32 of the same shape."""
-        return normalize(pixels.float().div_(255), self.mean, self.std, inplace=True)  # timm's transform, bit for bit
 
     def _check(self, batch_size: int, rank: int, world: int) -> int:
         if not 0 <= rank < world:

@@ -6,25 +6,32 @@ from typing import Any, BinaryIO, Protocol
 
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
 from cmpe_se.data.interface import Batch, ImageData
-from cmpe_se.data.reading import read_image
+from cmpe_se.data.preprocessing import Preprocessing
+from cmpe_se.data.reading import convert_image, read_image
 from cmpe_se.data.seeds import derive_seed, seeded
 from cmpe_se.errors import UserError
 
 
 class Source(Protocol):
-    """Items of (path or opened file, class index): a list, or a reader of timm's."""
+    """Items of (path, opened file or image, class index): a list, or a reader of timm's."""
 
     def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[str | BinaryIO | Image.Image, int]: ...
+
+
+class FileSource(Source, Protocol):
+    """A source without images that are decoded already."""
 
     def __getitem__(self, index: int, /) -> tuple[str | BinaryIO, int]: ...
 
 
-def joined(train: Source, test: Source) -> Source:
+def joined(train: FileSource, test: FileSource) -> FileSource:
     """The items of both, one after the other."""
     return ConcatDataset([train, test])  # type: ignore[list-item]  # it asks for length and items, as we do
 
@@ -34,9 +41,7 @@ Transform = Callable[[Image.Image], Any]
 
 
 class LargeImages(ImageData):
-    """Images of any size, cropped to one size with timm's transforms, RGB, with ImageNet's mean and standard deviation.
-
-    A test image is scaled so that its shorter side is image_size / 0.875, then cropped at the centre.
+    """Images of any size: training images cropped at random by timm's transforms, test images as preprocessing says.
 
     timm's ``create_loader`` is not used: it can neither start in the middle of an epoch nor share out test images
     without repeating some, its random numbers depend on the number of workers, and its data set takes the next image
@@ -44,21 +49,16 @@ class LargeImages(ImageData):
 
     Args:
         name: the name for messages.
-        classes: class names.
         train: the training images.
         test: the test images.
-        image_size: side of the square images of a batch.
+        preprocessing: of the images, with the class names.
         workers: worker processes; 0 decodes in the calling process.
     """
 
-    in_chans = 3
-    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     augmentation_fields = LARGE_FIELDS
 
-    def __init__(
-        self, name: str, classes: tuple[str, ...], train: Source, test: Source, *, image_size: int, workers: int
-    ):
-        self.name, self.classes, self.image_size = name, tuple(classes), (image_size, image_size)
+    def __init__(self, name: str, train: Source, test: Source, *, preprocessing: Preprocessing, workers: int):
+        self.name, self.preprocessing = name, preprocessing
         self.train_size, self.test_size = len(train), len(test)
         self._train, self._test, self._workers = train, test, workers
 
@@ -74,22 +74,19 @@ class LargeImages(ImageData):
         device: torch.device,
     ) -> Iterator[Batch]:
         plan = [batch[rank::world].tolist() for _, batch in self.epoch_indices(epoch, batch_size, seed, start)]
-        samples = _Samples(self._train, train_transform(self.image_size, augmentation), (seed, epoch))
+        samples = _Samples(self._train, train_transform(self.preprocessing, augmentation), self.in_chans, (seed, epoch))
         return self._load(samples, plan, device)
 
     def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
-        indices = list(range(rank, self.test_size, world))
-        return self._load_test(test_transform(self.image_size), indices, rank_batch_size, device)
+        pixels = self._load_test(range(rank, self.test_size, world), rank_batch_size, device)
+        return ((self.preprocessing.normalise(images), labels) for images, labels in pixels)
 
     def _test_pixels(self, batch_size: int) -> Iterator[Batch]:
-        indices = list(range(self.test_size))
-        return self._load_test(pixel_transform(self.image_size), indices, batch_size, torch.device("cpu"))
+        return self._load_test(range(self.test_size), batch_size, torch.device("cpu"))
 
-    def _load_test(
-        self, transform: Transform, indices: list[int], batch_size: int, device: torch.device
-    ) -> Iterator[Batch]:
-        plan = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-        return self._load(_Samples(self._test, transform), plan, device)
+    def _load_test(self, indices: Sequence[int], batch_size: int, device: torch.device) -> Iterator[Batch]:
+        plan = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+        return self._load(_Samples(self._test, self.preprocessing.pixels, self.in_chans), plan, device)
 
     def _load(self, samples: Dataset, plan: list[list[int]], device: torch.device) -> Iterator[Batch]:
         loader = DataLoader(
@@ -103,7 +100,7 @@ class LargeImages(ImageData):
 
     def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
         """See ``ImageData.test_examples``."""
-        return (_read(self._test, index) for index in indices)
+        return (_read(self._test, index, self.in_chans) for index in indices)
 
 
 def batches_on(device: torch.device, loader: DataLoader) -> Iterator[Batch]:
@@ -126,40 +123,48 @@ def batches_on(device: torch.device, loader: DataLoader) -> Iterator[Batch]:
 class _Samples(Dataset):
     """Decoded, transformed images; with ``seeds`` the transform's randomness comes from them and the image's index."""
 
-    def __init__(self, source: Source, transform: Transform, seeds: tuple[int, int] | None = None):
-        self.source, self.transform, self.seeds = source, transform, seeds
+    def __init__(self, source: Source, transform: Transform, in_chans: int, seeds: tuple[int, int] | None = None):
+        self.source, self.transform, self.in_chans, self.seeds = source, transform, in_chans, seeds
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image, label = _read(self.source, index)
+        image, label = _read(self.source, index, self.in_chans)
         if self.seeds is None:
-            return self.transform(image), label
+            try:
+                return self.transform(image), label
+            except UserError as error:  # which of the files it was, the transform does not know
+                file = self.source[index][0]
+                raise UserError(f"{getattr(file, 'name', file)}: {error}") from None
         with seeded(derive_seed("sample", *self.seeds, index)):
             return self.transform(image), label
 
 
-def _read(source: Source, index: int) -> tuple[Image.Image, int]:
+def _read(source: Source, index: int, in_chans: int) -> tuple[Image.Image, int]:
     file, label = source[index]
     if isinstance(file, str):
-        return read_image(file), label
+        return read_image(file, in_chans=in_chans), label
+    if isinstance(file, Image.Image):
+        return convert_image(file, in_chans=in_chans), label
     with file:
-        return read_image(file), label
+        return read_image(file, in_chans=in_chans), label
 
 
-def train_transform(image_size: tuple[int, int], augmentation: Augmentation) -> Transform:
-    """timm's training transform: PIL image to normalised float32 (3, H, W). UserError for an unknown auto_augment."""
+def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
+    """timm's training transform: PIL image to normalised float32 (C, H, W). UserError for an unknown auto_augment."""
     try:
         return create_transform(
-            image_size,
+            preprocessing.size,
             is_training=True,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
             scale=augmentation.scale,
             ratio=augmentation.ratio,
             hflip=0.5 if augmentation.flip else 0.0,
             color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
             auto_augment=augmentation.auto_augment,
-            interpolation="bicubic",
+            interpolation=preprocessing.interpolation,
             re_prob=augmentation.random_erasing,
             re_mode="pixel",
         )
@@ -168,13 +173,3 @@ def train_transform(image_size: tuple[int, int], augmentation: Augmentation) -> 
             f"augmentation: auto_augment is {augmentation.auto_augment!r}, which timm does not understand "
             f"({error or type(error).__name__}); right are such as 'rand-m9-mstd0.5', 'original' and 'augmix-m3-w3'"
         ) from None
-
-
-def test_transform(image_size: tuple[int, int]) -> Transform:
-    """timm's test transform: PIL image to normalised float32 (3, H, W)."""
-    return create_transform(image_size, is_training=False, interpolation="bicubic")
-
-
-def pixel_transform(image_size: tuple[int, int]) -> Transform:
-    """The same without its end: PIL image to uint8 (3, H, W)."""
-    return create_transform(image_size, is_training=False, interpolation="bicubic", normalize=False)

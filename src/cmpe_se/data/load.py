@@ -2,18 +2,22 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
+from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from cmpe_se.data.decoding import decode
 from cmpe_se.data.folders import ClassFolders, common_size, scan_class_folders
 from cmpe_se.data.interface import ImageData
-from cmpe_se.data.large import LargeImages, Source, joined
+from cmpe_se.data.large import FileSource, LargeImages, joined
 from cmpe_se.data.named import TORCHVISION, load_digits, load_torchvision
+from cmpe_se.data.preprocessing import RESIZE, Preprocessing
 from cmpe_se.data.readers import load_web_dataset, open_hugging_face
-from cmpe_se.data.small import SmallImages
+from cmpe_se.data.small import SmallImages, TensorSource, channel_statistics
 from cmpe_se.errors import UserError
 
 DATA_SETS = ("digits", *TORCHVISION, "folder", "imagenet", "hfds/NAME", "wds/NAME")
@@ -35,6 +39,8 @@ def load_data(
     *,
     download: bool = False,
     image_size: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    resize: str = RESIZE,
     workers: int = 2,
 ) -> ImageData:
     """Loads a data set by name.
@@ -57,6 +63,10 @@ def load_data(
         download: fetch torchvision's data sets where they are missing.
         image_size: side of the square images of a batch, for all but digits and torchvision's. Without it images held
             in memory keep their size, and large ones are brought to 224.
+        preprocessing: a run's, for these images too whatever their kind and size: then they are what `cmpe-se predict`
+            makes of their files. The class names are the data set's own all the same. Takes the place of ``image_size``
+            and ``resize``.
+        resize: as of ``Preprocessing``, for images that are held in memory and not of a fixed size.
         workers: processes that decode images; 0 decodes in the calling process.
 
     Raises UserError in one line for an unknown name, missing data and images that cannot be used.
@@ -65,19 +75,22 @@ def load_data(
         raise UserError(f"image_size is {image_size}: give a number of pixels, such as 32 or 224")
     if workers < 0:
         raise UserError(f"workers is {workers}: give a number of processes, 0 or more")
+    if image_size is not None and preprocessing is not None:
+        raise UserError(f"image_size is {image_size}, but preprocessing has a size; leave one of them out")
+    wanted = _Wanted(image_size, preprocessing, resize)
     prefix, _, rest = name.partition("/")
     if prefix == "hfds" and rest:
         classes, train, test = open_hugging_face(name, rest, data_dir)
-        return _small_or_large(name, classes, train, test, image_size, workers, name, train.files + test.files)
+        return _small_or_large(name, classes, train, test, wanted, workers, name, train.files + test.files)
     if prefix == "wds" and rest:
         root = _existing_folder(data_dir or rest)
-        return load_web_dataset(name, root, image_size=image_size or _DEFAULT_SIZE, workers=workers)
+        return load_web_dataset(name, root, create=wanted.of_photos, workers=workers)
     if name == "imagenet":
         folders = scan_class_folders(_existing_folder(data_dir, name), ("val", "validation"))
-        size = image_size or _DEFAULT_SIZE
-        return LargeImages(name, folders.classes, folders.train, folders.test, image_size=size, workers=workers)
+        photos = wanted.of_photos(folders.classes)
+        return LargeImages(name, folders.train, folders.test, preprocessing=photos, workers=workers)
     if name == "folder":
-        return _load_folder(scan_class_folders(_existing_folder(data_dir, name)), image_size, workers)
+        return _load_folder(scan_class_folders(_existing_folder(data_dir, name)), wanted, workers)
     if name == "digits":
         data = load_digits()
     elif name in TORCHVISION:
@@ -89,7 +102,41 @@ def load_data(
     side = data.image_size[0]
     if image_size not in (None, side):
         raise UserError(f"image_size is {image_size}, but {name} has {side} pixels a side; leave image_size out")
-    return data
+    return data if preprocessing is None else _as_wanted(data, preprocessing, workers)
+
+
+class _Wanted(NamedTuple):
+    """What a caller of ``load_data`` says of the images of a batch."""
+
+    image_size: int | None
+    preprocessing: Preprocessing | None
+    resize: str
+
+    def of_photos(self, classes: tuple[str, ...]) -> Preprocessing:
+        """For images that are decoded as they are needed."""
+        if self.preprocessing is not None:
+            return replace(self.preprocessing, classes=classes)
+        return Preprocessing.of_photos(classes, self.image_size or _DEFAULT_SIZE)
+
+    def in_memory(self, classes: tuple[str, ...], images: FileSource) -> Preprocessing | None:
+        """For images that all are of one size or brought to one, not normalised yet; None where they are not."""
+        if self.preprocessing is not None:
+            # Cropped images in memory would be cropped again where one is shown.
+            return replace(self.preprocessing, classes=classes) if self.preprocessing.crop == 1 else None
+        size = (self.image_size, self.image_size) if self.image_size else common_size(images)
+        if size is None:
+            return None
+        return Preprocessing(classes, (3, *size), mean=(0.0,) * 3, std=(1.0,) * 3, resize=self.resize)
+
+
+def _as_wanted(data: SmallImages, preprocessing: Preprocessing, workers: int) -> ImageData:
+    """The images of a fixed size under another preprocessing: as they are where they fit, else one by one."""
+    preprocessing = replace(preprocessing, classes=data.classes)
+    if preprocessing.crop == 1 and preprocessing.size == data.preprocessing.size:
+        return SmallImages(data.name, data.classes, *data.tensors, preprocessing=preprocessing)
+    train_images, train_labels, test_images, test_labels = data.tensors
+    train, test = TensorSource(train_images, train_labels), TensorSource(test_images, test_labels)
+    return LargeImages(data.name, train, test, preprocessing=preprocessing, workers=workers)
 
 
 def _existing_folder(data_dir: str | Path | None, name: str = "") -> Path:
@@ -103,32 +150,36 @@ def _existing_folder(data_dir: str | Path | None, name: str = "") -> Path:
     return folder
 
 
-def _load_folder(folders: ClassFolders, image_size: int | None, workers: int) -> ImageData:
+def _load_folder(folders: ClassFolders, wanted: _Wanted, workers: int) -> ImageData:
     train, test = folders.train, folders.test
     root, paths = str(folders.root.absolute()), [os.path.abspath(path) for path, _ in train + test]
-    return _small_or_large("folder", folders.classes, train, test, image_size, workers, root, paths)
+    return _small_or_large("folder", folders.classes, train, test, wanted, workers, root, paths)
 
 
 def _small_or_large(
     name: str,
     classes: tuple[str, ...],
-    train: Source,
-    test: Source,
-    image_size: int | None,
+    train: FileSource,
+    test: FileSource,
+    wanted: _Wanted,
     workers: int,
     place: str,
     files: Sequence[str],
 ) -> ImageData:
     """Images of one small size as tensors, others as they are; ``place`` and ``files`` say where they come from."""
-    size = (image_size, image_size) if image_size else common_size(joined(train, test))
+    small = wanted.in_memory(classes, joined(train, test))
     count = len(train) + len(test)
-    if size is None or max(size) > _SMALL_SIDE or count * 3 * size[0] * size[1] > _SMALL_BYTES:
-        return LargeImages(name, classes, train, test, image_size=image_size or _DEFAULT_SIZE, workers=workers)
-    images = decode(train, test, size, resize=bool(image_size), workers=workers, name=place, files=files)
+    if small is None or max(small.size) > _SMALL_SIDE or count * prod(small.size) > _SMALL_BYTES:
+        return LargeImages(name, train, test, preprocessing=wanted.of_photos(classes), workers=workers)
+    resize = wanted.image_size is not None or wanted.preprocessing is not None
+    images = decode(train, test, small, resize=resize, workers=workers, name=place, files=files)
     # A Hugging Face source knows its labels without opening the images that go with them.
     labels = (
         getattr(source, "labels", None) or [source[index][1] for index in range(len(source))]
         for source in (train, test)
     )
     (train_images, test_images), (train_labels, test_labels) = images, map(torch.tensor, labels)
-    return SmallImages(name, classes, train_images, train_labels, test_images, test_labels)
+    if wanted.preprocessing is None:
+        mean, std = channel_statistics(train_images)
+        small = replace(small, mean=mean, std=std)
+    return SmallImages(name, classes, train_images, train_labels, test_images, test_labels, preprocessing=small)

@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from timm.data import create_dataset
 
+from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.streamed import StreamedImages
 from cmpe_se.errors import UserError
 from cmpe_se.utils.text import in_one_line
@@ -107,11 +108,13 @@ class _HuggingFaceSource:
         return file, label
 
 
-def load_web_dataset(name: str, root: Path, *, image_size: int, workers: int) -> StreamedImages:
+def load_web_dataset(
+    name: str, root: Path, *, create: Callable[[tuple[str, ...]], Preprocessing], workers: int
+) -> StreamedImages:
     """The shards of ``root``, described by timm's ``_info.json``.
 
     The file may also hold ``classes``, a list of names; without it the shards are gone through once for their labels
-    (``.cls``).
+    (``.cls``). ``create`` makes the preprocessing of the class names.
     """
     if not find_spec("webdataset"):
         raise UserError(f"{name} needs the package webdataset: pip install 'cmpe-se[wds]'")
@@ -135,7 +138,7 @@ def load_web_dataset(name: str, root: Path, *, image_size: int, workers: int) ->
         classes = tuple(map(str, range(_largest_label(info_file, shards) + 1)))
     try:
         return StreamedImages(
-            name, root, classes, train_split="train", test_split=test, image_size=image_size, workers=workers
+            name, root, preprocessing=create(classes), train_split="train", test_split=test, workers=workers
         )
     except (RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{info_file} cannot be used ({type(error).__name__}: {error})") from None

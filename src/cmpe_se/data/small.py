@@ -1,6 +1,7 @@
 """Data sets of small images, held whole in one tensor."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -9,22 +10,17 @@ from torch import Tensor
 
 from cmpe_se.data.augmentation import SMALL_FIELDS, Augmentation, augment, draw_places
 from cmpe_se.data.interface import Batch, ImageData
+from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.seeds import generator
 
 
 class _Tensors(NamedTuple):
-    """A data set on one device; mean and std in pixel units, (C, 1, 1)."""
+    """A data set on one device."""
 
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
-    mean: Tensor
-    std: Tensor
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, H, W) to float32."""
-        return images.to(torch.float32).sub_(self.mean).div_(self.std)
 
 
 class SmallImages(ImageData):
@@ -40,6 +36,8 @@ class SmallImages(ImageData):
         train_labels: int64 (N,), indices into ``classes``.
         test_images: uint8 (M, C, H, W).
         test_labels: int64 (M,).
+        preprocessing: of the images, which have its size already; the training images' own mean and deviation if left
+            out.
     """
 
     augmentation_fields = SMALL_FIELDS
@@ -52,15 +50,24 @@ class SmallImages(ImageData):
         train_labels: Tensor,
         test_images: Tensor,
         test_labels: Tensor,
+        *,
+        preprocessing: Preprocessing | None = None,
     ):
-        self.name, self.classes = name, tuple(classes)
-        _, self.in_chans, height, width = train_images.shape
-        self.image_size = height, width
-        self.mean, self.std = _channel_statistics(train_images)
-        self.train_size, self.test_size = len(train_images), len(test_images)
-        mean, std = (torch.tensor(numbers).mul_(255)[:, None, None] for numbers in (self.mean, self.std))  # (C, 1, 1)
-        self._host = _Tensors(train_images, train_labels, test_images, test_labels, mean, std)
+        self.name, self.train_size, self.test_size = name, len(train_images), len(test_images)
+        self._host = _Tensors(train_images, train_labels, test_images, test_labels)
         self._on_device = {torch.device("cpu"): self._host}
+        _, channels, height, width = train_images.shape
+        self.preprocessing = preprocessing or Preprocessing(classes, (channels, height, width), *self.statistics)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Training images and labels, test images and labels: not to be changed in place."""
+        return tuple(self._host)  # type: ignore[return-value]  # a NamedTuple of these four
+
+    @cached_property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel of the training images, pixels in [0, 1]."""
+        return channel_statistics(self._host.train_images)
 
     def _on(self, device: torch.device) -> "_Tensors":
         device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are one place
@@ -84,7 +91,7 @@ class SmallImages(ImageData):
         """The images and labels of a batch's plan, or of some of its rows, on the plan's device."""
         data = self._on(plan.device)
         chosen, removed = augment(data.train_images[plan[:, 0]], plan[:, 1:], augmentation)
-        normalised = data.normalise(chosen)
+        normalised = self.preprocessing.normalise(chosen)
         if removed is not None:
             normalised.masked_fill_(removed, 0.0)
         return normalised, data.train_labels[plan[:, 0]]
@@ -109,26 +116,41 @@ class SmallImages(ImageData):
         images, labels = data.test_images[rank::world], data.test_labels[rank::world]
         for first in range(0, len(images), rank_batch_size):
             part = slice(first, first + rank_batch_size)
-            yield data.normalise(images[part]), labels[part].clone()
+            yield self.preprocessing.normalise(images[part]), labels[part].clone()
 
     def _test_pixels(self, batch_size: int) -> Iterator[Batch]:
         return zip(self._host.test_images.split(batch_size), self._host.test_labels.split(batch_size), strict=True)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """See ``ImageData.normalise``."""
-        return self._host._replace(  # without the images, which may not be on that device
-            mean=self._host.mean.to(pixels.device), std=self._host.std.to(pixels.device)
-        ).normalise(pixels)
-
     def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
         """See ``ImageData.test_examples``."""
         for index in indices:
-            pixels = self._host.test_images[index]
-            image = Image.fromarray((pixels[0] if self.in_chans == 1 else pixels.permute(1, 2, 0)).numpy())
-            yield image, int(self._host.test_labels[index])
+            yield _image(self._host.test_images[index]), int(self._host.test_labels[index])
 
 
-def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+class TensorSource:
+    """Items of (image, class index), for ``LargeImages``: images that a network takes at another size than they have.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self._images, self._labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return _image(self._images[index]), int(self._labels[index])
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    """uint8 (C, H, W) to mode L or RGB."""
+    return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy())
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 images (N, C, H, W), exactly: by counting the 256 values."""
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []

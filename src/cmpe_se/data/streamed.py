@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset
+from timm.data import create_dataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
 from cmpe_se.data.interface import Batch, ImageData
-from cmpe_se.data.large import Transform, batches_on, test_transform, train_transform
+from cmpe_se.data.large import Transform, batches_on, train_transform
+from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image
 from cmpe_se.data.seeds import derive_seed, generator, seeded
 from cmpe_se.errors import UserError
@@ -33,29 +34,25 @@ class StreamedImages(ImageData):
     Args:
         name: the name for messages.
         root: folder of the shards and ``_info.json``.
-        classes: class names.
         train_split: name of the training split in ``_info.json``.
         test_split: name of the test split.
-        image_size: side of the square images of a batch.
+        preprocessing: of the images, with the class names.
         workers: worker processes; 0 decodes in the calling process.
     """
 
-    in_chans = 3
-    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     augmentation_fields = LARGE_FIELDS
 
     def __init__(
         self,
         name: str,
         root: Path,
-        classes: tuple[str, ...],
         *,
         train_split: str,
         test_split: str,
-        image_size: int,
+        preprocessing: Preprocessing,
         workers: int,
     ):
-        self.name, self.classes, self.image_size = name, tuple(classes), (image_size, image_size)
+        self.name, self.preprocessing = name, preprocessing
         self._root, self._train_split, self._test_split, self._workers = root, train_split, test_split, workers
         self.train_size, self.test_size = (len(self._dataset(split)) for split in (train_split, test_split))
 
@@ -79,7 +76,8 @@ class StreamedImages(ImageData):
         if shards < world:
             raise UserError(f"{self.name}: {world} processes need as many training shards, and there are {shards}")
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, world
-        stream = _Stream(dataset, train_transform(self.image_size, augmentation), seed=(seed, epoch, rank))
+        transform = train_transform(self.preprocessing, augmentation)
+        stream = _Stream(dataset, transform, self.in_chans, seed=(seed, epoch, rank))
         # Workers beyond the number of batches would split the images of a data set that makes one batch.
         loader = self._loader(
             stream, share, min(shards // world, steps), device, generator("stream", seed, epoch, rank)
@@ -95,11 +93,11 @@ class StreamedImages(ImageData):
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = 0, 1
         if not lengths:
             return
-        stream = _Stream(dataset, test_transform(self.image_size))
+        stream = _Stream(dataset, self.preprocessing.pixels, self.in_chans)
         count = 0
         for images, labels in batches_on(device, self._loader(stream, rank_batch_size, len(lengths), device)):
             count += len(labels)
-            yield images, labels
+            yield self.preprocessing.normalise(images), labels
         if count != sum(lengths):
             raise UserError(
                 f"{self.name}: {count} test images could be read where _info.json in {self._root} says {sum(lengths)}; "
@@ -137,19 +135,23 @@ class StreamedImages(ImageData):
         """See ``ImageData.test_examples``. Reads all test images before the last of them."""
         wanted = set(indices)
         stream = islice(self._dataset(self._test_split), max(wanted, default=-1) + 1)
-        return ((convert_image(image), label) for place, (image, label) in enumerate(stream) if place in wanted)
+        return (
+            (convert_image(image, in_chans=self.in_chans), label)
+            for place, (image, label) in enumerate(stream)
+            if place in wanted
+        )
 
 
 class _Stream(IterableDataset):
     """Transformed images of a timm reader; with ``seed`` the transform's randomness comes from it and the place."""
 
-    def __init__(self, dataset: Any, transform: Transform, seed: tuple[int, ...] | None = None):
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+    def __init__(self, dataset: Any, transform: Transform, in_chans: int, seed: tuple[int, ...] | None = None):
+        self.dataset, self.transform, self.in_chans, self.seed = dataset, transform, in_chans, seed
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         worker = get_worker_info()
         for place, (image, label) in enumerate(self.dataset):
-            image = convert_image(image)
+            image = convert_image(image, in_chans=self.in_chans)
             if self.seed is None:
                 yield self.transform(image), label
                 continue

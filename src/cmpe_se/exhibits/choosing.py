@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from cmpe_se.data import read_image
-from cmpe_se.data.preprocessing import preprocessing
+from cmpe_se.data import Preprocessing
 from cmpe_se.errors import UserError
 from cmpe_se.inspecting.gathering import Gathered
 from cmpe_se.inspecting.statistics import BlockStatistics
@@ -38,17 +35,20 @@ class Photo:
     label: int | None
 
 
-def photo(name: str, image: Image.Image, label: int | None, trained: dict[str, Any]) -> Photo:
-    """An image brought to what the network was trained on (``trained`` as of ``RunFolder.model_config``)."""
-    tensor = preprocessing(trained)(image)
-    mean, std = (torch.tensor(trained[key])[:, None, None] for key in ("mean", "std"))
-    pixels = (tensor * std + mean).clamp(0, 1)
-    return Photo(name, tensor, (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy(), label)
+def photo(name: str, image: Image.Image, label: int | None, preprocessing: Preprocessing) -> Photo:
+    """An image brought to what the network was trained on."""
+    return _photo(name, preprocessing.pixels(image), label, preprocessing)
 
 
-def photo_of_file(path: Path, trained: dict[str, Any]) -> Photo:
+def photo_of_file(path: Path, preprocessing: Preprocessing) -> Photo:
     """An image file, whose class nobody knows."""
-    return photo(str(path), read_image(path, in_chans=trained["input_size"][0]), None, trained)
+    return _photo(str(path), preprocessing.read(path), None, preprocessing)
+
+
+def _photo(name: str, pixels: Tensor, label: int | None, preprocessing: Preprocessing) -> Photo:
+    """Pixels, uint8 (C, H, W), as a network and as a figure take them."""
+    shown = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+    return Photo(name, preprocessing.normalise(pixels), shown.numpy() / np.float32(255), label)
 
 
 def choose_images(tested: Gathered, right: int, wrong: int) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmpe_se.data.preprocessing import KEY, Preprocessing
 from cmpe_se.errors import UserError
 from cmpe_se.utils.packages import quiet, require
 from cmpe_se.utils.text import in_one_line
@@ -18,7 +19,6 @@ SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
 METADATA = "cmpe_se"
 """The key under which each format keeps our JSON."""
 
-_PREPROCESSING = ("label_names", "input_size", "mean", "std", "interpolation", "crop_pct")
 _RUNTIMES = {"onnx": ("onnxruntime",), "torch-export": (), "openvino": ("openvino",)}
 
 
@@ -26,12 +26,13 @@ class Exported:
     """A network of an exported file, on the CPU with as many threads as PyTorch has.
 
     Args:
-        config: the file's metadata: classes and preprocessing, under the keys of ``RunFolder.model_config``.
+        config: the file's metadata, under the keys of ``RunFolder.model_config``.
+        preprocessing: what makes the network's images, and its classes.
         function: images to logits.
     """
 
-    def __init__(self, config: dict[str, Any], function: Callable[[Tensor], Tensor]):
-        self.config, self._function = config, function
+    def __init__(self, config: dict[str, Any], preprocessing: Preprocessing, function: Callable[[Tensor], Tensor]):
+        self.config, self.preprocessing, self._function = config, preprocessing, function
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalised images, float32 (N, C, H, W), to logits, float32 (N, classes)."""
@@ -62,18 +63,22 @@ def load_exported(path: str | Path) -> Exported:
             metadata, function = load(path)
     except Exception as error:  # each runtime raises many kinds
         raise UserError(f"{path} cannot be read as {to} ({in_one_line(error)}); export the run again") from None
-    return Exported(_config(path, metadata), function)
+    config = _config(metadata)
+    try:
+        # Files from before there was ``Preprocessing`` say it in timm's words alone.
+        known = Preprocessing.from_dict(config[KEY], str(path)) if KEY in config else None
+        preprocessing = known or Preprocessing.from_timm(config, str(path))
+    except UserError as error:
+        raise UserError(f"{error}; use a file that `cmpe-se export` wrote") from None
+    return Exported(config, preprocessing, function)
 
 
-def _config(path: Path, metadata: str | None) -> dict[str, Any]:
+def _config(metadata: str | None) -> dict[str, Any]:
     try:
         config = json.loads(metadata or "{}")
-        missing = [key for key in _PREPROCESSING if key not in config]
     except (ValueError, TypeError):
-        missing = list(_PREPROCESSING)
-    if missing:
-        raise UserError(f"{path} does not say its {', '.join(missing)}; use a file that `cmpe-se export` wrote")
-    return config
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _load_onnx(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:

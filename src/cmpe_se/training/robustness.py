@@ -88,7 +88,7 @@ def corruption_metrics(
     batches = _batches(data, batch_size) if corrupted is None else _cached_batches(data, corrupted, batch_size)
     steps = len(correct) * -(-data.test_size // batch_size)
     for key, pixels, labels in with_progress(batches, progress, steps):
-        images = data.normalise(pixels.to(device, non_blocking=True)).to(memory_format=layout)
+        images = data.preprocessing.normalise(pixels.to(device, non_blocking=True)).to(memory_format=layout)
         correct[key] += (network(images).argmax(1) == labels.to(device, non_blocking=True)).sum()
     percent = {key: 100 * int(count) / data.test_size for key, count in correct.items()}
     each = {name: [percent[name, severity] for severity in SEVERITIES] for name in CORRUPTIONS}

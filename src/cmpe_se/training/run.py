@@ -18,6 +18,7 @@ from cmpe_se.training.data_settings import with_whole_paths, without_foreign_aug
 from cmpe_se.training.gate_settings import with_pretrained_gates, without_foreign_gates
 from cmpe_se.training.interruption import Interruption
 from cmpe_se.training.network import create_network
+from cmpe_se.training.run_data import image_options
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.seeding import seed_everything
 from cmpe_se.training.summary import RunResult
@@ -62,9 +63,11 @@ def train(
             if config != before:
                 raise UserError(f"{resume} has finished its {before.epochs} epochs; only a larger --epochs goes on")
             return run.read_result()
+        images = image_options(config, run, before)
     else:
         run, config = None, TrainingConfig.from_recipe(recipe, **settings)
         config = with_pretrained_gates(without_foreign_gates(with_whole_paths(config), recipe, settings), settings)
+        images = {"image_size": config.image_size}
 
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
@@ -76,13 +79,7 @@ def train(
     if (warning := emulation_warning(config.precision, accelerator.device.type)) and accelerator.is_main_process:
         _log.warning(warning)
     with accelerator.main_process_first():  # the first one downloads and fills the cache
-        data = load_data(
-            config.data,
-            config.data_dir,
-            download=config.download,
-            image_size=config.image_size,
-            workers=config.workers,
-        )
+        data = load_data(config.data, config.data_dir, download=config.download, workers=config.workers, **images)
     if run is None:
         config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
     seed_everything(config.seed)

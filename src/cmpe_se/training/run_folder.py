@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
-from cmpe_se.data import ImageData, SmallImages
+from cmpe_se.data import ImageData, Preprocessing, is_fixed_size
+from cmpe_se.data.preprocessing import KEY, RESIZE
 from cmpe_se.errors import UserError
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.config import TrainingConfig
@@ -120,27 +121,18 @@ class RunFolder:
         Args:
             model: made by ``timm.create_model``.
             model_args: keywords that it was made with.
-            data: what it was trained on, for its classes and preprocessing.
+            data: what it was trained on, for its preprocessing.
         """
-        pretrained_cfg = {
-            "num_classes": len(data.classes),
-            "input_size": (data.in_chans, *data.image_size),
-            "mean": data.mean,
-            "std": data.std,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0 if isinstance(data, SmallImages) else 0.875,  # what test images are cropped to
-            "label_names": list(data.classes),
-        }
-        # Left as they are, both would be stretched to three channels on loading.
-        preprocessing = {key: pretrained_cfg[key] for key in ("input_size", "mean", "std")}
+        words = data.preprocessing.to_timm()
+        labels = {"num_classes": len(data.classes), "label_names": list(data.classes)}
         unfinished = self.model.with_name("model.partial")
         try:
             timm.models.save_for_hf(
                 model,
                 str(unfinished),
-                model_config={"pretrained_cfg": pretrained_cfg},
+                model_config={"pretrained_cfg": words | labels, KEY: data.preprocessing.to_dict()},
                 model_args=model_args,
-                data_config=preprocessing,
+                data_config=words,  # or mean and deviation would be stretched to three channels on loading
                 safe_serialization=True,
             )
             self.model.mkdir(exist_ok=True)
@@ -161,9 +153,29 @@ class RunFolder:
             raise UserError(f"cannot load {self.model}: {in_one_line(error)}") from None
 
     def model_config(self) -> dict[str, Any]:
-        """What ``model/config.json`` says of classes and normalisation (timm's pretrained_cfg)."""
+        """What ``model/config.json`` says: timm's pretrained_cfg, ``architecture``, and ours of the preprocessing."""
         config = _read_json(self.model / "config.json")
-        return config["pretrained_cfg"] | {"architecture": config["architecture"]}
+        return config["pretrained_cfg"] | {key: config[key] for key in ("architecture", KEY) if key in config}
+
+    def preprocessing(self) -> Preprocessing:
+        """What the network takes images as, and its classes.
+
+        A run from before ``Preprocessing`` says it in timm's words alone; what its class folders were resized by, its
+        settings tell.
+
+        Raises:
+            UserError: nothing of it is there, or it cannot be used.
+        """
+        config, where = self.model_config(), str(self.model / "config.json")
+        if KEY in config:
+            return Preprocessing.from_dict(config[KEY], where)
+        in_memory = config.get("crop_pct") == 1
+        return Preprocessing.from_timm(config, where, self.resize_before_preprocessing() if in_memory else RESIZE)
+
+    def resize_before_preprocessing(self) -> str:
+        """What ``Preprocessing`` calls ``resize``, of a run whose images were held in memory before there was one."""
+        config = self.read_config()
+        return "fit" if config.image_size is not None and not is_fixed_size(config.data) else RESIZE
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -251,6 +251,7 @@ class Trainer:
                 "sums": self.sums.total,
                 "epoch_seconds": self.epoch_seconds,
                 "history": self.history,
+                "preprocessing": self.data.preprocessing.to_dict(),
             }
         )
         self.last_checkpoint = self.run.checkpoints.newest

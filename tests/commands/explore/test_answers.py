@@ -20,6 +20,7 @@ from cmpe_se.commands.explore.network import FORCES, Force, Network, Networks
 from cmpe_se.commands.explore.visit import AS_TRAINED, HERE, ONE, TWO_IMAGES, TWO_NETWORKS, Answers, Choices, Chosen
 from cmpe_se.commands.predict import predict
 from cmpe_se.data import load_data
+from cmpe_se.data.preprocessing import KEY
 from cmpe_se.errors import UserError
 from cmpe_se.inspecting import find_gates, forced_gates
 from cmpe_se.inspecting.attribution import attribute
@@ -281,8 +282,8 @@ def test_what_comes_from_runs_is_escaped(folded, tmp_path):
     run = tmp_path / "<b>run"
     shutil.copytree(folded, run)
     file = run / "model" / "config.json"
-    file.write_text(file.read_text().replace('"label_names": [\n      "0"', '"label_names": [\n      "<script>0"'))
-    assert "<script>0" in RunFolder(run).model_config()["label_names"]
+    file.write_text(file.read_text().replace('"classes": [\n      "0"', '"classes": [\n      "<script>0"'))
+    assert "<script>0" in RunFolder(run).preprocessing().classes
     talk, (name,) = answers(run)
     html = talk.show(choices(name))[0]
     assert "<script>" not in html
@@ -308,7 +309,7 @@ def test_truth_is_of_the_same_classes_only(folded, tmp_path):
     shutil.copytree(folded, run)
     file = run / "model" / "config.json"
     config = json.loads(file.read_text())
-    config["pretrained_cfg"]["label_names"][0] = "nought"
+    config[KEY]["classes"][0] = "nought"
     file.write_text(json.dumps(config))
     talk, (left, right) = answers(folded, run)
     sides = talk.show(choices(left, right, mode=TWO_NETWORKS))

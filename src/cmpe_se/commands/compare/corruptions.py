@@ -19,7 +19,7 @@ from cmpe_se.commands.compare.presenting import (
     references,
     summary_rows,
 )
-from cmpe_se.data import ImageData, SmallImages, load_data
+from cmpe_se.data import ImageData, Preprocessing, SmallImages, load_data
 from cmpe_se.data.corruptions import CORRUPTIONS, corrupted_test_sets
 from cmpe_se.training.robustness import (
     CorruptionRecord,
@@ -50,20 +50,26 @@ def measure_corruptions(grid: Grid, cells: Sequence[Cell], console: Console) -> 
     waiting = [cell for cell in cells if cell.run.result.exists() and _read(grid, cell) is None and _has_weights(cell)]
     if not waiting:
         return
-    data = load_data(config.data, config.data_dir, image_size=config.image_size, workers=config.workers)
-    corrupted = list(corrupted_test_sets(data)) if len(waiting) > 1 and _fits(data) else None
     device = choose_device(config.device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    for number, cell in enumerate(waiting, start=1):
-        metrics = corruption_metrics(
-            cell.run.load_model().to(device).to(memory_format=layout),
-            data,
-            corrupted=corrupted,
-            device=device,
-            channels_last=config.channels_last,
-            progress=f"corrupted images, run {number} of {len(waiting)}",
-        )
-        write_corruptions(cell.run.path, metrics, data)
+    by_preprocessing: dict[Preprocessing, list[Cell]] = {}  # runs of several versions may take images differently
+    for cell in waiting:
+        by_preprocessing.setdefault(cell.run.preprocessing(), []).append(cell)
+    number = 0
+    for preprocessing, alike in by_preprocessing.items():
+        data = load_data(config.data, config.data_dir, preprocessing=preprocessing, workers=config.workers)
+        corrupted = list(corrupted_test_sets(data)) if len(alike) > 1 and _fits(data) else None
+        for cell in alike:
+            number += 1
+            metrics = corruption_metrics(
+                cell.run.load_model().to(device).to(memory_format=layout),
+                data,
+                corrupted=corrupted,
+                device=device,
+                channels_last=config.channels_last,
+                progress=f"corrupted images, run {number} of {len(waiting)}",
+            )
+            write_corruptions(cell.run.path, metrics, data)
     console.print(f"{len(waiting)} run(s) tested on corrupted images", highlight=False)
 
 

@@ -72,7 +72,7 @@ def _network(grid: Grid, entry: Entry) -> tuple[nn.Module, tuple[int, ...]]:
     """A network, trained where weights are left, and the (C, H, W) of its images."""
     for run in _runs(grid, entry):
         if (run.model / "model.safetensors").is_file():
-            return run.load_model(), run.model_config()["input_size"]
+            return run.load_model(), run.preprocessing().size
     shape = shape_of(grid)
     network, _ = create_network(grid.config.changed(**entry.settings, pretrained=None), shape)
     return network, (shape.in_chans, *shape.image_size)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from cmpe_se.commands.explore.images import Picture, photographs, thumbnail
 from cmpe_se.data import ImageData, StreamedImages, load_data
-from cmpe_se.data.reading import convert_image
 from cmpe_se.errors import UserError
 from cmpe_se.exhibits.choosing import Photo, choose_images, photo
 from cmpe_se.inspecting import BlockView, can_hold, find_gates, forced_gates, look
@@ -68,8 +67,8 @@ class Network:
     """
 
     def __init__(self, folder: RunFolder, load: Callable[..., ImageData] = load_data):
-        self.result, self.trained = folder.read_result(), folder.model_config()
-        self.classes = tuple(self.trained["label_names"])
+        self.result, self.preprocessing = folder.read_result(), folder.preprocessing()
+        self.classes = self.preprocessing.classes
         self.model = folder.load_model().requires_grad_(False)
         self._device = choose_device(folder.read_config().device)
         self.model.to(self._device)
@@ -108,8 +107,8 @@ class Network:
         said = f"looking at {len(indices)} test images"
         examples = iter(with_progress(data.test_examples(indices), said, len(indices)))
         while some := list(islice(examples, _BATCH)):
-            tensors = [photo("", image, label, self.trained).tensor for image, label in some]
-            yield torch.stack(tensors), torch.tensor([label for _, label in some])
+            pixels = torch.stack([self.preprocessing.pixels(image) for image, _ in some])
+            yield self.preprocessing.normalise(pixels), torch.tensor([label for _, label in some])
 
     @torch.no_grad()
     def _gather(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Gathered:
@@ -128,8 +127,8 @@ class Network:
 
     def photo(self, picture: Picture) -> Photo:
         """An image as this network gets it; its truth counts if the network has the same classes."""
-        image = convert_image(picture.read(), in_chans=self.trained["input_size"][0])
-        return photo(picture.name, image, picture.truth if picture.classes == self.classes else None, self.trained)
+        truth = picture.truth if picture.classes == self.classes else None
+        return photo(picture.name, picture.read(), truth, self.preprocessing)
 
     def ask(self, shown: Photo, force: Force | None = None) -> Answer:
         """What it says of an image, and its gates for it; raises UserError where it says nothing finite."""

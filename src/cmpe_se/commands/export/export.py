@@ -15,6 +15,7 @@ from cmpe_se.commands.export.images import first_test_images, random_images, tra
 from cmpe_se.commands.export.quantisation import accuracy, gate_names, quantise
 from cmpe_se.commands.export.verification import BATCH_SIZES, verify, verify_batch_sizes
 from cmpe_se.data import ImageData
+from cmpe_se.data.preprocessing import KEY
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import SUFFIXES, load_exported
 from cmpe_se.training.run_data import load_run_data
@@ -57,13 +58,13 @@ def export(
     """
     _check(to, output, int8, calibration_images)
     folder = RunFolder.open(run)
-    network, config = folder.load_model(), folder.model_config()
+    network, preprocessing = folder.load_model(), folder.preprocessing()
     target = Path(output).expanduser() if output else folder.path / "export" / f"model{SUFFIXES[to]}"
     console = Console(stderr=True)
     with console.status("loading test images"):
         data = _data(folder, needed=int8)
     count = sum(BATCH_SIZES)
-    images = first_test_images(data, count) if data else random_images(config["input_size"], count)
+    images = first_test_images(data, count) if data else random_images(preprocessing.size, count)
     exported = merging.merge(network) if merge else network
     result: dict[str, Any] = {"path": str(target), "format": to, "merged": merge, "batch_sizes": list(BATCH_SIZES)}
     result["images"] = "test" if data else "random"
@@ -73,8 +74,12 @@ def export(
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
             draft = Path(temporary) / target.name
             with console.status(f"exporting to {to}"):
-                metadata = config | {"cmpe_se": cmpe_se.__version__, "merged": merge}
-                write(exported, draft, to, input_size=config["input_size"], metadata=metadata)
+                metadata = folder.model_config() | {
+                    KEY: preprocessing.to_dict(),  # of a run from before there was one, too
+                    "cmpe_se": cmpe_se.__version__,
+                    "merged": merge,
+                }
+                write(exported, draft, to, input_size=preprocessing.size, metadata=metadata)
             with console.status("comparing with PyTorch"):
                 result["largest_error"] = verify(load_exported(draft), network, images)
             if int8 and data:

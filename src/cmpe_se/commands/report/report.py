@@ -80,10 +80,10 @@ def report(
         raise UserError(f"batch_size is {batch_size}, should be at least 1")
     folder = RunFolder.open(run)
     result, config = folder.read_result(), folder.read_config()
-    model, trained = folder.load_model(), folder.model_config()
+    model, preprocessing = folder.load_model(), folder.preprocessing()
     known = _known_blocks(model, folder)
     shown_blocks = named_blocks(blocks, known) if blocks is not None else None
-    photos = [photo_of_file(path, trained) for path in _paths(images)]
+    photos = [photo_of_file(path, preprocessing) for path in _paths(images)]
     target = Path(output).expanduser() if output else folder.path / "report"
     _make(target)
 
@@ -97,7 +97,7 @@ def report(
 
     shown_blocks = shown_blocks or choose_blocks(tested.blocks)
     if not photos:
-        photos = _test_photos(data, tested, choose_images(tested, _RIGHT, _WRONG), trained)
+        photos = _test_photos(data, tested, choose_images(tested, _RIGHT, _WRONG))
     with console.status("looking into the network"):
         inside, attributions = _single_images(model, photos, tested, shown_blocks, data.classes)
     still = depth_exhibits.standstill(tested.blocks)
@@ -108,7 +108,7 @@ def report(
             _gates(tested, data, still),
             _competition(tested.blocks, still),
             Section("attribution", "What speaks for the answers", exhibits=[attributions]),
-            _mistakes(data, tested, trained),
+            _mistakes(data, tested),
         ]
     exhibits = [exhibit for section in sections for exhibit in section.exhibits]
     page, top1 = target / "report.html", 100 * (tested.predicted == tested.labels).double().mean().item()
@@ -159,9 +159,9 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def _test_photos(data: ImageData, tested: Gathered, indices: Iterable[int], trained: dict[str, Any]) -> list[Photo]:
-    labels = tested.labels.tolist()
-    return [photo(f"Test image {index}", data.test_image(index), labels[index], trained) for index in indices]
+def _test_photos(data: ImageData, tested: Gathered, indices: Iterable[int]) -> list[Photo]:
+    labels, how = tested.labels.tolist(), data.preprocessing
+    return [photo(f"Test image {index}", data.test_image(index), labels[index], how) for index in indices]
 
 
 def _single_images(
@@ -229,13 +229,13 @@ def _listed(channels: Sequence[int]) -> str:
     return f"{len(channels)}: {', '.join(map(str, channels[:_CHANNELS]))}{more}"
 
 
-def _mistakes(data: ImageData, tested: Gathered, trained: dict[str, Any]) -> Section:
+def _mistakes(data: ImageData, tested: Gathered) -> Section:
     counts = multiclass_confusion_matrix(tested.logits, tested.labels, num_classes=len(data.classes))
     exhibits = [photo_exhibits.confusion(counts, data.classes)]
     confused = confused_pairs(tested)
     text = "No test image is mistaken."
     if confused:
-        shown = [_test_photos(data, tested, pair.images[:_PAIR_IMAGES], trained) for pair in confused[:_PAIRS]]
+        shown = [_test_photos(data, tested, pair.images[:_PAIR_IMAGES]) for pair in confused[:_PAIRS]]
         exhibits.append(photo_exhibits.pairs(confused, shown, data.classes))
         text = f"{sum(len(pair.images) for pair in confused):,} of {len(tested.labels):,} test images are mistaken."
     return Section("mistakes", "What it confuses", text, exhibits)
