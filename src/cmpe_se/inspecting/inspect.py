@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
-from cmpe_se.layers.folding import unfold
 from cmpe_se.layers.gated_addition import squeeze
-from cmpe_se.layers.views import TABLE
+from cmpe_se.layers.picture_layers import map_size
+from cmpe_se.layers.views import find_view
 from cmpe_se.merging import MergedGate
 from cmpe_se.networks.blocks import PreActBlock
 
@@ -59,7 +59,7 @@ class BlockView:
     @property
     def neutral(self) -> float:
         """Value of a gate whose logits are 0, where all begin: 1/2 or, in networks that start at one, 1."""
-        return self.gain * TABLE[self.view].half
+        return self.gain * find_view(self.view).half
 
     @property
     def residual_share(self) -> Tensor | None:
@@ -114,7 +114,7 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
         for name, block in model.named_modules():
             if isinstance(block, PreActBlock) and name in gates and gates[name].takes_squeezes:
                 made = {}
-                kind = TABLE[gates[name].view]
+                kind = find_view(gates[name].view)
                 if kind.mixed or "residual" not in kind.reads:  # r by itself is nowhere but where the residual is made
                     handles.append(block.last_conv.register_forward_hook(partial(_keep_squeeze, made)))
                 handles.append(block.register_forward_hook(partial(_after_block, seen, gates[name], made)))
@@ -181,7 +181,7 @@ def _listen_to_maps(name: str, gate: nn.Module, seen: list[dict[str, Any]], part
 
     def added(_, inputs, output: Tensor) -> None:
         kept = inputs[1]
-        if gate.view == "aff":
+        if gate.kind.layers.scales_identity:
             kept = gate.gain * (1 - factors[0]) * kept
         total = math.prod(factor.mean((2, 3)) for factor in factors)
         record = {"name": name, "module": gate, "gate": gate.gain * total, **parts}
@@ -190,6 +190,11 @@ def _listen_to_maps(name: str, gate: nn.Module, seen: list[dict[str, Any]], part
         factors.clear()
 
     inner = [module for path, module in gate.named_modules() if path.split(".")[-1] == "gate"]
+    if not inner:
+        raise UserError(
+            f"{name}: the module of view '{gate.view}' has no part called 'gate' that puts out its factors, so they "
+            "cannot be seen"
+        )
     return [module.register_forward_hook(keep_factor) for module in inner] + [gate.register_forward_hook(added)]
 
 
@@ -217,7 +222,7 @@ def _after_block(
 def _view(record: dict[str, Any]) -> BlockView:
     gate, module = record["gate"], record["module"]
     residual, identity = _squeezes(record)
-    picture = record.get("map_conv")
+    picture = record.get("map_conv") if find_view(module.view).form == "picture" else None
     return BlockView(
         name=record["name"],
         view=module.view,
@@ -225,7 +230,7 @@ def _view(record: dict[str, Any]) -> BlockView:
         residual_squeeze=residual,
         identity_squeeze=identity,
         picture=picture,
-        map=None if picture is None else record["fc1"].unflatten(1, _map_size(module)),
+        map=None if picture is None else record["fc1"].unflatten(1, map_size(module)),
         gate=gate,
         attentional_picture=None if picture is None else module.picture(residual * gate, identity),
         identity_energy=record.get("identity"),
@@ -235,26 +240,26 @@ def _view(record: dict[str, Any]) -> BlockView:
 
 def _squeezes(record: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
     """r and i of a call: as the gate read them or, where it does not look at both, from the flows themselves."""
-    gate, channels = record["module"], record["gate"].shape[1]
-    if "map_conv" in record:
-        picture = record["map_conv"]
-        return unfold(picture) if gate.view == "folded_3x3" else picture[:, 0].unbind(-1)
-    if "r" in record:
+    gate, kind = record["module"], find_view(record["module"].view)
+    merged = isinstance(gate, MergedGate)
+    if "r" in record and (merged or kind.form != "picture"):
         return record["r"], record["i"]
-    if "fc_residual" in record:
-        return record["fc_residual"], record["fc_identity"]
-    read, shortcut = record.get("read", record.get("fc1")), record.get("shortcut")
-    reads = TABLE[gate.view].reads
-    if reads == ("residual",):
-        return read, shortcut
-    if reads == ("identity",):
-        return record.get("residual_squeeze"), read
-    return tuple(read.chunk(2, dim=1)) if read.shape[1] == 2 * channels else (record.get("residual_squeeze"), shortcut)
+    if merged:
+        residual, identity = _told_by_merged(gate, record["read"])
+    else:
+        residual, identity = kind.layers.told(kind.reads, record)
+    return (
+        record.get("residual_squeeze") if residual is None else residual,
+        record.get("shortcut") if identity is None else identity,
+    )
 
 
-def _map_size(gate: CompetitiveSE) -> tuple[int, int]:
-    kernel = gate.map_conv.kernel_size
-    return tuple(side - step + 1 for side, step in zip(gate.picture_size, kernel, strict=True))
+def _told_by_merged(gate: MergedGate, read: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The squeezes that a merged gate of one of our own blocks reads side by side."""
+    if gate.reads_residual and gate.competitive:
+        channels = gate.excite.out_features
+        return tuple(read.chunk(2, dim=1)) if read.shape[1] == 2 * channels else (None, None)
+    return (read, None) if gate.reads_residual else (None, read)
 
 
 def _energy(x: Tensor) -> Tensor:

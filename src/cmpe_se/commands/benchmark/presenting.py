@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN
+from cmpe_se.layers.views import TABLE
 from cmpe_se.utils.plots import BLUE, GREY, ORANGE
 
 Rows = Sequence[dict[str, Any]]
@@ -64,7 +65,8 @@ def plot_ratios(rows: Rows, setup: str, path: Path) -> None:
 
 
 def _colour(row: dict[str, Any]) -> str:
-    if row["contender"].startswith("timm_") or row["contender"] == "se":
+    kind = TABLE.get(row["contender"])
+    if kind and kind.reads == ("residual",):
         return GREY
     return ORANGE if row["contender"].endswith(NAIVE) else BLUE
 
