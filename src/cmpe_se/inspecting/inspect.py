@@ -161,9 +161,10 @@ def _listen(name: str, gate: nn.Module, seen: list[dict[str, Any]]) -> list[Any]
         parts.clear()
         seen.append(record)
 
-    handles = [gate.register_forward_pre_hook(keep_flows)]
     if hasattr(gate, "map_gate"):
-        return handles + _listen_to_maps(name, gate, seen, parts)
+        heard = _listen_to_maps(name, gate, seen, parts)
+        return [gate.register_forward_pre_hook(keep_flows), *heard]
+    handles = [gate.register_forward_pre_hook(keep_flows)]
     for child, layer in gate.named_children():
         if child in ("fc2", "excite"):
             handles.append(layer.register_forward_hook(decided))
