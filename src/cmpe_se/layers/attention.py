@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cmpe_se.layers.gate_layers import GateSizes
 from cmpe_se.layers.gated_addition import add_gated, squeeze
+from cmpe_se.layers.merged_gate import merge_gate
 from cmpe_se.layers.precision import without_autocast
 from cmpe_se.layers.views import STARTS, TABLE, View, find_view, listed
 
@@ -150,6 +151,22 @@ class CompetitiveSE(nn.Module):
         if self.picture_size is None:
             raise ValueError(f"view '{self.view}' draws no picture; these views do: {listed('picture')}")
         return self.kind.layers.draw(self, *self._squeezes(residual, identity))
+
+    def fuse(self) -> nn.Module:
+        """The gate in its merged form, which :func:`timm.utils.reparameterize_model` puts in its place.
+
+        That is what the gate computes in eval mode, exactly, from two linear maps without gradients. As with timm's
+        own layers, the gate may be in either mode: running statistics are used, and no squeeze is masked. This is the
+        gates' part alone; :func:`cmpe_se.merge` also folds norms into convolutions and static gates into the layer
+        before them, and reads smaller tensors.
+
+        Returns:
+            A :class:`cmpe_se.merging.MergedGate`, or the gate itself if its view has no merged form.
+
+        Raises:
+            UserError: a norm that keeps no running statistics.
+        """
+        return merge_gate(self) if self.kind.merges else self
 
     def _squeezes(self, residual: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
         self._check_shapes(residual, identity, dimensions=(2, 4))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class MergedGate(nn.Module):
     """``identity + gain * sigmoid(W2 relu(A r + B i + b) + c) * residual``: what a gate computes in eval mode, exactly.
 
-    Made by :func:`cmpe_se.merge`. Its weights stay float32 (or wider) whatever the network is converted to, as the
-    squeezes do: they are few, and a rounded gate rounds everything behind it.
+    Made by :func:`cmpe_se.merge` and :meth:`cmpe_se.CompetitiveSE.fuse`. Its weights stay float32 (or wider) whatever
+    the network is converted to, as the squeezes do: they are few, and a rounded gate rounds everything behind it.
 
     Args:
         residual: A, (hidden, C_r): reads the squeeze of the residual, or of what a pointwise convolution makes it from;
