@@ -12,7 +12,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.inspecting import forced_gates
 from cmpe_se.layers.views import TABLE
 from cmpe_se.utils.cost import count_multiply_adds
-from tests.networks.naive import SMALL_NETWORKS, SQUEEZE_VIEWS, naive_flows, naive_gate, randomise
+from tests.networks.naive import MERGING_VIEWS, SMALL_NETWORKS, SQUEEZE_VIEWS, naive_flows, naive_gate, randomise
 
 MAP_VIEWS = tuple(name for name, view in TABLE.items() if view.form == "maps")
 WHOLE_VIEWS = ("static", *MAP_VIEWS)  # which take residual and identity whole
@@ -160,7 +160,7 @@ def test_a_start_at_one_is_exact_where_the_last_layer_is_zero(view):
     for gate in (one, half):
         gate.zero_last_layer()
     assert torch.equal(one(u, s), s + u)
-    expected = (s + u) / 2 if view == "aff" else s + TABLE[view].half * u
+    expected = (s + u) / 2 if TABLE[view].layers.scales_identity else s + TABLE[view].half * u
     assert torch.equal(half(u, s), expected)
     learnable = [p for p in one.parameters() if p.requires_grad]
     gradients = torch.autograd.grad((one(u, s) * flows()[1]).sum(), learnable, allow_unused=True)
@@ -284,7 +284,7 @@ def test_merged(kind, view, bias):
         expected = network(x)
         assert (merged(x) - expected).abs().max() <= 1e-12 * expected.abs().max()
     left = [module for module in merged.modules() if isinstance(module, CompetitiveSE)]
-    assert len(left) == (3 if view in MAP_VIEWS else 0)
+    assert len(left) == (0 if view in ("static", *MERGING_VIEWS) else 3)
     if view == "static":  # which costs nothing then: the plain network's layers
         assert not any(block.attention for stage in merged.stages for block in stage.blocks)
 

@@ -12,10 +12,11 @@ from torch import nn
 
 from cmpe_se import CompetitiveSE, convert, merge
 from cmpe_se.errors import UserError
+from cmpe_se.layers.views import TABLE
 from cmpe_se.merging import MergedGate
 from tests.conversion.networks import NAMES, build
 from tests.conversion.networks import randomise as randomise_norms
-from tests.networks.naive import SMALL_NETWORKS, SQUEEZE_VIEWS, naive_gate, randomise
+from tests.networks.naive import MERGING_VIEWS, SMALL_NETWORKS, naive_gate, randomise
 
 
 def images(batch=3, side=64, dtype=torch.float64):
@@ -55,7 +56,7 @@ def assert_merged(model: nn.Module, merged: nn.Module, x=None):
 
 
 @pytest.mark.parametrize("gain", [1.0, 2.0])
-@pytest.mark.parametrize("view", SQUEEZE_VIEWS)
+@pytest.mark.parametrize("view", MERGING_VIEWS)
 def test_every_view_is_one_affine_map(view, gain):
     torch.manual_seed(0)
     attention = randomise(
@@ -66,10 +67,10 @@ def test_every_view_is_one_affine_map(view, gain):
     torch.testing.assert_close(merged(residual, identity), attention(residual, identity), rtol=0, atol=1e-13)
     r, i = residual.mean((2, 3)), identity.mean((2, 3))
     torch.testing.assert_close(merged.gate(r, i), gain * naive_gate(attention, r, i), rtol=0, atol=1e-13)
-    assert merged.competitive == (view != "se")
+    assert merged.competitive == ("identity" in TABLE[view].reads)
 
 
-@pytest.mark.parametrize("view", [None, *SQUEEZE_VIEWS])
+@pytest.mark.parametrize("view", [None, *MERGING_VIEWS])
 @pytest.mark.parametrize("kind", SMALL_NETWORKS)
 def test_our_networks(kind, view):
     torch.manual_seed(0)

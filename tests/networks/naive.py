@@ -1,14 +1,22 @@
-"""The oracle: METHOD.md's equations written out one by one, no squeeze flows; and random numbers for its norms."""
+"""The oracle: METHOD.md's equations written out one by one, no squeeze flows; and random numbers for its norms.
+
+A new view of squeezes has its equations written out in ``naive_gate``; the tests over all views find it by the table.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from cmpe_se import CompetitiveSE, PreActResNet, WideResNet
+from cmpe_se.layers.views import TABLE
 from cmpe_se.networks.blocks import PreActBottleneck
 
 KERNELS = {"pair_view_2x1": (1, 2), "pair_view_1x1": (1, 1), "folded_3x3": (3, 3)}
-SQUEEZE_VIEWS = ("se", "se_identity", "se_sum", "double_fc", *KERNELS)
-"""Views that are functions of the two squeezes; the first reads the residual only, the last one folds."""
+SQUEEZE_VIEWS = tuple(name for name, view in TABLE.items() if view.takes_squeezes)
+"""Views that are functions of the two squeezes."""
+COMPETING_VIEWS = tuple(name for name in SQUEEZE_VIEWS if "identity" in TABLE[name].reads)
+"""Those of them that look at the identity."""
+MERGING_VIEWS = tuple(name for name in SQUEEZE_VIEWS if TABLE[name].merges)
+"""Those of them that have a merged form."""
 SMALL_NETWORKS = {
     "bottleneck": lambda **settings: PreActResNet(11, **settings),
     "basic": lambda **settings: PreActResNet(8, block="basic", **settings),
@@ -58,6 +66,7 @@ def naive_gate(attention: CompetitiveSE, r: Tensor, i: Tensor) -> Tensor:
     elif attention.view == "double_fc":
         hidden = torch.cat((_affine(attention.fc_residual, r).relu(), _affine(attention.fc_identity, i).relu()), dim=1)
     else:
+        assert attention.view in KERNELS, f"the equations of view '{attention.view}' are to be written out here"
         columns = attention.picture_size[1]
         picture = naive_picture(r, i, attention.view, columns)
         height, width = KERNELS[attention.view]

@@ -11,7 +11,15 @@ from torch import nn
 from cmpe_se import CompetitiveSE
 from cmpe_se.layers.gated_addition import squeeze
 from cmpe_se.networks.blocks import PreActBasic, PreActBottleneck
-from tests.networks.naive import SMALL_NETWORKS, SQUEEZE_VIEWS, naive_block, naive_flows, naive_gate, randomise
+from tests.networks.naive import (
+    COMPETING_VIEWS,
+    SMALL_NETWORKS,
+    SQUEEZE_VIEWS,
+    naive_block,
+    naive_flows,
+    naive_gate,
+    randomise,
+)
 
 MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 BLOCKS = {"bottleneck": (PreActBottleneck, 6), "basic": (PreActBasic, 24)}  # with the planes that make 24 channels
@@ -72,7 +80,7 @@ def test_the_squeezes_that_flow_are_those_of_the_maps(
     squeezed = torch.float64 if dtype == torch.float64 else torch.float32
     assert r.dtype == i.dtype == squeezed
     assert_rounded(r, squeeze(residual), dtype)  # fact 2
-    if view == "se":
+    if view not in COMPETING_VIEWS:
         assert y_squeeze is None
     else:
         assert_rounded(i, squeeze(identity), dtype)
@@ -96,7 +104,7 @@ def test_output_with_and_without_a_squeeze_from_before(kind, shortcut, view, tra
     assert_rounded(block(x, squeeze(x))[0], expected, torch.float64)
     # It is believed where the identity is x, and not asked for where there is a projection or no competition.
     changed = (block(x, squeeze(x).flip(1))[0] - expected).abs().max() > 1e-3
-    assert changed == (shortcut == "identity" and view not in (None, "se"))
+    assert changed == (shortcut == "identity" and view in COMPETING_VIEWS)
 
 
 @pytest.mark.parametrize("view", [None, *SQUEEZE_VIEWS])
@@ -115,7 +123,7 @@ def test_a_dropped_path_leaves_the_shortcut(kind, shortcut, view):
     dropped = (y - identity).abs().amax((1, 2, 3)) < 1e-12
     assert 8 < dropped.sum() < 32
     assert_rounded(y[~dropped], kept[~dropped], torch.float64)
-    if view not in (None, "se"):
+    if view in COMPETING_VIEWS:
         assert_rounded(y_squeeze, squeeze(y), torch.float64)
 
     block.eval()

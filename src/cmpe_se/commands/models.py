@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cmpe_se.errors import UserError
-from cmpe_se.layers.views import VIEWS
+from cmpe_se.layers.views import TABLE
 from cmpe_se.networks.registry import PLAIN_NETWORKS, PREFIXES
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 
@@ -28,8 +28,8 @@ def models(
     Returns:
         A record for each name: ``name``, ``view``, ``params``, ``macs`` (multiply-adds for one image).
     """
-    if view not in VIEWS:
-        raise UserError(f"unknown view '{view}'; choose one of {', '.join(VIEWS)}")
+    if view not in TABLE:
+        raise UserError(f"unknown view '{view}'; choose one of {', '.join(TABLE)}")
     if image_size < 1 or num_classes < 1:
         raise UserError(f"image_size {image_size} and num_classes {num_classes} should be at least 1")
     views = {prefix: view if prefix == "cmpe_se_" else own for prefix, own in PREFIXES.items()}

@@ -20,7 +20,7 @@ from cmpe_se.conversion.blocks import replace_forward
 from cmpe_se.conversion.report import remember_skipped
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
-from cmpe_se.layers.views import STARTS, VIEWS
+from cmpe_se.layers.views import STARTS, TABLE
 
 CHILD = "competition"
 """Name of the gate among the children of a converted block."""
@@ -63,7 +63,7 @@ def convert(
         UserError: no residual addition, nothing at ``where``, a network that has gates already, a view that cannot fold
             the channels of some block. The model is left as it was.
     """
-    for name, value, known in (("view", view, VIEWS), ("start", start, STARTS)):
+    for name, value, known in (("view", view, tuple(TABLE)), ("start", start, STARTS)):
         if value not in known:
             raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(known)}")
     settings = {"view": view, "start": start, "reduction": reduction, "bias": bias, "mask": mask}

@@ -107,7 +107,7 @@ def shown_pictures(view: BlockView, index: int) -> tuple[np.ndarray, np.ndarray]
         pictures = [torch.stack((r, identity)) for r in (residual, view.gate[index] * residual)]
     else:
         pictures = [picture[index, 0] for picture in (view.picture, view.attentional_picture)]
-        if view.view != "folded_3x3":
+        if not TABLE[view.view].layers.folded:
             pictures = [picture.T for picture in pictures]
     before, after = (picture.cpu().numpy() for picture in pictures)
     return before, after

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cmpe_se.errors import UserError
 from cmpe_se.inspecting.inspect import find_gates
+from cmpe_se.layers.merged_gate import MergedGate
 
 
 def can_hold(gate: nn.Module) -> bool:
@@ -42,8 +43,9 @@ def forced_gates(model: nn.Module, block: str, gates: float | Tensor) -> Iterato
     last = cast(nn.Linear, gate.get_submodule("excite" if hasattr(gate, "excite") else "fc2"))
     like = next(last.parameters())
     values = torch.as_tensor(gates, dtype=like.dtype, device=like.device)
-    if values.numel() not in (1, last.out_features) or values.ndim > 1:
-        raise UserError(f"{block} has {last.out_features} channels; give one gate or one each, not {values.numel()}")
+    channels = gate.excite.out_features if isinstance(gate, MergedGate) else gate.channels
+    if values.numel() not in (1, channels) or values.ndim > 1:
+        raise UserError(f"{block} has {channels} channels; give one gate or one each, not {values.numel()}")
     if not bool(((values >= 0) & (values <= gate.gain)).all()):  # NaN is none of these either
         raise UserError(f"the gates of {block} are from 0 to {gate.gain:g}; {gates} is outside")
     logits = torch.logit(values / gate.gain)  # infinite at both ends, of which the sigmoid makes 0 and 1 exactly

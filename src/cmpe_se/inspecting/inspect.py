@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
-from cmpe_se.layers.folding import unfold
 from cmpe_se.layers.gated_addition import squeeze
-from cmpe_se.layers.views import TABLE
+from cmpe_se.layers.picture_layers import map_size
+from cmpe_se.layers.views import find_view
 from cmpe_se.merging import MergedGate
 from cmpe_se.networks.blocks import PreActBlock
 
@@ -59,7 +59,7 @@ class BlockView:
     @property
     def neutral(self) -> float:
         """Value of a gate whose logits are 0, where all begin: 1/2 or, in networks that start at one, 1."""
-        return self.gain * TABLE[self.view].half
+        return self.gain * find_view(self.view).half
 
     @property
     def residual_share(self) -> Tensor | None:
@@ -114,7 +114,7 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
         for name, block in model.named_modules():
             if isinstance(block, PreActBlock) and name in gates and gates[name].takes_squeezes:
                 made: dict[str, Tensor] = {}
-                kind = TABLE[gates[name].view]
+                kind = find_view(gates[name].view)
                 if kind.mixed or "residual" not in kind.reads:  # r by itself is nowhere but where the residual is made
                     handles.append(block.last_conv.register_forward_hook(partial(_keep_squeeze, made)))
                 handles.append(block.register_forward_hook(partial(_after_block, seen, gates[name], made)))
@@ -162,9 +162,10 @@ def _listen(name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, An
         parts.clear()
         seen.append(record)
 
-    handles = [gate.register_forward_pre_hook(keep_flows)]
     if hasattr(gate, "map_gate"):
-        return handles + _listen_to_maps(name, gate, seen, parts)
+        heard = _listen_to_maps(name, gate, seen, parts)
+        return [gate.register_forward_pre_hook(keep_flows), *heard]
+    handles = [gate.register_forward_pre_hook(keep_flows)]
     for child, layer in gate.named_children():
         if child in ("fc2", "excite"):
             handles.append(layer.register_forward_hook(decided))
@@ -184,7 +185,7 @@ def _listen_to_maps(
 
     def added(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         kept = inputs[1]
-        if gate.view == "aff":
+        if find_view(gate.view).layers.scales_identity:
             kept = gate.gain * (1 - factors[0]) * kept
         total = math.prod(factor.mean((2, 3)) for factor in factors)
         record: dict[str, Any] = {"name": name, "module": gate, "gate": gate.gain * total, **parts}
@@ -193,6 +194,11 @@ def _listen_to_maps(
         factors.clear()
 
     inner = [module for path, module in gate.named_modules() if path.split(".")[-1] == "gate"]
+    if not inner:
+        raise UserError(
+            f"{name}: the module of view '{gate.view}' has no part called 'gate' that puts out its factors, so they "
+            "cannot be seen"
+        )
     return [module.register_forward_hook(keep_factor) for module in inner] + [gate.register_forward_hook(added)]
 
 
@@ -220,7 +226,7 @@ def _after_block(
 def _view(record: dict[str, Any]) -> BlockView:
     gate, module = record["gate"], record["module"]
     residual, identity = _squeezes(record)
-    picture = record.get("map_conv")
+    picture = record.get("map_conv") if find_view(module.view).form == "picture" else None
     return BlockView(
         name=record["name"],
         view=module.view,
@@ -228,7 +234,7 @@ def _view(record: dict[str, Any]) -> BlockView:
         residual_squeeze=residual,
         identity_squeeze=identity,
         picture=picture,
-        map=None if picture is None else record["fc1"].unflatten(1, _map_size(module)),
+        map=None if picture is None else record["fc1"].unflatten(1, map_size(module)),
         gate=gate,
         attentional_picture=None if picture is None else module.picture(residual * gate, identity),
         identity_energy=record.get("identity"),
@@ -238,31 +244,29 @@ def _view(record: dict[str, Any]) -> BlockView:
 
 def _squeezes(record: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
     """r and i of a call: as the gate read them or, where it does not look at both, from the flows themselves."""
-    gate, channels = record["module"], record["gate"].shape[1]
-    if "map_conv" in record:
-        picture = record["map_conv"]
-        return unfold(picture) if gate.view == "folded_3x3" else picture[:, 0].unbind(-1)
-    if "r" in record:
+    gate, kind = record["module"], find_view(record["module"].view)
+    merged = isinstance(gate, MergedGate)
+    if "r" in record and (merged or kind.form != "picture"):
         return record["r"], record["i"]
-    if "fc_residual" in record:
-        return record["fc_residual"], record["fc_identity"]
-    read: Any = record.get("read", record.get("fc1"))
-    shortcut = record.get("shortcut")
-    reads = TABLE[gate.view].reads
-    if reads == ("residual",):
-        return read, shortcut
-    if reads == ("identity",):
-        return record.get("residual_squeeze"), read
-    if read.shape[1] == 2 * channels:
+    if merged:
+        residual, identity = _told_by_merged(gate, record["read"])
+    else:
+        residual, identity = kind.layers.told(kind.reads, record)
+    return (
+        record.get("residual_squeeze") if residual is None else residual,
+        record.get("shortcut") if identity is None else identity,
+    )
+
+
+def _told_by_merged(gate: MergedGate, read: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The squeezes that a merged gate of one of our own blocks reads side by side."""
+    if gate.reads_residual and gate.competitive:
+        channels = gate.excite.out_features
+        if read.shape[1] != 2 * channels:
+            return None, None
         residual, identity = read.chunk(2, dim=1)
         return residual, identity
-    return record.get("residual_squeeze"), shortcut
-
-
-def _map_size(gate: CompetitiveSE) -> tuple[int, int]:
-    assert gate.picture_size is not None  # as it has a map convolution
-    height, width = (side - step + 1 for side, step in zip(gate.picture_size, gate.map_conv.kernel_size, strict=True))
-    return height, width
+    return (read, None) if gate.reads_residual else (None, read)
 
 
 def _energy(x: Tensor) -> Tensor:

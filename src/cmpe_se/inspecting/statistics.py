@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cmpe_se.inspecting import BlockView
-from cmpe_se.layers.views import TABLE
+from cmpe_se.layers.views import find_view
 
 CLOSED, OPEN = 0.05, 0.95
 """A gate below the first part of its largest value closes its channel; above the second it is saturated."""
@@ -27,7 +27,7 @@ class BlockStatistics:
 
     def __init__(self, view: BlockView, classes: int):
         self.name, self.view, self.gain, self.channels = view.name, view.view, view.gain, view.gate.shape[1]
-        self.neutral, self.constant = view.neutral, TABLE[view.view].form == "constant"
+        self.neutral, self.constant = view.neutral, find_view(view.view).form == "constant"
         self.images = torch.zeros(classes, dtype=torch.float64)  # of each class
         self._sums = torch.zeros(classes, self.channels, dtype=torch.float64)
         self._squares, self._closed, self._open = torch.zeros(3, self.channels, dtype=torch.float64)

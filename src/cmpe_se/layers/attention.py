@@ -13,17 +13,16 @@ small picture of the network's inside::
 ``docs/method.md`` derives all of this; the facts numbered there are the ones that comments here refer to.
 """
 
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from cmpe_se.layers.averaged_maps import averaged_maps, can_average
-from cmpe_se.layers.folding import default_columns, fold, picture_size
+from cmpe_se.layers.gate_layers import Constant, GateSizes
 from cmpe_se.layers.gated_addition import add_gated, squeeze
-from cmpe_se.layers.map_gates import create_map_gate, zero_map_gate
+from cmpe_se.layers.merged_gate import merge_gate
 from cmpe_se.layers.precision import without_autocast
-from cmpe_se.layers.views import STARTS, TABLE, VIEWS, listed
+from cmpe_se.layers.views import STARTS, TABLE, View, find_view, listed
 
 
 class CompetitiveSE(nn.Module):
@@ -65,7 +64,7 @@ class CompetitiveSE(nn.Module):
     fc1: nn.Linear
     fc_residual: nn.Linear
     fc_identity: nn.Linear
-    fc2: "nn.Linear | _Constant"
+    fc2: nn.Linear | Constant
 
     def __init__(
         self,
@@ -86,38 +85,16 @@ class CompetitiveSE(nn.Module):
         _check_settings(channels, view, start, mask)
         sizes = {"reduction": reduction, "min_hidden": min_hidden, "columns": columns, "maps": maps}
         _check_sizes(**sizes, channels=channels)
-        kind = TABLE[view]
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        hidden = max(min_hidden, channels // reduction)
+        kind, hidden = TABLE[view], max(min_hidden, channels // reduction)
         self.channels, self.view, self.start, self.hidden, self.mask = channels, view, start, hidden, mask
         self.gain = 1 / kind.half if start == "one" else 1.0
-
-        self.picture_size: tuple[int, int] | None = None  # height and width; None for the views without a picture
-        if view == "folded_3x3":
-            self.picture_size = picture_size(channels, columns or default_columns(channels))
-        elif kind.form == "picture":
-            self.picture_size = (channels, 2)
-
-        if kind.form == "maps":
-            self.map_gate = create_map_gate(view, channels, hidden, **factory)
-            return  # which initialises itself
-        if kind.form == "constant":
-            self.fc2 = _Constant(channels, **factory)
-        elif view == "double_fc":
-            self.fc_residual = nn.Linear(channels, hidden, bias=bias, **factory)
-            self.fc_identity = nn.Linear(channels, hidden, bias=bias, **factory)
-            self.fc2 = nn.Linear(2 * hidden, channels, bias=bias, **factory)
-        else:
-            reads = channels
-            if self.picture_size is not None and kind.kernel is not None:
-                maps = maps or max(1, channels // 64)
-                height, width = (side - step + 1 for side, step in zip(self.picture_size, kind.kernel, strict=True))
-                reads = height * width
-                self.map_conv = nn.Conv2d(1, maps, kind.kernel, bias=False, **factory)
-                self.map_norm = nn.BatchNorm2d(maps, **factory)
-            self.fc1 = nn.Linear(reads, hidden, bias=bias, **factory)
-            self.fc2 = nn.Linear(hidden, channels, bias=bias, **factory)
-        self.reset_parameters()
+        # Height and width; None for the views without a picture.
+        self.picture_size: tuple[int, int] | None = kind.layers.picture_size(channels, columns)
+        made_for = GateSizes(channels, hidden, bias, maps, self.picture_size)
+        for name, layer in kind.layers.create(made_for, device=device, dtype=dtype).items():
+            self.add_module(name, layer)
+        if not hasattr(self, "map_gate"):  # which initialises itself
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialise anew: PyTorch's default for the linear maps, He's (fan out) for the picture's convolution."""
@@ -134,34 +111,28 @@ class CompetitiveSE(nn.Module):
         The last layer learns only from hidden units that are awake, and the layers before it not at all while it is
         zero. With few units all of them may sleep for every image; of a unit and its mirror image one is awake.
         """
-        if hasattr(self, "map_gate"):
-            zero_map_gate(self.map_gate)
-            return
-        for parameter in self.fc2.parameters():
-            parameter.zero_()
-        half = self.hidden // 2
-        for name in ("fc1", "fc_residual", "fc_identity"):
-            for parameter in getattr(self, name).parameters() if hasattr(self, name) else ():
-                parameter[half : 2 * half] = -parameter[:half]
+        self.kind.layers.zero(self)
+
+    @property
+    def kind(self) -> View:
+        """What the table says of the gate's view."""
+        return find_view(self.view)
 
     @property
     def competitive(self) -> bool:
         """Whether the gate looks at the identity at all."""
-        return TABLE[self.view].competitive
+        return self.kind.competitive
 
     @property
     def takes_squeezes(self) -> bool:
         """Whether the gate is made of the two squeezes, so that :meth:`gate` takes them; else it needs the maps."""
-        return TABLE[self.view].takes_squeezes
+        return self.kind.takes_squeezes
 
     def forward(self, residual: Tensor, identity: Tensor) -> Tensor:
         """Add the gated residual to the identity: (N, C, H, W) and (N, C, H, W) to (N, C, H, W)."""
         self._check_shapes(residual, identity, dimensions=(4,))
-        if self.view == "aff":
-            total = self.map_gate(residual, identity)
-            return total if self.gain == 1 else self.gain * total
         if hasattr(self, "map_gate"):
-            return torch.add(identity, self.map_gate(residual), alpha=self.gain)
+            return self.kind.layers.add(self, residual, identity)
         return add_gated(identity, self.gate(residual, identity), residual)
 
     def gate(self, residual: Tensor, identity: Tensor) -> Tensor:
@@ -189,14 +160,30 @@ class CompetitiveSE(nn.Module):
         """
         if self.picture_size is None:
             raise ValueError(f"view '{self.view}' draws no picture; these views do: {listed('picture')}")
-        return self._draw(*self._squeezes(residual, identity))
+        return self.kind.layers.draw(self, *self._squeezes(residual, identity))
+
+    def fuse(self) -> nn.Module:
+        """The gate in its merged form, which :func:`timm.utils.reparameterize_model` puts in its place.
+
+        That is what the gate computes in eval mode, exactly, from two linear maps without gradients. As with timm's
+        own layers, the gate may be in either mode: running statistics are used, and no squeeze is masked. This is the
+        gates' part alone; :func:`cmpe_se.merge` also folds norms into convolutions and static gates into the layer
+        before them, and reads smaller tensors.
+
+        Returns:
+            A :class:`cmpe_se.merging.MergedGate`, or the gate itself if its view has no merged form.
+
+        Raises:
+            UserError: a norm that keeps no running statistics.
+        """
+        return merge_gate(self) if self.kind.merges else self
 
     def _squeezes(self, residual: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
         self._check_shapes(residual, identity, dimensions=(2, 4))
         if residual.ndim == 2:
             return residual, identity
         # Nothing is read that the gate does not look at: these tensors are large.
-        reads = TABLE[self.view].reads
+        reads = self.kind.reads
         if not reads:
             nothing = residual[:, :, 0, 0]
             return nothing, nothing
@@ -214,11 +201,6 @@ class CompetitiveSE(nn.Module):
         if 0 in residual.shape[2:]:
             raise ValueError(f"feature maps need H and W at least 1 to have a mean, got {tuple(residual.shape)}")
 
-    def _draw(self, residual: Tensor, identity: Tensor) -> Tensor:
-        if self.view == "folded_3x3" and self.picture_size is not None:
-            return fold(residual, identity, self.picture_size[1])
-        return torch.stack((residual, identity), dim=-1).unsqueeze(1)  # (N, 1, C, 2)
-
     def _excite(self, residual: Tensor, identity: Tensor) -> Tensor:
         if self.mask and self.training:
             residual, identity = (nn.functional.dropout(flow, self.mask) for flow in (residual, identity))
@@ -227,57 +209,15 @@ class CompetitiveSE(nn.Module):
 
     def _hidden(self, residual: Tensor, identity: Tensor) -> Tensor:
         """What the last layer reads, (N, hidden); for a constant gate anything of N rows."""
-        if self.view == "static":
-            return residual
-        if self.view == "double_fc":
-            return torch.cat((self.fc_residual(residual).relu(), self.fc_identity(identity).relu()), dim=1)
-        if self.view == "se":
-            reads = residual
-        elif self.view == "se_identity":
-            reads = identity
-        elif self.view == "se_sum":
-            reads = residual + identity
-        else:
-            reads = self._averaged_maps(self._draw(residual, identity))
-        return self.fc1(reads).relu()
-
-    def _averaged_maps(self, picture: Tensor) -> Tensor:
-        if can_average(self.map_conv, self.map_norm, picture):  # the same, in training, without the maps
-            return averaged_maps(self.map_conv, self.map_norm, picture)
-        maps = self.map_norm(self.map_conv(picture))  # (N, m, h', w'); no ReLU here
-        return maps.mean(dim=1).flatten(1)
+        return self.kind.layers.hidden(self, residual, identity)
 
     def extra_repr(self) -> str:
         """Channels, view and what differs from the paper, for ``print(model)``."""
         size = f", picture={self.picture_size[0]}x{self.picture_size[1]}" if self.picture_size else ""
-        hidden = "" if self.view in ("static", "timm_eca") else f", hidden={self.hidden}"
+        hidden = f", hidden={self.hidden}" if "reduction" in self.kind.settings else ""
         start = f", start='{self.start}'" if self.start != "half" else ""
         mask = f", mask={self.mask:g}" if self.mask else ""
         return f"{self.channels}, view='{self.view}'{hidden}{size}{start}{mask}"
-
-
-class _Constant(nn.Module):
-    """The last layer of a gate that reads nothing: a bias alone.
-
-    Args:
-        channels: C.
-        device, dtype: of the bias.
-    """
-
-    def __init__(self, channels: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
-        super().__init__()
-        self.out_features = channels
-        self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
-
-    def reset_parameters(self) -> None:
-        """All gates at their start."""
-        nn.init.zeros_(self.bias)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """(N, anything) to (N, C)."""
-        # Not a view: PyTorch's module tracker cannot follow one of a parameter. Not len(): to torch.export that is a
-        # number, and the batch held to it.
-        return self.bias.repeat(rows.shape[0], 1)
 
 
 def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -306,16 +246,14 @@ def is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def _check_settings(channels: int, view: str, start: str, mask: float) -> None:
-    for name, value, known in (("view", view, VIEWS), ("start", start, STARTS)):
-        if value not in known:
-            raise ValueError(f"unknown {name} '{value}'; choose one of {', '.join(known)}")
+    kind = find_view(view)
+    if start not in STARTS:
+        raise ValueError(f"unknown start '{start}'; choose one of {', '.join(STARTS)}")
     if not isinstance(mask, (int, float)) or not 0 <= mask < 1:
         raise ValueError(f"mask must be a probability of at least 0 and below 1, got {mask!r}")
-    if mask and not TABLE[view].takes_squeezes:
-        raise ValueError(f"mask hides squeezes, and view '{view}' reads none; these views do: {_MASKABLE}")
-
-
-_MASKABLE = ", ".join(name for name, view in TABLE.items() if view.takes_squeezes)
+    if mask and not kind.takes_squeezes:
+        maskable = ", ".join(name for name, other in TABLE.items() if other.takes_squeezes)
+        raise ValueError(f"mask hides squeezes, and view '{view}' reads none; these views do: {maskable}")
 
 
 def _check_sizes(**sizes: int | None) -> None:

@@ -76,7 +76,7 @@ def default_columns(channels: int) -> int:
     if not choices:
         nearest = " or ".join(str(c) for c in _nearest_foldable(channels))
         raise ValueError(
-            f"view 'folded_3x3' cannot fold {channels} channels into a picture with both sides at least "
+            f"a folded view cannot fold {channels} channels into a picture with both sides at least "
             f"{SMALLEST_SIDE}; use {nearest} channels, or a view that needs no fold, such as 'se', 'double_fc', "
             "'pair_view_2x1' or 'pair_view_1x1'"
         )

@@ -1,32 +1,74 @@
 """Gates that read whole feature maps: timm's attention modules, and attentional feature fusion."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from timm.layers import create_attn
 from timm.layers.mlp import ConvMlp
 from torch import Tensor, nn
 
+from cmpe_se.layers.gate_layers import GateLayers, GateSizes
 
-def create_map_gate(view: str, channels: int, hidden: int, **factory: Any) -> nn.Module:
-    """The module of a view whose form is ``maps``.
+if TYPE_CHECKING:
+    from cmpe_se.layers.attention import CompetitiveSE
+
+
+@dataclass(frozen=True)
+class MapLayers(GateLayers):
+    """A module of its own, ``map_gate``, which rescales the residual.
+
+    It takes residual and identity (N, C, H, W) each, or the residual alone for a view that does not read the identity,
+    and gives (N, C, H, W). What is called ``gate`` inside it puts out its factors, as far as
+    :func:`cmpe_se.inspect` is to see them: (N, C, 1, 1), (N, 1, H, W), (N, C, H, W) or (N, 1, C).
 
     Args:
-        view: its name, see :data:`cmpe_se.layers.views.TABLE`.
-        channels: C of residual and identity.
-        hidden: width of its hidden layer; ``timm_eca`` has none.
-        factory: device and dtype.
+        module: makes the module from channels, hidden units, device and dtype; it initialises itself.
+        last: names inside it of the layers that make the logits: with their parameters at 0, these are 0.
+        scales_identity: whether it gives the whole sum, ``w * residual + (1 - w) * identity``.
     """
-    if view == "aff":
-        return AttentionalFeatureFusion(channels, hidden, **factory)
-    name = view.removeprefix("timm_")
-    if name == "ge":
-        # timm 1.0.31 cannot make this one itself: it passes names of arguments where their values belong.
-        gather_excite = create_attn("ge", channels, use_mlp=False)
-        gather_excite.mlp = ConvMlp(channels, hidden, **factory)
-        return gather_excite
-    width = {} if name == "eca" else {"rd_channels": hidden}
-    return create_attn(name, channels, **width, **factory)
+
+    module: Callable[..., nn.Module]
+    last: tuple[str, ...]
+    scales_identity: bool = False
+
+    form: ClassVar[str] = "maps"
+
+    def create(self, sizes: GateSizes, **factory: Any) -> dict[str, nn.Module]:
+        """``map_gate``."""
+        return {"map_gate": self.module(sizes.channels, sizes.hidden, **factory)}
+
+    def add(self, gate: "CompetitiveSE", residual: Tensor, identity: Tensor) -> Tensor:
+        """The whole gated addition, (N, C, H, W) and (N, C, H, W) to (N, C, H, W)."""
+        if self.scales_identity:
+            total = gate.map_gate(residual, identity)
+            return total if gate.gain == 1 else gate.gain * total
+        flows = (residual, identity) if gate.kind.competitive else (residual,)
+        return torch.add(identity, gate.map_gate(*flows), alpha=gate.gain)
+
+    def zero(self, gate: "CompetitiveSE") -> None:
+        """Zero what makes the logits, so that each gate is one number for every input; what is zeroed still learns."""
+        for name in self.last:
+            for parameter in gate.map_gate.get_submodule(name).parameters():
+                parameter.zero_()
+
+
+def timm_attention(name: str) -> Callable[..., nn.Module]:
+    """What makes timm's attention module of that name from channels, hidden units, device and dtype."""
+
+    def create(channels: int, hidden: int, **factory: Any) -> nn.Module:
+        width = {} if name == "eca" else {"rd_channels": hidden}
+        return create_attn(name, channels, **width, **factory)
+
+    return create
+
+
+def gather_excite(channels: int, hidden: int, **factory: Any) -> nn.Module:
+    """timm's GatherExcite, which timm 1.0.31 cannot make itself: it passes names of arguments where values belong."""
+    module = create_attn("ge", channels, use_mlp=False)
+    module.mlp = ConvMlp(channels, hidden, **factory)
+    return module
 
 
 class AttentionalFeatureFusion(nn.Module):
@@ -66,23 +108,3 @@ def _context(channels: int, hidden: int, **factory: Any) -> nn.Sequential:
         nn.Conv2d(hidden, channels, 1, **factory),
         nn.BatchNorm2d(channels, **factory),
     )
-
-
-@torch.no_grad()
-def zero_map_gate(module: nn.Module) -> None:
-    """Zero what makes the logits, so that each gate is one number for every input; what is zeroed still learns."""
-    if isinstance(module, AttentionalFeatureFusion):
-        last = [module.local_context[-1], module.global_context[-1]]
-    elif hasattr(module, "spatial"):  # CBAM: its spatial logits come from a norm
-        last = [module.get_submodule("channel.fc2"), module.get_submodule("spatial.conv.bn")]
-    elif hasattr(module, "mlp_scale"):  # global context
-        last = [module.get_submodule("mlp_scale.fc2")]
-    elif hasattr(module, "mlp"):  # gather-excite
-        last = [module.get_submodule("mlp.fc2")]
-    elif hasattr(module, "fc2"):
-        last = [module.get_submodule("fc2")]
-    else:  # ECA
-        last = [module.get_submodule("conv")]
-    for layer in last:
-        for parameter in layer.parameters():
-            parameter.zero_()

@@ -1,6 +1,6 @@
 """The deploy form of a network: the same function in eval mode, with nothing left that only training needs.
 
-Every gate made of squeezes becomes two linear maps (fact 1 of ``docs/method.md``), every static gate goes into the
+Every gate that has such a form becomes two linear maps (fact 1 of ``docs/method.md``), every static gate goes into the
 layer that makes its residual, and every batch norm that follows a convolution is folded into it. In converted networks
 a gate reads its squeeze off a pointwise convolution's input where that is smaller than the output (fact 2; a folded
 norm is part of that convolution). In our own networks facts 2 and 3 hold already.
@@ -18,8 +18,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE, is_pointwise
 from cmpe_se.layers.gated_addition import squeeze
 from cmpe_se.layers.hooks import is_watched
-from cmpe_se.layers.views import TABLE
-from cmpe_se.merging.gate import MergedGate, merge_gate
+from cmpe_se.layers.merged_gate import MergedGate, merge_gate
 from cmpe_se.merging.norms import fold_norms, trace_eval
 from cmpe_se.merging.static import NOTHING_IN_EVAL, merge_static_gates
 
@@ -27,8 +26,9 @@ from cmpe_se.merging.static import NOTHING_IN_EVAL, merge_static_gates
 def merge(model: nn.Module) -> nn.Module:
     """An exact copy for inference: the same outputs in eval mode, from less work.
 
-    Works on our networks, on converted ones, and on any other, whose norms alone are folded. What it returns is in eval
-    mode, has no gradients, and refuses to be trained. The model itself is left untouched.
+    Works on our networks, on converted ones, and on any other, whose norms alone are folded. Gates without a merged
+    form, such as modules of their own, stay as they are. What it returns is in eval mode, has no gradients, and refuses
+    to be trained. The model itself is left untouched.
 
     Args:
         model: any network; the mode that it is in makes no difference.
@@ -37,7 +37,7 @@ def merge(model: nn.Module) -> nn.Module:
         The merged copy. Merging that again returns an equal copy.
     """
     if isinstance(model, CompetitiveSE):
-        return merge_gate(model) if model.takes_squeezes else copy.deepcopy(model).eval().requires_grad_(False)
+        return merge_gate(model) if model.kind.merges else copy.deepcopy(model).eval().requires_grad_(False)
     merged = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(merged)
     merge_static_gates(merged)
@@ -48,19 +48,19 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def _gated(model: nn.Module) -> list[nn.Module]:
-    """Modules that have gates among their children."""
-    return [module for module in model.modules() if any(_made_of_squeezes(child) for child in module.children())]
+    """Modules that have gates with a merged form among their children."""
+    return [module for module in model.modules() if any(_merges(child) for child in module.children())]
 
 
-def _made_of_squeezes(module: nn.Module) -> TypeGuard[CompetitiveSE]:
-    return isinstance(module, CompetitiveSE) and module.takes_squeezes
+def _merges(module: nn.Module) -> TypeGuard[CompetitiveSE]:
+    return isinstance(module, CompetitiveSE) and module.kind.merges
 
 
 def _merge_gates(block: nn.Module) -> None:
     graph = trace_eval(block)
     calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
     for child, gate in list(block.named_children()):
-        if not _made_of_squeezes(gate):
+        if not _merges(gate):
             continue
         own = [call for call in calls if call.target == child]
         if graph is not None and len(own) == 1 and len(own[0].args) == 2:
@@ -76,7 +76,7 @@ def _merged_where_called(block: nn.Module, graph: fx.Graph, call: fx.Node, gate:
     operands = cast(tuple[fx.Node, fx.Node], call.args)
     convs = [_pointwise_behind(block, call, operand) for operand in operands]
     for flow, operand, conv in zip(("residual", "identity"), operands, convs, strict=True):
-        if flow in TABLE[gate.view].reads:
+        if flow in gate.kind.reads:
             call.update_kwarg(f"{flow}_squeeze", _early_squeeze(block, graph, call, operand, conv))
     merged = merge_gate(gate, *(conv and conv[1] for conv in convs))
     merged.overwrites = _is_fresh(block, operands[0])

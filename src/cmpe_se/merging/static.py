@@ -38,7 +38,7 @@ def merge_static_gates(model: nn.Module) -> None:
 
 
 def _is_static(module: nn.Module) -> TypeGuard[CompetitiveSE]:
-    return isinstance(module, CompetitiveSE) and module.view == "static" and not is_watched(module)
+    return isinstance(module, CompetitiveSE) and module.kind.form == "constant" and not is_watched(module)
 
 
 def _merge_where_called(block: nn.Module, static: dict[str, CompetitiveSE], names: Counter) -> None:
@@ -99,4 +99,5 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 def _constant(gate: CompetitiveSE) -> Tensor:
     """Factor on each channel, (C,), float64."""
-    return gate.gain * gate.fc2.bias.double().sigmoid()
+    logits = gate.fc2(next(gate.fc2.parameters()).new_zeros(1, gate.channels))[0]
+    return gate.gain * logits.double().sigmoid()

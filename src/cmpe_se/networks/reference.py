@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.layers.views import PAPER_VIEWS
 from cmpe_se.networks.blocks import PreActBlock, PreActBottleneck, Stage
 from cmpe_se.networks.residual import ResidualNetwork, WideResNet
 
@@ -38,8 +39,8 @@ def load_reference_parameters(model: ResidualNetwork | PreActBlock, parameters: 
             frozen gamma = 1 and beta = 0.
 
     Raises:
-        ValueError: entries are missing, surplus or misshapen, or the frozen ones are not frozen at those values. The
-            message names them, and the model is left as it was.
+        ValueError: entries are missing, surplus or misshapen, or the frozen ones are not frozen at those values (the
+            message names them), or gates of a view that the reference lacks. The model is left as it was.
     """
     targets = reference_targets(model, parameters)
     arrays, unusable = {}, []
@@ -142,6 +143,8 @@ def _attention(attention: CompetitiveSE, prefix: str) -> Iterator[tuple[str, Tar
         yield f"{prefix}net_se_input_conv.1.weight", _as_convolution(attention.fc_residual.weight)
         yield f"{prefix}net_se_input_x.1.weight", _as_convolution(attention.fc_identity.weight)
         yield f"{prefix}net_se.0.weight", _as_convolution(last.weight)
+    elif attention.view not in PAPER_VIEWS:
+        raise ValueError(f"the reference has no view '{attention.view}'; it has {', '.join(PAPER_VIEWS)}")
     else:
         yield f"{prefix}Multi_Map.0.weight", _same(attention.map_conv.weight)
         yield from _norm(attention.map_norm, f"{prefix}Multi_Map.1.")

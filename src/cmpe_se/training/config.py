@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from cmpe_se.data import Augmentation
 from cmpe_se.errors import UserError
-from cmpe_se.layers.views import GATE_SETTINGS, STARTS, VIEWS
+from cmpe_se.layers.views import GATE_SETTINGS, STARTS, TABLE
 from cmpe_se.utils.text import in_one_line
 
 DEFAULT_RECIPE = "digits"
@@ -148,7 +148,7 @@ class TrainingConfig:
                 raise UserError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay is {self.layer_decay}, should be above 0 and at most 1")
-        for name, known in (("view", VIEWS), ("convert", VIEWS), ("start", STARTS)):
+        for name, known in (("view", tuple(TABLE)), ("convert", tuple(TABLE)), ("start", STARTS)):
             if (value := getattr(self, name)) is not None and value not in known:
                 raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(known)}")
         if self.convert is not None and self.view is not None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from cmpe_se import CompetitiveSE
 from cmpe_se.commands.benchmark import benchmark
-from cmpe_se.commands.benchmark.contenders import CONTENDERS, NAIVE, PLAIN, build, check_contenders
+from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN, build, check_contenders, contenders
 from cmpe_se.errors import UserError
 from cmpe_se.layers.views import PAPER_VIEWS
 from cmpe_se.runtimes.timing import paired_ratio, peak_memory, take_turns
@@ -48,7 +48,7 @@ def test_gates_are_as_asked_for():
 
 
 def test_contenders_are_checked():
-    check_contenders(list(CONTENDERS))
+    check_contenders(list(contenders()))
     with pytest.raises(UserError, match="unknown contender 'se2'; choose of plain, se, double_fc"):
         check_contenders(["se2"])
     with pytest.raises(UserError, match="no network 'resnet19'"):

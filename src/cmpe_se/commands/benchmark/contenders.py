@@ -11,20 +11,23 @@ from torch import Tensor, nn
 from cmpe_se.conversion import convert
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
-from cmpe_se.layers.views import PAPER_VIEWS, VIEWS
+from cmpe_se.layers.views import PAPER_VIEWS, TABLE
 from cmpe_se.networks.blocks import PreActBlock
 from cmpe_se.networks.registry import PLAIN_NETWORKS
 
 PLAIN = "plain"
 NAIVE = "_naive"
-CONTENDERS = (PLAIN, *VIEWS, *(view + NAIVE for view in PAPER_VIEWS))
-"""Every view of :data:`cmpe_se.VIEWS`; ``_naive`` is the paper's plain form of its own."""
+
+
+def contenders() -> tuple[str, ...]:
+    """The plain network, and every view; ``_naive`` is the paper's plain form of its own."""
+    return (PLAIN, *TABLE, *(view + NAIVE for view in PAPER_VIEWS))
 
 
 def check_contenders(names: list[str]) -> None:
-    """Refuse names that are none of :data:`CONTENDERS`."""
-    if unknown := [name for name in names if name not in CONTENDERS]:
-        raise UserError(f"unknown contender '{unknown[0]}'; choose of {', '.join(CONTENDERS)}")
+    """Refuse names that are none of :func:`contenders`."""
+    if unknown := [name for name in names if name not in contenders()]:
+        raise UserError(f"unknown contender '{unknown[0]}'; choose of {', '.join(contenders())}")
 
 
 def build(model: str, contender: str, **gates: Any) -> nn.Module:
@@ -32,7 +35,7 @@ def build(model: str, contender: str, **gates: Any) -> nn.Module:
 
     Args:
         model: name of the plain network in timm, ours or another.
-        contender: one of :data:`CONTENDERS`.
+        contender: one of :func:`contenders`.
         gates: start, reduction, min_hidden, bias and mask of its gates.
 
     Raises:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from rich.console import Group
 
 from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN
+from cmpe_se.layers.views import TABLE
 from cmpe_se.utils.plots import BLUE, GREY, ORANGE
 from cmpe_se.utils.tables import number_table
 
@@ -80,7 +81,8 @@ def plot_ratios(rows: Rows, setup: str, path: Path) -> None:
 
 
 def _colour(row: Row) -> str:
-    if row["contender"].startswith("timm_") or row["contender"] == "se":
+    kind = TABLE.get(row["contender"])
+    if kind and kind.reads == ("residual",):
         return GREY
     return ORANGE if row["contender"].endswith(NAIVE) else BLUE
 

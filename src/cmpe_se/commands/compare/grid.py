@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from cmpe_se.errors import UserError
-from cmpe_se.layers.views import TABLE, VIEWS
+from cmpe_se.layers.views import TABLE
 from cmpe_se.networks.registry import is_ours, view_of
 from cmpe_se.training.config import GATE_FIELDS, TrainingConfig
 from cmpe_se.training.gate_settings import with_pretrained_gates
@@ -163,8 +163,8 @@ def parse_entries(models: Sequence[str], views: Sequence[str]) -> tuple[Entry, .
         expands = bool(views) and entry.view is None and entry.model.startswith(_COMPETITIVE)
         used = used or expands
         entries += [entry._replace(view=view) for view in views] if expands else [entry]
-    if unknown := [entry.view for entry in entries if entry.view and entry.view not in VIEWS]:
-        raise UserError(f"unknown view '{unknown[0]}'; choose of {', '.join(VIEWS)}")
+    if unknown := [entry.view for entry in entries if entry.view and entry.view not in TABLE]:
+        raise UserError(f"unknown view '{unknown[0]}'; choose of {', '.join(TABLE)}")
     if gateless := [entry for entry in entries if entry.options and not entry.has_gates]:
         raise UserError(
             f"{gateless[0].label}: {gateless[0].model} has no gates to set; name a view, such as "

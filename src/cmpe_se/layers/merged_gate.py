@@ -1,25 +1,25 @@
 """A gate in its deploy form: two linear maps, whatever the view (fact 1 of ``docs/method.md``)."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv_transpose2d, linear
+from torch.nn.functional import linear
 
-from cmpe_se.errors import UserError
-from cmpe_se.layers.attention import CompetitiveSE
-from cmpe_se.layers.folding import unfold
 from cmpe_se.layers.gated_addition import squeeze
 from cmpe_se.layers.hooks import is_recorded
 from cmpe_se.layers.precision import without_autocast
+
+if TYPE_CHECKING:
+    from cmpe_se.layers.attention import CompetitiveSE
 
 
 class MergedGate(nn.Module):
     """``identity + gain * sigmoid(W2 relu(A r + B i + b) + c) * residual``: what a gate computes in eval mode, exactly.
 
-    Made by :func:`cmpe_se.merge`. Its weights stay float32 (or wider) whatever the network is converted to, as the
-    squeezes do: they are few, and a rounded gate rounds everything behind it.
+    Made by :func:`cmpe_se.merge` and :meth:`cmpe_se.CompetitiveSE.fuse`. Its weights stay float32 (or wider) whatever
+    the network is converted to, as the squeezes do: they are few, and a rounded gate rounds everything behind it.
 
     Args:
         residual: A, (hidden, C_r): reads the squeeze of the residual, or of what a pointwise convolution makes it from;
@@ -98,65 +98,31 @@ class MergedGate(nn.Module):
         return f"view='{self.view}', gain={self.gain:g}"
 
 
-def affine_form(attention: CompetitiveSE) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """A (hidden, C) or None, B likewise, and b (hidden,), float64, such that W1's output is A r + B i + b.
-
-    The picture, its convolution, its norm with running statistics, the mean over the maps and W1 are affine one after
-    the other. Their A and B are W1 pulled back through the convolution, which is what a transposed convolution does.
-    """
-    if attention.view == "double_fc":
-        (of_residual, bias), (of_identity, other) = _double(attention.fc_residual), _double(attention.fc_identity)
-        nothing = torch.zeros_like(of_residual)
-        return torch.cat((of_residual, nothing)), torch.cat((nothing, of_identity)), torch.cat((bias, other))
-    reads, bias = _double(attention.fc1)  # (hidden, what W1 reads) and (hidden,)
-    if attention.view == "se":
-        return reads, None, bias
-    if attention.view == "se_identity":
-        return None, reads, bias
-    if attention.view == "se_sum":
-        return reads, reads, bias
-
-    kernels, norm = attention.map_conv.weight.detach().double(), attention.map_norm  # (m, 1, height, width)
-    if norm.running_var is None or norm.running_mean is None:
-        raise UserError("a gate whose norm keeps no running statistics reads each batch anew, and cannot be merged")
-    scale = (norm.running_var.double() + norm.eps).rsqrt()  # (m,)
-    scale = scale if norm.weight is None else scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale  # (m,)
-    shift = shift if norm.bias is None else shift + norm.bias.double()
-    kernel = (scale[:, None, None, None] * kernels).mean(0, keepdim=True)  # (1, 1, height, width)
-    assert attention.picture_size is not None  # as all other views read a picture
-    height, width = (
-        size - side + 1 for size, side in zip(attention.picture_size, attention.map_conv.kernel_size, strict=True)
-    )
-    pictures = conv_transpose2d(reads.view(-1, 1, height, width), kernel)  # (hidden, 1, picture height, width)
-    if attention.view == "folded_3x3":
-        residual, identity = unfold(pictures)
-    else:
-        residual, identity = pictures[:, 0].unbind(-1)  # of (hidden, C, 2)
-    return residual, identity, bias + shift.mean() * reads.sum(1)
-
-
-def _double(layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """A linear map's weight (out, in) and bias (out,), zero where it has none, in float64."""
-    weight = layer.weight.detach().double()
-    return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
-
-
 @torch.no_grad()
 def merge_gate(
-    attention: CompetitiveSE,
+    attention: "CompetitiveSE",
     residual_conv: nn.Conv2d | None = None,
     identity_conv: nn.Conv2d | None = None,
 ) -> MergedGate:
     """The deploy form of a gate, in the dtype of its weights.
 
     Args:
-        attention: any view that is made of squeezes; its norm's running statistics are used.
+        attention: of a view with a merged form (``View.merges``); its norm's running statistics are used.
         residual_conv: pointwise convolution that makes the residual; the gate then reads the squeeze of its input
             (fact 2), and is as wide as that.
         identity_conv: the same of the identity.
+
+    Raises:
+        ValueError: a view that has no such form.
+        UserError: a norm without running statistics.
     """
-    residual, identity, bias = affine_form(attention)
+    if not attention.kind.merges:
+        raise ValueError(
+            f"view '{attention.view}' has no merged form; {type(attention.kind.layers).__name__}.affine would be one"
+        )
+    hidden = attention.kind.layers.affine(attention)
+    assert hidden is not None  # as the kind merges
+    residual, identity, bias = hidden
     if residual_conv is not None and residual is not None:
         residual, bias = _pulled_back(residual, bias, residual_conv)
     if identity_conv is not None and identity is not None:
