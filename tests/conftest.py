@@ -1,10 +1,23 @@
 """Trained runs that several folders of tests look into; nobody changes them."""
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.training.processes import trained_run
+from tests.training.processes import SHARED_FOLDER, trained_run
+
+
+def pytest_configure(config):
+    if SHARED_FOLDER not in os.environ:  # in the process that starts the workers, or in the only one
+        os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="cmpe-se-runs-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(SHARED_FOLDER), ignore_errors=True))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)  # each worker has one core
 
 
 @pytest.fixture(scope="session")

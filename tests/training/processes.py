@@ -1,6 +1,7 @@
 """The command in real processes, forked from one that has imported everything: a start takes no seconds."""
 
 import functools
+import hashlib
 import io
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 
 from cmpe_se_command import COMMANDS
 
@@ -26,6 +28,8 @@ _FORKS = multiprocessing.get_context("forkserver")
 _IMPORTED_LATE = ["sklearn.datasets", "sklearn.model_selection", "torchmetrics.functional.classification"]
 _MODULES = ["cli", *(f"commands.{name}" for name in COMMANDS)]
 _FORKS.set_forkserver_preload(["pytest", *(f"cmpe_se.{module}" for module in _MODULES), *_IMPORTED_LATE])
+SHARED_FOLDER = "CMPE_SE_SHARED_TEST_RUNS"
+"""Environment variable with the folder of the runs that all workers share."""
 CONSOLE_SCRIPT = Path(sys.executable).with_name("cmpe-se")
 
 
@@ -133,8 +137,11 @@ def complaint_of(*arguments, cwd: Path | None = None) -> str:
 @functools.cache
 def trained_run(*arguments: str) -> Path:
     """A run of ``cmpe-se train`` in a folder of its own; once a session for the same arguments."""
-    folder = empty_folder() / "run"
-    succeed("train", *arguments, "--output", folder)
+    folder = _shared() / f"run-{hashlib.sha256(repr(arguments).encode()).hexdigest()[:16]}"
+    with FileLock(f"{folder}.lock"):  # the other worker may want it too
+        if not (folder / "result.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            succeed("train", *arguments, "--output", folder)
     return folder
 
 
@@ -174,6 +181,14 @@ def _child(arguments, out, err, cwd, env, before) -> None:
 
 
 @functools.cache
+def _shared() -> Path:
+    """A folder that all workers of this session share; the process that started them removes it."""
+    folder = Path(os.environ[SHARED_FOLDER])
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@functools.cache
 def _scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="cmpe-se-tests-")
 
@@ -186,8 +201,15 @@ def empty_folder() -> Path:
 @functools.cache
 def default_run() -> tuple[Path, Done]:
     """The run of ``cmpe-se train`` without any argument, as a user starts it, and what it printed; once a session."""
-    folder = empty_folder()
+    folder = _shared() / "default"
     env = os.environ | {"OMP_NUM_THREADS": "1"}  # beside other tests, threads that wait for each other take minutes
-    done = subprocess.run([CONSOLE_SCRIPT, "train"], cwd=folder, env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / "cmpe_se_preact_resnet20-digits-seed0", Done(0, done.stdout, done.stderr)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "out").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            done = subprocess.run([CONSOLE_SCRIPT, "train"], cwd=folder, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            (folder / "err").write_text(done.stderr)
+            (folder / "out").write_text(done.stdout)
+    run = folder / "runs" / "cmpe_se_preact_resnet20-digits-seed0"
+    return run, Done(0, (folder / "out").read_text(), (folder / "err").read_text())
