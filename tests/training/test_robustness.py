@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import get_type_hints
 
 import pytest
 import timm
@@ -12,7 +13,13 @@ import cmpe_se.networks  # noqa: F401 (timm learns our names)
 from cmpe_se.data import load_data
 from cmpe_se.data.corruptions import CORRUPTIONS, corrupt, corrupted_test_sets
 from cmpe_se.errors import UserError
-from cmpe_se.training.robustness import corruption_metrics, read_corruptions, write_corruptions
+from cmpe_se.training.robustness import (
+    CorruptionMetrics,
+    CorruptionRecord,
+    corruption_metrics,
+    read_corruptions,
+    write_corruptions,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +55,7 @@ def test_accuracies_by_hand(network, data, metrics):
     values = [value for corruption in CORRUPTIONS for value in metrics[corruption]]
     assert len(values) == 25
     assert metrics["mean"] == pytest.approx(sum(values) / 25)
+    assert metrics.keys() == get_type_hints(CorruptionMetrics).keys()
     assert len(set(values)) > 5
 
 
@@ -87,7 +95,7 @@ def test_files(metrics, data, tmp_path):
     found = read_corruptions(folder, "digits")
     assert {name: found[name] for name in metrics} == metrics
     assert (found["data"], found["images"]) == ("digits", 360)
-    assert {"versions", "commit", "hardware", "command"} <= found.keys()
+    assert {"versions", "commit", "hardware", "command"} <= found.keys() == get_type_hints(CorruptionRecord).keys()
     lines = (folder / "corruptions.csv").read_text().splitlines()
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     assert len(rows) == 26

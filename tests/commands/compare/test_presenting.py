@@ -2,6 +2,7 @@
 
 import io
 import math
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 
 from cmpe_se.commands.compare.differences import Question, ask, paired_differences
 from cmpe_se.commands.compare.power import detectable_effect
-from cmpe_se.commands.compare.presenting import references, summary_rows, to_markdown, to_rich
+from cmpe_se.commands.compare.presenting import ComparisonRow, references, summary_rows, to_markdown, to_rich
 from cmpe_se.commands.compare.statistics import equivalence_p
 from cmpe_se.errors import UserError
 from tests.commands.compare.outcomes import outcome, usual
@@ -24,6 +25,7 @@ def cells(text: str, heading: str) -> dict[str, list[str]]:
 
 def test_rows_by_hand():
     plain, _, pair, _ = summary_rows(usual())
+    assert list(plain) == list(get_type_hints(ComparisonRow))
     assert (plain["top1_mean"], plain["top1_std"], plain["seeds"]) == (70.5, 0.5, 3)
     assert plain["difference"] is plain["p"] is plain["p_holm"] is plain["effect"] is plain["published"] is None
     assert pair["difference"] == 1.97  # 1.9, 2.0, 2.0
