@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -16,7 +14,10 @@ from cmpe_se.data import ImageData, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.training.metrics import collect_logits, test_figures
 from cmpe_se.training.run_folder import RunFolder, write_text
+from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.plots import plot_confusion
+from cmpe_se.utils.progress import with_progress
 
 _PRINTED_CLASSES = 20  # in the table on the screen; the files have them all
 
@@ -61,13 +62,11 @@ def evaluate(
     config = folder.read_config()
     model = folder.load_model()
     dataset = load_tested(folder, data, data_dir, workers=workers)
-    device = Accelerator(cpu=config.device == "cpu").device
+    device = choose_device(config.device)
     model.to(device).to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     steps = -(-dataset.test_size // batch_size)
-    console = Console(stderr=True)
     batches = dataset.test_batches(batch_size=batch_size, device=device)
-    shown = track(batches, "testing", steps, console=console, transient=True, disable=not console.is_terminal)
-    logits, labels = collect_logits(model, shown, channels_last=config.channels_last)
+    logits, labels = collect_logits(model, with_progress(batches, "testing", steps), channels_last=config.channels_last)
 
     figures = _all_figures(logits, labels, dataset.classes)
     _write(Path(output) if output else folder.path / "evaluation", figures, dataset.classes)
@@ -135,7 +134,7 @@ def _all_figures(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> di
 
 
 def _write(folder: Path, figures: dict[str, Any], classes: tuple[str, ...]) -> None:
-    try:
+    with os_errors_as(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         summary = {key: value for key, value in figures.items() if key != "confusion"}
         write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
@@ -152,8 +151,6 @@ def _write(folder: Path, figures: dict[str, Any], classes: tuple[str, ...]) -> N
             for name, row in zip(classes, figures["confusion"].tolist(), strict=True):
                 rows.writerow([name, *row])
         plot_confusion(figures["confusion"], classes, folder / "confusion.png")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
 
 
 def _print(run: Path, figures: dict[str, Any]) -> None:
