@@ -48,7 +48,8 @@ FAMILIES = (
 )
 """One small network of each kind, for the default tier."""
 
-NAMES = slow_but([f"timm {name}" for name in TIMM] + [f"torchvision {name}" for name in TORCHVISION], FAMILIES)
+ALL_NAMES = [f"timm {name}" for name in TIMM] + [f"torchvision {name}" for name in TORCHVISION]
+NAMES = slow_but(ALL_NAMES, FAMILIES)
 
 
 def build(name: str, **settings) -> nn.Module:

@@ -11,7 +11,8 @@ from torch import nn
 
 from cmpe_se import VIEWS, CompetitiveSE, PreActResNet, conversion_report, convert
 from cmpe_se.errors import UserError
-from tests.conversion.networks import NAMES, build, expected_additions, randomise, shorten
+from tests.conversion.networks import ALL_NAMES, NAMES, build, expected_additions, randomise, shorten
+from tests.tiers import slow_but
 
 
 def images(batch=2, side=64):
@@ -142,7 +143,7 @@ def test_stochastic_depth_stays_on_the_residual():
     assert dropped.float().mean() > 0.9
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(ALL_NAMES, ["timm test_resnet", "timm test_byobnet", "timm test_convnext2"]))
 def test_compile_and_export(name):
     """No graph breaks, and a graph for any batch, of which both give what the converted network gives.
 

@@ -17,6 +17,7 @@ from cmpe_se.merging import MergedGate
 from tests.conversion.networks import NAMES, build
 from tests.conversion.networks import randomise as randomise_norms
 from tests.networks.naive import MERGING_VIEWS, SMALL_NETWORKS, naive_gate, randomise
+from tests.tiers import slow_but
 
 
 def images(batch=3, side=64, dtype=torch.float64):
@@ -101,7 +102,11 @@ def test_converted_networks(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["timm resnet50", "timm seresnet50", "timm tf_efficientnet_b0", "timm mobilenetv3_small_050"]
+    "name",
+    slow_but(
+        ["timm resnet50", "timm seresnet50", "timm tf_efficientnet_b0", "timm mobilenetv3_small_050"],
+        ["timm mobilenetv3_small_050"],
+    ),
 )
 def test_networks_without_competition(name):
     model = move_gates(build(name).double())
@@ -123,6 +128,7 @@ def test_gates_read_the_smaller_tensor():
     assert narrowing.competition.read.in_features == 2 * narrowing.conv_pwl.out_channels
 
 
+@pytest.mark.slow
 def test_detection_with_frozen_norms():
     from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -153,7 +159,7 @@ def test_idempotent():
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies(duplicate):
-    merged = merge(move_gates(convert(build("timm resnet50").double())))
+    merged = merge(move_gates(convert(build("timm test_resnet").double())))
     again = duplicate(merged)
     with torch.no_grad():
         assert torch.equal(again(images()), merged(images()))
@@ -308,7 +314,7 @@ def test_gradients_of_images_through_a_merged_network():
 
 
 def test_compile_and_export():
-    merged = merge(move_gates(convert(build("timm resnet18"))))
+    merged = merge(move_gates(convert(build("timm test_resnet"))))
     torch.compiler.reset()
     x = images(dtype=torch.float32)
     with torch.no_grad():

@@ -12,8 +12,10 @@ from cmpe_se import VIEWS, CompetitiveSE, PreActResNet, WideResNet
 from cmpe_se.conversion.registry import BASES
 from cmpe_se.networks.registry import PLAIN_NETWORKS, PREFIXES, default_cfgs
 from tests.networks.naive import randomise
+from tests.tiers import slow_but
 
 NAMES = [prefix + base for base in PLAIN_NETWORKS for prefix in PREFIXES]
+SHALLOW = [name for name in NAMES if not name.endswith(("110", "164"))]
 SMALL = ["preact_resnet20", "se_preact_resnet20", "cmpe_se_preact_resnet20", "cmpe_se_wrn16_4"]
 COLUMNS = [None, "se", "double_fc", "pair_view_2x1", "pair_view_1x1", "folded_3x3"]
 PARAMETERS = {  # METHOD.md's table
@@ -60,7 +62,7 @@ def test_parameters(base, view):
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[base][COLUMNS.index(view)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, SHALLOW))
 def test_every_name(name):
     base = name.removeprefix("cmpe_").removeprefix("se_")
     prefix = name.removesuffix(base)
@@ -117,7 +119,7 @@ def test_unknown_setting_and_pretrained_are_refused():
         timm.create_model("preact_resnet20", pretrained=True)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, SHALLOW))
 def test_features_of_every_name(name):
     model = timm.create_model(name, features_only=True, device="meta")
     features = model(torch.empty(2, 3, 32, 48, device="meta"))
