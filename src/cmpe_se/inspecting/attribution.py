@@ -17,7 +17,7 @@ _FINEST = 56  # side of the map on the input: single pixels of large images are 
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Maps of one image and class; positive speaks for the class, negative against it.
+    """Maps of one image and class; positive is evidence for the class, negative against it.
 
     Args:
         target: index of the class.

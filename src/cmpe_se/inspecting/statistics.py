@@ -11,9 +11,9 @@ CLOSED, OPEN = 0.05, 0.95
 ALWAYS = 0.99
 """Part of the images for which a channel has to be closed, or open, to count as always so."""
 DEAD = 0.005
-"""A channel whose gate has a smaller deviation over the images, as a part of the largest value, takes no notice."""
+"""A gate with a smaller deviation over the images, as a part of its largest value, does not depend on the image."""
 MOVED = 0.01
-"""A gate whose mean is closer to where it began, as a part of the largest value, has not moved."""
+"""A gate whose mean is closer to its initial value, as a part of the largest value, has not moved."""
 _BINS = 2000  # of the histogram that quantiles are read from
 
 

@@ -154,7 +154,7 @@ def test_numbers_of_single_images(made, seen, page):
         title = re.search(rf'id="inside-{number}">.*?alt="(.*?)"', (made[0] / "report.html").read_text(), re.DOTALL)[1]
         index = int(re.search(r"Test image (\d+)", title)[1])
         right.append(bool(logits[index].argmax() == labels[index]))
-        assert (", right" in title) == right[-1]
+        assert (", correct" in title) == right[-1]
         assert f"{logits[index].argmax()} (" in title
         table = rows(made[0], f"inside-{number}")
         assert len({row["block"] for row in table}) == 3  # one of each stage
@@ -254,7 +254,7 @@ def test_no_mistakes(folded):
     labels = torch.arange(10).repeat(3)
     perfect = Gathered(torch.eye(10)[labels], labels, [])
     section = _mistakes(data, perfect)
-    assert section.text == "No test image is mistaken."
+    assert section.text == "All test images are classified correctly."
     assert [exhibit.name for exhibit in section.exhibits] == ["confusion"]
     assert choose_images(perfect, 2, 2) == [0, 1]
 
