@@ -166,7 +166,7 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any], where: str, resize: str = RESIZE) -> "Preprocessing":
-        """From timm's words, as runs and exported files have them that were written before there were ours.
+        """From timm's words, as runs and exported files have them that were written before cmpe_se had its own.
 
         Raises:
             UserError: a value that is missing or cannot be used.

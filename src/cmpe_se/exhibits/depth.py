@@ -159,9 +159,7 @@ def telling_channels(blocks: Sequence[BlockStatistics], classes: Sequence[str]) 
     best = means[:, order[0]]
     high, low = int(best.argmax()), int(best.argmin())
     span = _both(best[high], best[low], f"for '{classes[high]}' and")
-    title = (
-        f"In {block.name}, channel {order[0]} distinguishes classes best: its mean gate is {span} for '{classes[low]}'"
-    )
+    title = f"In {block.name}, channel {order[0]} separates classes best: its mean gate is {span} for '{classes[low]}'"
     return Exhibit(
         "telling-channels",
         title,

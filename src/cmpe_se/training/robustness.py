@@ -165,7 +165,7 @@ def read_corruptions(folder: Path, data_name: str) -> CorruptionRecord | None:
     try:
         found = json.loads((folder / "corruptions.json").read_text())
         parameters = {name: tuple(values) for name, values in found["parameters"].items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # not there, or somebody else's
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # missing, or written by another program
         return None
     return found if parameters == CORRUPTIONS and found["data"] == data_name else None
 

@@ -268,7 +268,7 @@ def test_shown_is_what_the_network_gets(folded):
 
 
 def test_plain_network(plain):
-    assert "no competition to look at" in complaint_of("report", plain)
+    assert "has no gates" in complaint_of("report", plain)
 
 
 def test_too_many_images(folded, digit_files):

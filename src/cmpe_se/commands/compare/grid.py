@@ -93,7 +93,7 @@ class Grid:
 
     @property
     def cells(self) -> list[Cell]:
-        """All runs, seed by seed: whatever is finished when somebody stops it can be compared."""
+        """All runs, seed by seed: runs that are finished at an interruption can be compared."""
         return [self.cell(entry, seed) for seed in self.seeds for entry in self.entries]
 
     def cell(self, entry: Entry, seed: int) -> Cell:

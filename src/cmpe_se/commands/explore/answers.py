@@ -49,7 +49,7 @@ def render(
         network: asked.
         photo: about this image.
         block: shown; None for a network without gates.
-        force: on which gates are held, if any are; where they cannot be, the prediction is as trained, as its sentence says.
+        force: on which gates are held, if any are; where they cannot be, the prediction is as trained.
         attribution: one of :data:`ATTRIBUTIONS`.
     """
     unheld = network.unheld(force.block) if force else ""

@@ -167,7 +167,7 @@ def _test_photos(data: ImageData, tested: Gathered, indices: Iterable[int]) -> l
 def _single_images(
     model: nn.Module, photos: Sequence[Photo], tested: Gathered, blocks: Sequence[str], classes: Sequence[str]
 ) -> tuple[list[Exhibit], Exhibit]:
-    """The paper's figure for each image, and attributions: of the prediction and, if that is wrong, of the true class."""
+    """The paper's figure for each image, and attributions: of the prediction and, if wrong, of the true class."""
     device = next(model.parameters()).device
     batch = torch.stack([photo.tensor for photo in photos]).to(device)
     output, views = look(model, batch)
