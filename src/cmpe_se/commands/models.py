@@ -1,4 +1,4 @@
-"""The ``models`` command: our networks, plain and with attention side by side, and what the attention costs."""
+"""The ``models`` command: the networks of cmpe_se, plain and with attention, and the cost of the attention."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a conversion did."""
+"""Report of a conversion."""
 
 from dataclasses import dataclass
 

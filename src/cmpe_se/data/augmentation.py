@@ -1,4 +1,4 @@
-"""Random changes to training images: what there is to choose, and the batched form for small images."""
+"""Random changes to training images: their settings, and the batched form for small images."""
 
 from dataclasses import dataclass, fields
 

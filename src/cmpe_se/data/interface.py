@@ -1,4 +1,4 @@
-"""What every data set offers, and the plan of an epoch that all kinds share."""
+"""The interface of all data sets, and the order of images in an epoch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence

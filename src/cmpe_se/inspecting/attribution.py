@@ -1,4 +1,4 @@
-"""Which parts of an image speak for a class: captum's integrated gradients and Grad-CAM at the outputs of blocks."""
+"""Attributions of a class in an image: captum's integrated gradients, and Grad-CAM at the outputs of blocks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What every gate of a network saw and decided for some images.
+"""Input and output of every gate of a network, for some images.
 
 Nothing is computed a second time that the network computes itself: hooks listen while the images go through it, and are
 gone afterwards. A gate is called in two ways. In converted networks, and wherever ``CompetitiveSE`` stands as a layer,

@@ -1,4 +1,4 @@
-"""What the gates of a network do over many images: sums that grow batch by batch, and what follows from them."""
+"""Statistics of the gates of a network over many images, from sums over the batches."""
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class BlockStatistics:
     def kinds(self) -> dict[str, list[int]]:
         """Numbers of the channels that are always ``closed``, always ``open``, and ``dead`` (may overlap).
 
-        Gates that are constants by design are not dead: they were never to look at the image.
+        Gates that are constants by design are not dead: they do not read the image by design.
         """
         dead = (self.std < DEAD * self.gain) & (not self.constant)
         masks = {"closed": self.closed >= ALWAYS, "open": self.open >= ALWAYS, "dead": dead}

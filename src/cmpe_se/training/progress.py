@@ -1,4 +1,4 @@
-"""What a training run shows while it goes."""
+"""Progress of a training run on the terminal and in TensorBoard."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What made a result: versions, commit, hardware and command."""
+"""How a result was made: versions, commit, hardware and command."""
 
 import csv
 import datetime

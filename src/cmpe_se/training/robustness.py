@@ -1,4 +1,4 @@
-"""What a network's accuracy is on corrupted test images, and the files and the table that say so."""
+"""A network's accuracy on corrupted test images, with its files and its table."""
 
 import json
 import os

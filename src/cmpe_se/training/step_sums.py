@@ -1,4 +1,4 @@
-"""Images, losses and correct ones of the steps of an epoch, without waiting for the device at every step."""
+"""Sums of images, losses and correct predictions over an epoch, without waiting for the device at every step."""
 
 import math
 from typing import TypedDict

@@ -1,4 +1,4 @@
-"""What a run's records of epochs say in the end: the metrics of ``result.json``."""
+"""The metrics of ``result.json``, from a run's records of epochs."""
 
 from collections.abc import Sequence
 from typing import TypedDict, cast

@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Plots of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The ``benchmark`` command: what attention costs on this machine, each kind against the plain network in one run."""
+"""The ``benchmark`` command: time and memory of each kind of gate, in one run with the plain network."""
 
 import copy
 import itertools

@@ -95,7 +95,7 @@ def compare(
 
     Raises:
         UserError: settings that cannot be used, runs in the folder that were made with others, or runs that failed.
-        ComparisonInterrupted: Ctrl-C or SIGTERM; runs under way have saved what they had.
+        ComparisonInterrupted: Ctrl-C or SIGTERM; current runs have saved checkpoints.
     """
     console = Console(stderr=True)
     planned = {name: value for name, value in (("effect", effect), ("sd", sd), ("power", power)) if value is not None}

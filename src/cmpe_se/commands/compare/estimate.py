@@ -1,4 +1,4 @@
-"""What a comparison will cost, from a few steps of each network."""
+"""Cost of a comparison, estimated from a few steps of each network."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""The grid of a comparison: which networks, which seeds, and where each run of them is."""
+"""The grid of a comparison: networks, seeds, and the folder of each run."""
 
 import re
 from collections.abc import Sequence

@@ -44,7 +44,7 @@ def plot_pareto(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     front = _pareto_front(places)
     axes.plot(*zip(*front, strict=True), color=_FAINT, linewidth=1.2, zorder=0, drawstyle="steps-post")
     cost = f"time of a forward pass, ratio to {outcomes[0].label}" if timed else "multiply-adds of an image, millions"
-    axes.set(xlabel=cost, ylabel="test top-1, %", title=f"Accuracy and what it costs, {_seeds(outcomes)}\n{title}")
+    axes.set(xlabel=cost, ylabel="test top-1, %", title=f"Accuracy and cost, {_seeds(outcomes)}\n{title}")
     axes.margins(0.08)
     _name_beside(axes, outcomes, places)
     figure.savefig(path, dpi=_DPI)

@@ -14,8 +14,8 @@ from cmpe_se.utils.tables import number_table
 from cmpe_se.utils.text import duration
 
 _METHOD = """For one seed, all networks were trained on the same images in the same order with the same augmentation. \
-So seeds are compared in pairs: difference of the means with its 95 % t-interval, two-sided paired t-test, and Hedges' g_z, \
-the mean over the standard deviation of the differences. {adjusted} A verdict is given at a p below 0.05:
+So seeds are compared in pairs: difference of the means with its 95 % t-interval, two-sided paired t-test, and Hedges' \
+g_z, the mean over the standard deviation of the differences. {adjusted} A verdict is given at a p below 0.05:
 
 - **better**, **worse**: a difference has been shown.
 - **the same within {margin:g} points**: two one-sided paired t-tests (p same) have shown that the true difference is \

@@ -1,4 +1,4 @@
-"""The runs of a comparison, with a table that shows how far each one is."""
+"""The runs of a comparison, with a table of their progress."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The images that a page is asked about: examples, and uploaded files."""
+"""The images of a page: examples, and uploaded files."""
 
 import io
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Writers: a network in eval mode to a file of each format, with all that its user needs to know inside."""
+"""Writers: a network in eval mode to a file of each format, with its metadata inside."""
 
 import io
 import json
