@@ -313,7 +313,7 @@ def test_truth_is_of_the_same_classes_only(folded, tmp_path):
     file.write_text(json.dumps(config))
     talk, (left, right) = answers(folded, run)
     sides = talk.show(choices(left, right, mode=TWO_NETWORKS))
-    assert ["which is" in side for side in sides] == [True, False]
+    assert [bool(re.search(r"%\), (correct|wrong)\.", side)) for side in sides] == [True, False]
 
 
 def test_a_diverged_network_is_said_to_be_one(folded, tmp_path):

@@ -230,7 +230,7 @@ def test_other_gates(kind, request, tmp_path):
 
 def test_progress_on_a_terminal(folded, tmp_path):
     shown = shown_on_terminal("report", folded, "--output", tmp_path, "--batch-size", 20, columns=100)
-    for word in ("testing", "looking into the network", "saving", "report.html"):
+    for word in ("testing", "computing gates and attributions", "saving", "report.html"):
         assert word in shown, word
 
 
