@@ -162,7 +162,7 @@ def test_depth_and_where_gates_are_held(folded):
     assert f"with the gates of {blocks[3]} held closed: prediction" in here
     assert f"{blocks[3]} closes 16 of 16 channels" in here or re.search(rf"{blocks[3]} closes (\d+) of \1 ", here)
     there = Shown(talk.show(choices(name, depth=4, to="mean", at=1))[0]).text
-    assert f"with the gates of {blocks[0]} held to their mean: prediction" in there
+    assert f"with the gates of {blocks[0]} held at their mean: prediction" in there
     assert f"{blocks[3]} closes" in there
     assert "as trained: prediction" in there
 

@@ -171,7 +171,7 @@ def test_walk_through_the_depth(page, network):
 def test_hold_gates(page, network, to):
     block = network.blocks[(len(network.blocks) + 1) // 2 - 1]
     page.locator("#to").get_by_label(to).check()
-    held = f"held {to}" if to != "mean" else "held to their mean"
+    held = f"held {to}" if to != "mean" else "held at their mean"
     expect(said(page)).to_contain_text(
         f"with the gates of {block} {held}: prediction {percent(network, 0, Force(block, to))}"
     )

@@ -73,7 +73,7 @@ def _said(network: Network, photo: Photo, trained: Answer, held: Answer, force: 
     truth = "" if photo.label is None else f" (true class {network.classes[photo.label]})"
     said = _says(network, photo, trained)
     if force:
-        to = "held to their mean" if force.to == "mean" else f"held {force.to}"
+        to = "held at their mean" if force.to == "mean" else f"held {force.to}"
         said = f"with the gates of {force.block} {to}: {_says(network, photo, held)}; as trained: {said}"
     return f"{photo.name}{truth}: {said}." + ("" if network.blocks else " This network has no gates.")
 

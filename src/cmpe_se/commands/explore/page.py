@@ -51,7 +51,7 @@ def build(networks: Networks) -> gr.Blocks:
             right_picker = _picker("right", first, Chosen(names[0], 1 % len(first.examples)), visible=False)
         with gr.Row():
             depth = _depth(first.blocks, (len(first.blocks) + 1) // 2)
-            to = gr.Radio([AS_TRAINED, *FORCES], value=AS_TRAINED, label="Gates held", elem_id="to")
+            to = gr.Radio([AS_TRAINED, *FORCES], value=AS_TRAINED, label="Gates", elem_id="to")
             at = _at(first.blocks)
             attribution = gr.Radio(
                 list(ATTRIBUTIONS), value=ATTRIBUTIONS[0], label="Attribution", elem_id="attribution"
