@@ -170,6 +170,6 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
         )
     except (AssertionError, KeyError, ValueError, IndexError, TypeError) as error:
         raise UserError(
-            f"augmentation: auto_augment is {augmentation.auto_augment!r}, which timm does not understand "
+            f"augmentation: auto_augment is {augmentation.auto_augment!r}, which timm does not support "
             f"({error or type(error).__name__}); examples are 'rand-m9-mstd0.5', 'original' and 'augmix-m3-w3'"
         ) from None
