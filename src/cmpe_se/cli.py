@@ -55,7 +55,7 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         if failed_elsewhere(error):
             return _FAILED
         raise
-    except OSError as error:  # a full disk, or no permission, where nobody foresaw it
+    except OSError as error:  # a full disk, or no permission, in a place without a message of its own
         return complain(f"error: {error}", _FAILED)
 
 

@@ -1,4 +1,4 @@
-"""The errors that people see."""
+"""Errors for users."""
 
 
 class UserError(ValueError):

@@ -295,9 +295,9 @@ def test_refusals():
         convert(PreActResNet(11, view="se"))
     with pytest.raises(UserError, match=r"unknown view 'folded'.*folded_3x3"):
         convert(original, view="folded")
-    with pytest.raises(UserError, match=r"where='layer9' meets no block.*layer1\.0"):
+    with pytest.raises(UserError, match=r"where='layer9' matches no block.*layer1\.0"):
         convert(original, where="layer9")
-    with pytest.raises(UserError, match="has no competition"):
+    with pytest.raises(UserError, match="has no gates"):
         conversion_report(original)
 
 

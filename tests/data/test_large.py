@@ -78,7 +78,7 @@ def test_each_field_does_something(field, photos):
 
 def test_unknown_auto_augment(photos):
     data = load_data("imagenet", photos, workers=0)
-    with pytest.raises(UserError, match="auto_augment is 'nonsense', which timm does not understand"):
+    with pytest.raises(UserError, match="auto_augment is 'nonsense', which timm does not support"):
         next(data.train_batches(0, batch_size=4, seed=0, augmentation=Augmentation(auto_augment="nonsense")))
 
 

@@ -138,7 +138,7 @@ def test_damaged_files(name, tmp_path, monkeypatch):
     for path in tmp_path.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=f"{name} is not in .*, or not whole"):
+    with pytest.raises(UserError, match=f"{name} is not in .*, or incomplete"):
         load_data(name, tmp_path)
 
 

@@ -98,18 +98,18 @@ def test_json_and_back(own):
 
 WRONG = {
     "missing": ({"mean": None}, "there: preprocessing lacks mean; it has to have classes, size, mean"),
-    "unknown": ({"crop_mode": "border"}, "there: preprocessing has crop_mode, which this version does not know"),
-    "interpolation": ({"interpolation": "cubic"}, "there: preprocessing: interpolation is 'cubic', right is one of"),
-    "resize": ({"resize": True}, "resize is True, right is one of shorter_side, fit"),
-    "crop": ({"crop": 1.5}, "crop is 1.5, right is a number above 0 and at most 1"),
-    "cropped fit": ({"resize": "fit", "crop": 0.5}, "crop is 0.5, right is 1 where resize is fit"),
-    "channels": ({"size": [2, 8, 8]}, "size is .2, 8, 8., right is .channels, height, width"),
+    "unknown": ({"crop_mode": "border"}, "there: preprocessing has crop_mode, which this version does not support"),
+    "interpolation": ({"interpolation": "cubic"}, "there: preprocessing: interpolation is 'cubic', should be one of"),
+    "resize": ({"resize": True}, "resize is True, should be one of shorter_side, fit"),
+    "crop": ({"crop": 1.5}, "crop is 1.5, should be a number above 0 and at most 1"),
+    "cropped fit": ({"resize": "fit", "crop": 0.5}, "crop is 0.5, should be 1 where resize is fit"),
+    "channels": ({"size": [2, 8, 8]}, "size is .2, 8, 8., should be .channels, height, width"),
     "size": ({"size": 32}, "there: .*not iterable"),
-    "means": ({"mean": [0.5]}, "mean is .0.5,., right is a number for each channel"),
-    "nan": ({"mean": [0.5, 0.5, float("nan")]}, "right is a number for each channel"),
-    "std": ({"std": [0.2, 0.2, 0.0]}, "right is a number above 0 for each channel"),
-    "text": ({"classes": "abc"}, "classes is 'abc', right is a list of names"),
-    "classes": ({"classes": [1, 2]}, "classes is .1, 2., right is a list of names"),
+    "means": ({"mean": [0.5]}, "mean is .0.5,., should be a number for each channel"),
+    "nan": ({"mean": [0.5, 0.5, float("nan")]}, "should be a number for each channel"),
+    "std": ({"std": [0.2, 0.2, 0.0]}, "should be a number above 0 for each channel"),
+    "text": ({"classes": "abc"}, "classes is 'abc', should be a list of names"),
+    "classes": ({"classes": [1, 2]}, "classes is .1, 2., should be a list of names"),
 }
 
 
@@ -124,7 +124,7 @@ def test_wrong_json_is_refused_in_one_line(name):
 
 @pytest.mark.parametrize("values", [None, 3, ["classes"]])
 def test_no_object_is_refused(values):
-    with pytest.raises(UserError, match=r"there: preprocessing is .*, right is an object with classes, size"):
+    with pytest.raises(UserError, match=r"there: preprocessing is .*, should be an object with classes, size"):
         Preprocessing.from_dict(values, "there")
 
 

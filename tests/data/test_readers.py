@@ -332,7 +332,7 @@ def test_wrong_shards(shards, tmp_path):
         _stream(shards(train=(2,)))
     root = shards(train=(2, 2), val=(2,))
     (root / "train-0001.tar").write_bytes(b"x" * 700)
-    with pytest.raises(UserError, match=r"train-0001\.tar is no whole tar file"):
+    with pytest.raises(UserError, match=r"train-0001\.tar is no complete tar file"):
         _stream(root)
     (root / "train-0001.tar").unlink()
     with pytest.raises(UserError, match=r"names 1 shards that are not there, the first .*train-0001\.tar"):

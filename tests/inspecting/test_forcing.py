@@ -90,5 +90,5 @@ def test_mistakes(block, gates, message):
 
 
 def test_a_network_without_gates():
-    with pytest.raises(UserError, match="no competition"), forced_gates(PreActResNet(11), "stages.0.blocks.0", 0):
+    with pytest.raises(UserError, match="no gates"), forced_gates(PreActResNet(11), "stages.0.blocks.0", 0):
         pass

@@ -204,7 +204,7 @@ def test_compiled_network():
 
 
 MISTAKES = {
-    "plain": (lambda: cmpe_se.inspect(PreActResNet(11), images()), "no competition.*convert"),
+    "plain": (lambda: cmpe_se.inspect(PreActResNet(11), images()), "no gates.*convert"),
     "gate": (lambda: cmpe_se.inspect(CompetitiveSE(12), images()), "a gate by itself"),
     "no network": (lambda: cmpe_se.inspect("runs/x", images()), r"torch.nn.Module.*got str"),
     "bytes": (lambda: cmpe_se.inspect(PreActResNet(11, view="se"), images().byte()), "float tensor.*uint8"),

@@ -76,11 +76,11 @@ def test_kinds_of_channels(statistics):
 
 _RAMP = torch.linspace(0, 1, 20)[:, None]
 STANDING = {
-    "constants at their start": ("static", 1, torch.full((20, 6), 0.5), "constants, and none .* as 0.01 .* from 0.5,"),
+    "constants at their start": ("static", 1, torch.full((20, 6), 0.5), "constants, and none .* as 0.01 .* value, 0.5"),
     "constants that learnt": ("static", 2, torch.linspace(0.4, 1.6, 6).expand(20, 6), "the same for every image"),
-    "gates that learnt nothing": ("se", 2, torch.ones(20, 6) + 1e-3 * _RAMP, "have hardly moved: none by .* from 1,"),
-    "products at their start": ("timm_cbam", 4, torch.ones(20, 6), "have hardly moved: none by .* from 1,"),
-    "gates as constants": ("se", 1, 0.3 + 1e-3 * _RAMP.expand(20, 6), "No gate takes notice .* deviates by 0.005 "),
+    "gates that learnt nothing": ("se", 2, torch.ones(20, 6) + 1e-3 * _RAMP, "have hardly moved: none has .* value, 1"),
+    "products at their start": ("timm_cbam", 4, torch.ones(20, 6), "have hardly moved: none has .* value, 1"),
+    "gates as constants": ("se", 1, 0.3 + 1e-3 * _RAMP.expand(20, 6), "No gate depends on the image: .* below 0.005 "),
     "gates that follow the image": ("se", 1, 0.3 + 0.1 * _RAMP.expand(20, 6), None),
 }
 

@@ -37,7 +37,7 @@ def test_killed_in_an_epoch(reference, settings, epoch, request, tmp_path):
     assert 5 <= place(tmp_path / "run")[1] < 22
     assert not (tmp_path / "run" / "result.json").exists()
     done = succeed("train", "--resume", tmp_path / "run")
-    step = int(re.search(r"going on after step (\d+) of 44", done.err)[1])
+    step = int(re.search(r"resuming after step (\d+) of 44", done.err)[1])
     assert 22 * epoch + 5 <= step < 22 * epoch + 22
     assert_same_run(request.getfixturevalue(reference), tmp_path / "run")
 
@@ -76,7 +76,7 @@ def test_interrupted(number, epoch, short_run, tmp_path):
     running = start("train", *SHORT, "--output", "here", "--checkpoint-steps=5", cwd=tmp_path)
     done = running.until(lambda: place(tmp_path / "here") >= (epoch, 5)).send(number)
     assert done.status == 130
-    step, command = re.search(r"stopped and saved after step (\d+); go on with: cmpe-se (.*)", done.complaint).groups()
+    step, command = re.search(r"stopped and saved after step (\d+); resume with: cmpe-se (.*)", done.complaint).groups()
     assert int(step) == 22 * place(tmp_path / "here")[0] + place(tmp_path / "here")[1]
     assert not (tmp_path / "here" / "result.json").exists()
     succeed(*command.split(), cwd=tmp_path)
@@ -110,7 +110,7 @@ def test_torn_checkpoint(tear, stopped, short_run):
     tear(stopped / "state" / "checkpoint.safetensors")
     before = place(stopped)
     done = succeed("train", "--resume", stopped)
-    assert f"going on after step {22 * before[0] + before[1]} of 44" in done.err
+    assert f"resuming after step {22 * before[0] + before[1]} of 44" in done.err
     assert "previous.safetensors" in done.err
     assert_same_run(short_run, stopped)
 
@@ -169,7 +169,7 @@ def test_longer(short_run, tmp_path):
 def test_output_that_holds_a_run(short_run):
     before = everything_in(short_run)
     complaint = complaint_of("train", "--epochs", "1", "--output", short_run)
-    assert f"{short_run} holds a run already; go on with --resume {short_run}" in complaint
+    assert f"{short_run} holds a run already; resume it with --resume {short_run}" in complaint
     assert everything_in(short_run) == before
 
 
@@ -195,7 +195,7 @@ def test_another_batch_size_in_an_epoch(stopped, short_run):
 
 def test_settings_for_a_finished_run(short_run):
     before = everything_in(short_run)
-    assert "only a larger --epochs" in complaint_of("train", "--resume", short_run, "--lr", "5")
+    assert "continue it with a larger --epochs" in complaint_of("train", "--resume", short_run, "--lr", "5")
     assert succeed("train", "--resume", short_run).out
     assert everything_in(short_run) == before
 
@@ -219,7 +219,7 @@ def test_resume_with_settings_that_do_not_fit(flags, stopped, short_run):
 
 def test_nothing_is_unpickled(stopped, short_run, tmp_path):
     done = succeed("train", "--resume", stopped, before=forbid_pickle)
-    assert "going on" in done.err
+    assert "resuming after" in done.err
     assert_same_run(short_run, stopped)
     assert checkpoint(stopped)["epoch"] == 2
     assert weights(stopped)

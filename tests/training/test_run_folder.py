@@ -22,7 +22,7 @@ def orphaned(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "advice"),
-    [("output", "name another --output"), ("resume", "train anew with another --output")],
+    [("output", "name another --output"), ("resume", "train again with another --output")],
 )
 def test_checkpoints_without_settings(arguments, advice, orphaned):
     before = orphaned.checkpoints.newest.read_bytes()

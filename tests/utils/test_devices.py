@@ -29,9 +29,9 @@ def test_choice(there, wanted, chosen, monkeypatch):
 @pytest.mark.parametrize(
     ("there", "wanted", "message"),
     [
-        (None, "cuda", "device 'cuda' is not there; choose auto or cpu"),
-        (CUDA, "mps", "device 'mps' is not there; choose auto, cpu or cuda"),
-        (CUDA, "gpu", "device 'gpu' is not there; choose auto, cpu or cuda"),
+        (None, "cuda", "device 'cuda' is not available; choose auto or cpu"),
+        (CUDA, "mps", "device 'mps' is not available; choose auto, cpu or cuda"),
+        (CUDA, "gpu", "device 'gpu' is not available; choose auto, cpu or cuda"),
     ],
 )
 def test_what_is_not_there(there, wanted, message, monkeypatch):

@@ -1,4 +1,4 @@
-"""How good a network is: figures over test images, and the ``evaluate`` command."""
+"""Test metrics of a network, and the ``evaluate`` command."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmpe_se.data import ImageData, load_data
 from cmpe_se.errors import UserError
-from cmpe_se.training.metrics import collect_logits, test_figures
+from cmpe_se.training.metrics import collect_logits, test_metrics
 from cmpe_se.training.run_folder import RunFolder, write_text
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.files import os_errors_as
@@ -68,15 +68,15 @@ def evaluate(
     batches = dataset.test_batches(batch_size=batch_size, device=device)
     logits, labels = collect_logits(model, with_progress(batches, "testing", steps), channels_last=config.channels_last)
 
-    figures = _all_figures(logits, labels, dataset.classes)
-    _write(Path(output) if output else folder.path / "evaluation", figures, dataset.classes)
-    _print(folder.path, figures)
-    del figures["confusion"]
+    metrics = _all_metrics(logits, labels, dataset.classes)
+    _write(Path(output) if output else folder.path / "evaluation", metrics, dataset.classes)
+    _print(folder.path, metrics)
+    del metrics["confusion"]
     if corruptions:
         # Only here: torchvision's second transforms take a while to import, as torchmetrics does below.
         from cmpe_se.training.robustness import corruption_metrics, table_of_corruptions, write_corruptions
 
-        figures["corruptions"] = corruption_metrics(
+        metrics["corruptions"] = corruption_metrics(
             model,
             dataset,
             batch_size=batch_size,
@@ -86,9 +86,9 @@ def evaluate(
         )
         # compare looks into the run's folder: only what is of the run's own test images belongs there.
         place = folder.path / "evaluation" if data or data_dir else folder.path
-        write_corruptions(Path(output) if output else place, figures["corruptions"], dataset)
-        Console().print(table_of_corruptions(figures["corruptions"]))
-    return figures
+        write_corruptions(Path(output) if output else place, metrics["corruptions"], dataset)
+        Console().print(table_of_corruptions(metrics["corruptions"]))
+    return metrics
 
 
 def load_tested(
@@ -117,7 +117,7 @@ def load_tested(
     return dataset
 
 
-def _all_figures(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+def _all_metrics(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
     # Only here: torchmetrics takes a second to import, and training needs the rest of this module.
     from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
@@ -125,7 +125,7 @@ def _all_figures(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> di
     error = multiclass_calibration_error(logits.softmax(1), labels, num_classes=len(classes), n_bins=15, norm="l1")
     counts = confusion.sum(1).clamp(min=1)
     accuracy = 100 * confusion.diagonal() / counts
-    return test_figures(logits, labels) | {
+    return test_metrics(logits, labels) | {
         "calibration_error": 100 * error.item(),
         "images": len(labels),
         "per_class": dict(zip(classes, accuracy.tolist(), strict=True)),
@@ -133,34 +133,34 @@ def _all_figures(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> di
     }
 
 
-def _write(folder: Path, figures: dict[str, Any], classes: tuple[str, ...]) -> None:
+def _write(folder: Path, metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
     with os_errors_as(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        summary = {key: value for key, value in figures.items() if key != "confusion"}
+        summary = {key: value for key, value in metrics.items() if key != "confusion"}
         write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
         with open(folder / "per_class.csv", "w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["class", "images", "top1"])
             for name, count, accuracy in zip(
-                classes, figures["confusion"].sum(1).tolist(), figures["per_class"].values(), strict=True
+                classes, metrics["confusion"].sum(1).tolist(), metrics["per_class"].values(), strict=True
             ):
                 rows.writerow([name, count, f"{accuracy:.2f}"])
         with open(folder / "confusion.csv", "w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["true \\ predicted", *classes])
-            for name, row in zip(classes, figures["confusion"].tolist(), strict=True):
+            for name, row in zip(classes, metrics["confusion"].tolist(), strict=True):
                 rows.writerow([name, *row])
-        plot_confusion(figures["confusion"], classes, folder / "confusion.png")
+        plot_confusion(metrics["confusion"], classes, folder / "confusion.png")
 
 
-def _print(run: Path, figures: dict[str, Any]) -> None:
-    table = Table(title=f"{run}: {figures['images']:,} test images", title_justify="left")
+def _print(run: Path, metrics: dict[str, Any]) -> None:
+    table = Table(title=f"{run}: {metrics['images']:,} test images", title_justify="left")
     table.add_column("")
     table.add_column("%", justify="right")
-    table.add_row("top-1", f"{figures['test_top1']:.2f}")
-    table.add_row("top-5", f"{figures['test_top5']:.2f}")
-    table.add_row("calibration error", f"{figures['calibration_error']:.2f}", end_section=True)
-    worst_first = sorted(figures["per_class"].items(), key=lambda item: item[1])
+    table.add_row("top-1", f"{metrics['test_top1']:.2f}")
+    table.add_row("top-5", f"{metrics['test_top5']:.2f}")
+    table.add_row("calibration error", f"{metrics['calibration_error']:.2f}", end_section=True)
+    worst_first = sorted(metrics["per_class"].items(), key=lambda item: item[1])
     for name, accuracy in worst_first[:_PRINTED_CLASSES]:
         table.add_row(name, f"{accuracy:.2f}")
     if len(worst_first) > _PRINTED_CLASSES:

@@ -1,4 +1,4 @@
-"""The ``models`` command: our networks, plain and with attention side by side, and what the attention costs."""
+"""The ``models`` command: the networks of cmpe_se, plain and with attention, and the cost of the attention."""
 
 import json
 from typing import Any
@@ -54,7 +54,7 @@ def _measure(name: str, view: str | None, num_classes: int, image_size: int) -> 
 def _table(records: list[dict[str, Any]], view: str, image_size: int) -> Table:
     by_name = {record["name"]: record for record in records}
     table = Table(
-        title="Parameters, and multiply-adds (M) of one image; se_ and cmpe_se_: what the attention adds",
+        title="Parameters, and multiply-adds (M) of one image; se_ and cmpe_se_: added by the attention",
         caption=f"{image_size}x{image_size} images; cmpe_se_ with view {view}; every name takes view=",
         title_justify="left",
         box=box.SIMPLE_HEAD,

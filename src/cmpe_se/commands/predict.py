@@ -25,8 +25,8 @@ def predict(
     """Print the predictions of a finished run's network for images.
 
     Args:
-        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml, or .pt2, which can contain code: use none
-            from strangers).
+        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml, or .pt2, which can contain code: use only
+            files that you trust).
         images: image files, and folders of them.
         top: number of classes to report for each image.
         batch_size: number of images in a batch.

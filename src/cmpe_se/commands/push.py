@@ -43,7 +43,7 @@ pipeline_tag: image-classification
 ```python
 import timm
 
-import cmpe_se  # timm learns the network's name
+import cmpe_se  # registers the network's name with timm
 
 model = timm.create_model("{address}", pretrained=True)
 ```
@@ -63,13 +63,13 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
         private: make the repository on the hub private, if it is new.
 
     Returns:
-        What to load it by.
+        The name to load it by.
 
     Raises:
         UserError: no finished run, a folder with something in it, a hub that cannot be reached.
     """
     folder = RunFolder.open(run)
-    figures = folder.read_result()
+    metrics = folder.read_result()
     if missing := [name for name in _FILES if not (folder.model / name).is_file()]:
         raise UserError(
             f"{folder.model} lacks {', '.join(missing)}; `cmpe-se train --resume {folder.path}` writes them"
@@ -77,28 +77,28 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
     if destination.startswith(HUB):
         address = destination
         with tempfile.TemporaryDirectory() as temporary:
-            _write(folder, Path(temporary), figures, address)
+            _write(folder, Path(temporary), metrics, address)
             _upload(Path(temporary), destination.removeprefix(HUB), private)
     else:
         address = f"local-dir:{destination}"
         target = Path(destination).expanduser()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{destination} is not an empty folder; name a new one")
-        _write(folder, target, figures, address)
+        _write(folder, target, metrics, address)
     print(address)
     return address
 
 
-def _write(run: RunFolder, target: Path, figures: RunResult, address: str) -> None:
+def _write(run: RunFolder, target: Path, metrics: RunResult, address: str) -> None:
     words = gate_words(run.read_config().gate_settings)
-    view = f" (view {figures['view']}{words})" if figures["view"] else ""
-    versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
-    shown: dict[str, Any] = {**figures, "view": view, "versions": versions}
+    view = f" (view {metrics['view']}{words})" if metrics["view"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())
+    shown: dict[str, Any] = {**metrics, "view": view, "versions": versions}
     with os_errors_as(f"cannot write to {target}"):
         target.mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             shutil.copyfile(run.model / name, target / name)
-    title = f"{figures['model']} on {figures['data']}"
+    title = f"{metrics['model']} on {metrics['data']}"
     write_text(target / "README.md", _CARD.format(title=title, address=address, **shown))
 
 
@@ -108,7 +108,7 @@ def _upload(folder: Path, repository: str, private: bool) -> None:
     try:
         api = HfApi(library_name="cmpe-se")
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
-        api.upload_folder(folder_path=folder, repo_id=name, commit_message="Network and figures of a run")
+        api.upload_folder(folder_path=folder, repo_id=name, commit_message="Network and metrics of a run")
     except Exception as error:  # the hub's client raises many kinds, from names that cannot be to closed networks
         reason = in_one_line(error)
         raise UserError(

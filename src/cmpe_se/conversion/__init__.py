@@ -1,4 +1,4 @@
-"""Competition for any residual network: ``convert`` and what it says of itself."""
+"""Competition for any residual network: ``convert`` and its report."""
 
 from cmpe_se.conversion import registry as registry  # imported for its effect: timm learns the names
 from cmpe_se.conversion.convert import Where, convert

@@ -1,4 +1,4 @@
-"""A block with another forward: of the same class as before to whoever asks, deep-copied and pickled like any other."""
+"""A block with another forward: of the same class as before for isinstance, deep-copied and pickled like any other."""
 
 import importlib
 import linecache

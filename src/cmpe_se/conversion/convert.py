@@ -2,7 +2,7 @@
 
 A block's forward is traced by torch.fx with its children as leaves, its residual additions are found and replaced, and
 the block takes the new forward. It keeps its class, its children and their names, so checkpoints, hooks, feature
-extraction and parameter groups go on as before.
+extraction and parameter groups work as before.
 
 At the start every gate is exactly 1: the last layer is zero, so the logistic gives 1/2, and a fixed factor of 2 undoes
 it (fact 4 of ``docs/method.md``). The converted network computes what the original did, bit for bit.
@@ -91,7 +91,7 @@ def convert(
         )
     chosen = {name for name, (block, *_) in plans.items() if where is None or _matches(where, name, block)}
     if not chosen:
-        raise UserError(f"where={where!r} meets no block of {type(model).__name__}; there are {_listed(list(plans))}")
+        raise UserError(f"where={where!r} matches no block of {type(model).__name__}; there are {_listed(list(plans))}")
     skipped |= {name: "not in where" for name in plans if name not in chosen}
 
     # All gates are made before anything changes, so that a refusal leaves the model as it was.

@@ -1,4 +1,4 @@
-"""What a conversion did."""
+"""Report of a conversion."""
 
 from dataclasses import dataclass
 
@@ -78,7 +78,7 @@ def conversion_report(model: nn.Module) -> ConversionReport:
         if isinstance(module, CompetitiveSE)
     )
     if not gates:
-        raise UserError(f"{type(model).__name__} has no competition; cmpe_se.convert puts it in")
+        raise UserError(f"{type(model).__name__} has no gates; cmpe_se.convert adds them")
     return ConversionReport(gates, dict(getattr(model, _ATTRIBUTE, {})))
 
 

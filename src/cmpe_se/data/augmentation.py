@@ -1,4 +1,4 @@
-"""Random changes to training images: what there is to choose, and the batched form for small images."""
+"""Random changes to training images: their settings, and the batched form for small images."""
 
 from dataclasses import dataclass, fields
 
@@ -52,7 +52,7 @@ class Augmentation:
             low, high = getattr(self, name) or (1.0, 1.0)
             if not 0 < low <= high <= limit:
                 raise UserError(
-                    f"augmentation: {name} is {getattr(self, name)}, right is (smallest, largest) above 0"
+                    f"augmentation: {name} is {getattr(self, name)}, should be (smallest, largest) above 0"
                     + (" and up to 1" if name == "scale" else "")
                 )
 

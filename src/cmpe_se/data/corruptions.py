@@ -1,4 +1,4 @@
-"""Test images made worse in five ways and five severities, the same for every network.
+"""Test images corrupted in five ways and five severities, the same for every network.
 
 After "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations" (arXiv 1903.12261), with
 torchvision's transforms instead of that paper's code: the numbers cannot be compared with those on CIFAR-10-C.

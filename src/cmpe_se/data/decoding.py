@@ -149,7 +149,7 @@ def _write_cache(path: Path, train: Tensor, test: Tensor) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix="writing-", delete=False) as file:
             temporary = Path(file.name)
         save_file({"train": train.contiguous(), "test": test.contiguous()}, temporary)
-        temporary.replace(path)  # whole or not at all, whoever else reads or writes it
+        temporary.replace(path)  # complete or not at all, also for other processes
     except (OSError, SafetensorError) as error:
         _log.warning(
             f"decoded images could not be cached in {path.parent} ({error}); set CMPE_SE_CACHE to another folder"

@@ -1,4 +1,4 @@
-"""Class folders: what images there are, of which class, for training or for the test."""
+"""Class folders: their images and classes, for training and for the test."""
 
 import logging
 import os

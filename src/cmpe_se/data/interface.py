@@ -1,4 +1,4 @@
-"""What every data set offers, and the plan of an epoch that all kinds share."""
+"""The interface of all data sets, and the order of images in an epoch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -151,7 +151,7 @@ class ImageData(ABC):
     def _test_pixels(self, batch_size: int) -> Iterator[Batch]: ...
 
     def test_image(self, index: int) -> Image.Image:
-        """The test image ``index`` as it was read (mode L or RGB), for figures."""
+        """The test image ``index`` as it was read (mode L or RGB), for plots."""
         return next(self.test_examples([index]))[0]
 
     @abstractmethod

@@ -94,7 +94,7 @@ class LargeImages(ImageData):
             batch_sampler=plan,
             num_workers=min(self._workers, len(plan)),
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # else it draws a seed from the global one, which is not ours to move
+            generator=torch.Generator(),  # else it draws a seed from the global one, which belongs to the caller
         )
         return batches_on(device, loader)
 
@@ -170,6 +170,6 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
         )
     except (AssertionError, KeyError, ValueError, IndexError, TypeError) as error:
         raise UserError(
-            f"augmentation: auto_augment is {augmentation.auto_augment!r}, which timm does not understand "
-            f"({error or type(error).__name__}); right are such as 'rand-m9-mstd0.5', 'original' and 'augmix-m3-w3'"
+            f"augmentation: auto_augment is {augmentation.auto_augment!r}, which timm does not support "
+            f"({error or type(error).__name__}); examples are 'rand-m9-mstd0.5', 'original' and 'augmix-m3-w3'"
         ) from None

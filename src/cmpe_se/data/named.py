@@ -55,7 +55,7 @@ def load_torchvision(name: str, data_dir: Path, *, download: bool) -> SmallImage
             message = f"{name} could not be downloaded to {data_dir} ({reason}); put {files} there by hand"
         else:
             message = (
-                f"{name} is not in {data_dir}, or not whole: expected {data_dir}/{files}; --download true fetches it"
+                f"{name} is not in {data_dir}, or incomplete: expected {data_dir}/{files}; --download true fetches it"
             )
         raise UserError(message) from None
     classes = tuple(getattr(train, "classes", None) or map(str, range(10)))  # SVHN has digits and no names

@@ -65,7 +65,7 @@ class Preprocessing:
                 object.__setattr__(self, name, tuple(value))
         for name, valid, right in _RULES:
             if not valid(self):
-                raise UserError(f"preprocessing: {name} is {getattr(self, name)!r}, right is {right}")
+                raise UserError(f"preprocessing: {name} is {getattr(self, name)!r}, should be {right}")
 
     @classmethod
     def of_photos(cls, classes: tuple[str, ...], side: int) -> "Preprocessing":
@@ -140,13 +140,13 @@ class Preprocessing:
         """
         names = [field.name for field in fields(cls)]
         if not isinstance(values, Mapping):
-            raise UserError(f"{where}: preprocessing is {values!r}, right is an object with {', '.join(names)}")
+            raise UserError(f"{where}: preprocessing is {values!r}, should be an object with {', '.join(names)}")
         if missing := [name for name in names if name not in values]:
             raise UserError(f"{where}: preprocessing lacks {', '.join(missing)}; it has to have {', '.join(names)}")
         if unknown := [name for name in values if name not in names]:
             raise UserError(
-                f"{where}: preprocessing has {', '.join(map(str, unknown))}, which this version does not know; it "
-                f"knows {', '.join(names)}"
+                f"{where}: preprocessing has {', '.join(map(str, unknown))}, which this version does not support; it "
+                f"supports {', '.join(names)}"
             )
         try:
             return cls(**values)
@@ -166,7 +166,7 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any], where: str, resize: str = RESIZE) -> "Preprocessing":
-        """From timm's words, as runs and exported files have them that were written before there were ours.
+        """From timm's words, as runs and exported files have them that were written before cmpe_se had its own.
 
         Raises:
             UserError: a value that is missing or cannot be used.

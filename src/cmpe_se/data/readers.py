@@ -152,7 +152,9 @@ def _largest_label(info_file: Path, shards: list[Path]) -> int:
                 files = (tar.extractfile(member) for member in tar if member.name.endswith(".cls"))
                 labels += [int(file.read()) for file in files if file is not None]  # a folder has none
         except (OSError, ValueError, tarfile.TarError) as error:
-            raise UserError(f"{shard} is no whole tar file of images and .cls files ({error}); write it anew") from None
+            raise UserError(
+                f"{shard} is no complete tar file of images and .cls files ({error}); write it again"
+            ) from None
     if not labels:
         raise UserError(f'the shards hold no labels as .cls files; add "classes": [names] to {info_file}')
     return max(labels)

@@ -28,7 +28,7 @@ def read_image(
     16-bit grey scaled from 0..65535 to 0..255 (a 32-bit integer image is taken to hold 16-bit values). Of an animation
     the first frame.
 
-    Files of strangers can be held to ``formats`` (Pillow's names) and to ``most_pixels``, which the file's header tells
+    Uploaded files can be limited to ``formats`` (Pillow's names) and to ``most_pixels``, which the file's header tells
     before anything is decoded.
 
     Raises UserError in one line for a file that is missing, no image, truncated, corrupt, or so large in pixels that

@@ -101,7 +101,7 @@ class StreamedImages(ImageData):
         if count != sum(lengths):
             raise UserError(
                 f"{self.name}: {count} test images could be read where _info.json in {self._root} says {sum(lengths)}; "
-                "the log names the broken ones, write the shards anew without them"
+                "the log names the broken ones, write the shards again without them"
             )
 
     def _test_pixels(self, batch_size: int) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Which images and which blocks a report shows, and the images as it shows them."""
+"""The images and blocks that a report shows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Photo:
         name: for people: a path, or a test image's number.
         tensor: normalised, (C, H, W).
         pixels: the same to look at, (H, W) or (H, W, 3) in [0, 1].
-        label: index of its true class, None where nobody knows.
+        label: index of its true class, None if unknown.
     """
 
     name: str
@@ -41,18 +41,18 @@ def photo(name: str, image: Image.Image, label: int | None, preprocessing: Prepr
 
 
 def photo_of_file(path: Path, preprocessing: Preprocessing) -> Photo:
-    """An image file, whose class nobody knows."""
+    """An image file, of unknown class."""
     return _photo(str(path), preprocessing.read(path), None, preprocessing)
 
 
 def _photo(name: str, pixels: Tensor, label: int | None, preprocessing: Preprocessing) -> Photo:
-    """Pixels, uint8 (C, H, W), as a network and as a figure take them."""
+    """Pixels, uint8 (C, H, W), as a network and as a plot take them."""
     shown = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
     return Photo(name, preprocessing.normalise(pixels), shown.numpy() / np.float32(255), label)
 
 
 def choose_images(tested: Gathered, right: int, wrong: int) -> list[int]:
-    """Numbers of test images of as many classes as possible, the surest of each: right ones first, then wrong ones."""
+    """Numbers of test images of as many classes as possible: the most probable predictions, correct ones first."""
     surest = tested.confidence.argsort(descending=True, stable=True).tolist()
     correct = (tested.predicted == tested.labels).tolist()
     taken: set[int] = set()
@@ -103,11 +103,11 @@ def named_blocks(text: str, known: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """Test images of one class that were taken for another.
+    """Test images of one class that were predicted as another.
 
     Args:
         true, predicted: indices of the classes.
-        images: numbers of the test images, the surest mistakes first.
+        images: numbers of the test images, the most probable mistakes first.
     """
 
     true: int

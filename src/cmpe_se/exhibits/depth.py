@@ -15,23 +15,26 @@ from cmpe_se.exhibits.drawing import (
 from cmpe_se.exhibits.exhibit import Exhibit
 from cmpe_se.inspecting.statistics import ALWAYS, CLOSED, DEAD, MOVED, OPEN, BlockStatistics
 
-_CLASSES = 32  # rows of a figure of classes
-_CHANNELS = 36  # columns of the figure of channels
+_CLASSES = 32  # rows of a plot of classes
+_CHANNELS = 36  # columns of the plot of channels
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def standstill(blocks: Sequence[BlockStatistics]) -> str | None:
-    """A sentence on gates none of which follows the image; None where one does."""
+    """A sentence on gates none of which depends on the image; None where one does."""
     if any(block.varies for block in blocks):
         return None
     constant = all(block.constant for block in blocks)
     if not any(block.moved for block in blocks):
-        moved = "are learned constants, and none has moved" if constant else "have hardly moved: none"
-        start = f"{blocks[0].neutral:g}, where all begin"
+        moved = "are learned constants, and none has moved" if constant else "have hardly moved: none has moved"
+        start = f"its initial value, {blocks[0].neutral:g}"
         return f"The gates {moved} by as much as {MOVED:g} of its largest value from {start}."
     if constant:
-        return "The gates are learned constants, the same for every image: they cannot tell classes apart."
-    return f"No gate takes notice of the image: over the test images none deviates by {DEAD:g} of its largest value."
+        return "The gates are learned constants, the same for every image and class."
+    return (
+        "No gate depends on the image: over the test images, the deviation of each is below "
+        f"{DEAD:g} of its largest value."
+    )
 
 
 def gates_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
@@ -45,12 +48,12 @@ def gates_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
         title += f", least in {blocks[narrow].name} ({_both(low[narrow], high[narrow], 'to')})"
     largest = max(blocks, key=lambda block: block.gain)
     gain, neutral = largest.gain, largest.neutral
-    undecided = "a gate is undecided" if gain == 1 else "the block is as one without a gate"
+    undecided = "a gate is neutral (its initial value)" if gain == 1 else "the block is as one without a gate"
     return Exhibit(
         "gates-over-depth",
         title,
         "Each bar is one block's gates, over all its channels and all test images. At "
-        f"{neutral:g} {undecided}; higher lets more of the residual through, lower holds it back.",
+        f"{neutral:g} {undecided}; a higher gate passes more of the residual, a lower one less.",
         draw_gates_over_depth(title, _names(blocks), quantiles, neutral=neutral, gain=gain),
         ["block", "channels", *(f"quantile_{part:g}" for part in _QUANTILES)],
         [[block.name, block.channels, *row.tolist()] for block, row in zip(blocks, quantiles, strict=True)],
@@ -58,7 +61,7 @@ def gates_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
 
 
 def shares_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit | None:
-    """How much of each block's sum is residual; None where no block was seen adding."""
+    """How much of each block's sum is residual; None where no block's sum was recorded."""
     seen = [(block, shares) for block in blocks if (shares := block.residual_shares) is not None]
     if not seen:
         return None
@@ -67,14 +70,14 @@ def shares_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit | None:
     quantiles = torch.stack([shares.quantile(parts) for _, shares in seen]).numpy()
     most, least = _extremes(quantiles[:, 1])
     title = (
-        f"The gated residual is {_percent(quantiles[most, 1])} of what is added up in {blocks[most].name} (most) and "
+        f"The gated residual has {_percent(quantiles[most, 1])} of the energy in {blocks[most].name} (most) and "
         f"{_percent(quantiles[least, 1])} in {blocks[least].name} (least)"
     )
     return Exhibit(
         "shares-over-depth",
         title,
         "Energy is the mean square over channels and pixels, of the identity and of the residual after gating. Bars "
-        "are the median image. Where both point the same way their sum holds more energy than the two together.",
+        "are the median image. Where both point in the same direction, their sum has more energy than both together.",
         draw_shares(title, _names(blocks), quantiles),
         ["block", "residual_share_10", "residual_share_median", "residual_share_90", "residual_share_mean"],
         [
@@ -91,7 +94,7 @@ def closing_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
     weights = np.array([block.channels for block in blocks])
     overall = [float((values * weights).sum() / weights.sum()) for values in (closed, opened)]
     most, _ = _extremes(closed)
-    title = f"Closed are {_percent(overall[0] / 100)} of all gates, saturated {_percent(overall[1] / 100)}"
+    title = f"{_percent(overall[0] / 100)} of all gates are closed, {_percent(overall[1] / 100)} are saturated"
     if not any(overall):
         title = "No gate closes its channel, and none is saturated"
     elif closed[most] >= 0.05:
@@ -103,7 +106,7 @@ def closing_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
     return Exhibit(
         "closing-over-depth",
         title,
-        f"A gate below {CLOSED:g} of its largest value closes its channel: the identity passes alone. One above "
+        f"A gate below {CLOSED:g} of its largest value closes its channel: only the identity passes. A gate above "
         f"{OPEN:g} is saturated. Counted over channels and test images.",
         draw_closing(title, _names(blocks), closed, opened),
         ["block", "channels", "closed_percent", "saturated_percent", "always_closed", "always_open", "dead"],
@@ -135,7 +138,7 @@ def class_differences(blocks: Sequence[BlockStatistics], classes: Sequence[str])
         "class-differences",
         title,
         "Above: how much of the variance of a block's gates, from image to image, lies between the classes. Below: "
-        f"each class's mean gate less that of all images; purple is more open, orange more closed.{more}",
+        f"each class's mean gate less that of all images; purple means more open, orange more closed.{more}",
         draw_class_differences(title, _names(blocks), [classes[k] for k in kept], differences[kept], explained),
         ["class", "block", "images", "mean_gate", "difference", "residual_share"],
         rows,
@@ -143,7 +146,7 @@ def class_differences(blocks: Sequence[BlockStatistics], classes: Sequence[str])
 
 
 def telling_channels(blocks: Sequence[BlockStatistics], classes: Sequence[str]) -> Exhibit:
-    """The channels that tell classes apart best, in the block whose gates the class explains best.
+    """The channels that distinguish classes best, in the block whose gates the class explains best.
 
     Args:
         blocks: one of which varies, at least.
@@ -156,13 +159,11 @@ def telling_channels(blocks: Sequence[BlockStatistics], classes: Sequence[str]) 
     best = means[:, order[0]]
     high, low = int(best.argmax()), int(best.argmin())
     span = _both(best[high], best[low], f"for '{classes[high]}' and")
-    title = (
-        f"In {block.name}, channel {order[0]} tells classes apart best: its mean gate is {span} for '{classes[low]}'"
-    )
+    title = f"In {block.name}, channel {order[0]} separates classes best: its mean gate is {span} for '{classes[low]}'"
     return Exhibit(
         "telling-channels",
         title,
-        "Mean gate of each class, in the block in which classes differ most. Bright is open, dark closed.",
+        "Mean gate of each class, in the block in which classes differ most. Bright: open; dark: closed.",
         draw_channels(title, shown, [classes[k] for k in kept], means[np.ix_(kept, shown)]),
         ["class", "channel", "mean_gate"],
         [[name, channel, means[k, channel].item()] for k, name in enumerate(classes) for channel in shown],
@@ -185,11 +186,15 @@ def channel_rows(blocks: Sequence[BlockStatistics]) -> list[list]:
 
 
 def definitions(*, constant: bool) -> str:
-    """What the words of the page mean, with the thresholds; gates that are ``constant`` by design are never dead."""
-    dead = "" if constant else f"; dead: standard deviation over them below {DEAD:g}, so the gate ignores the image"
+    """The terms of the page, with their thresholds; gates that are ``constant`` by design are never dead."""
+    dead = (
+        ""
+        if constant
+        else f"; dead: standard deviation over them below {DEAD:g}, so the gate does not depend on the image"
+    )
     return (
         f"Thresholds, as parts of a gate's largest value: closed below {CLOSED:g}, saturated above {OPEN:g}; always "
-        f"closed or open: so for {100 * ALWAYS:.0f} % of the test images{dead}."
+        f"closed or open: for {100 * ALWAYS:.0f} % of the test images{dead}."
     )
 
 
@@ -214,6 +219,6 @@ def _percent(part: float) -> str:
 
 
 def _most_telling(differences: np.ndarray) -> list[int]:
-    """Classes that a figure has room for, those that differ most, in their own order."""
+    """Classes that a plot has room for, those that differ most, in their own order."""
     order = np.abs(differences).max(1).argsort(kind="stable")[::-1][:_CLASSES]
     return sorted(order.tolist())

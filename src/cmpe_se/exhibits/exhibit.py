@@ -1,4 +1,4 @@
-"""One figure of a report, with the sentence that says what is seen on it and the numbers behind it."""
+"""One plot of a report, with a sentence on what it shows and the numbers behind it."""
 
 import csv
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ _DPI = 130
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
-    """A figure.
+    """A plot.
 
     Args:
         name: of its files, without an ending.
-        title: what is seen, in a sentence.
+        title: what the plot shows, in a sentence.
         text: how it is to be read.
-        figure: drawn, with that title.
+        figure: matplotlib's figure, with that title.
         columns: of the table of its numbers.
         rows: of that table.
     """

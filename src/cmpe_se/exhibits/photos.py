@@ -1,4 +1,4 @@
-"""Exhibits of single images: a network's inside for them, what speaks for its answers, and what it confuses."""
+"""Exhibits of single images: squeezes and gates, attributions, and confusions."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -21,12 +21,12 @@ from cmpe_se.utils.plots import draw_confusion, draw_curves
 
 
 def answer(photo: Photo, probabilities: Tensor, classes: Sequence[str]) -> str:
-    """What the network says of an image, and whether that is so."""
+    """The prediction for an image, and whether it is correct."""
     best = int(probabilities.argmax())
-    said = f"{classes[best]} ({100 * probabilities[best].item():.0f} %)"
+    said = f"prediction {classes[best]} ({100 * probabilities[best].item():.0f} %)"
     if photo.label is None or photo.label == best:
-        return said if photo.label is None else f"{said}, right"
-    return f"{said}, but it is {classes[photo.label]}"
+        return said if photo.label is None else f"{said}, correct"
+    return f"{said}, true class {classes[photo.label]}"
 
 
 def inside(
@@ -40,7 +40,7 @@ def inside(
     """The paper's figure for one image.
 
     Args:
-        number: of the figure, from 1.
+        number: of the plot, from 1.
         photo: the image.
         said: :func:`answer` for it.
         views: the blocks to show, for a batch of images.
@@ -69,26 +69,26 @@ def inside(
     return Exhibit(
         f"inside-{number}",
         title,
-        f"Rows r are the residual's squeezes, rows i the identity's{shows}; purple above zero, orange below. After "
-        f"gating, the residual's rows are multiplied by the gates below. {special}",
-        draw_inside(title, photo.pixels, said.replace(", but", ",\nbut"), depths, drawn),
+        f"Rows r are the residual's squeezes, rows i the identity's{shows}. Purple: above zero; orange: below. After "
+        f"gating, the residual's rows are multiplied by the gates. {special}",
+        draw_inside(title, photo.pixels, said.replace(", true class", ",\ntrue class"), depths, drawn),
         ["block", "channel", "residual_squeeze", "identity_squeeze", "gate", "mean_gate_of_test"],
         rows,
     )
 
 
 def _reading(view: str) -> tuple[str, str]:
-    """How a gate came from the squeezes above it, and how its points stand to the line through them."""
+    """How the gate depends on the squeezes above it, and how to read its points and the line."""
     kind = TABLE[view]
     if kind.form == "constant":
-        return ", which this gate does not look at", "Gates are sorted; they are the same for every image."
+        return ", which this gate does not read", "Gates are sorted; they are the same for every image."
     shows = {"picture": "", "maps": ", of which this gate computes its own, from whole feature maps"}
     if kind.form == "squeezes":
         read = f"the {kind.reads[0]}'s are" if len(kind.reads) == 1 else "both are"
         shows["squeezes"] = f"; {read} read without a picture"
     special = (
-        "Gates are sorted by their mean over the test images (black line); points above it are more open for this "
-        "image than usual."
+        "Gates are sorted by their mean over the test images (black line). A point above the line is a gate more open "
+        "for this image than on average."
     )
     return shows[kind.form], special
 
@@ -101,7 +101,7 @@ def depth_of(view: BlockView, index: int, usual: Tensor | None) -> Depth:
 
 
 def shown_pictures(view: BlockView, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Picture before and after gating as a figure shows them: pairs lie, and squeezes stand for what has no picture."""
+    """Picture before and after gating as plots show them: pairs transposed, squeezes where there is no picture."""
     if view.picture is None or view.attentional_picture is None:
         residual, identity = _squeezes(view, index)
         pictures = [torch.stack((r, identity)) for r in (residual, view.gate[index] * residual)]
@@ -121,7 +121,7 @@ def _squeezes(view: BlockView, index: int) -> tuple[Tensor, Tensor]:
 def attributions(
     photos: Sequence[Photo], said: Sequence[str], explained: Sequence[tuple[int, Attribution]], classes: Sequence[str]
 ) -> Exhibit:
-    """What speaks for and against classes.
+    """Attributions of classes, for some images.
 
     Args:
         photos: images.
@@ -140,9 +140,9 @@ def attributions(
             for y, line in enumerate(heat.tolist()):
                 table += [[photo.name, target, place, y, x, value] for x, value in enumerate(line)]
     wrong = sum(map(_mistaken, said))
-    title = f"What speaks for (purple) and against (orange) a class in {len(photos)} images"
+    title = f"Attributions for {len(photos)} images: evidence for a class (purple) and against it (orange)"
     if wrong:
-        title += f"; for {wrong} mistaken ones, both for the answer and for the truth"
+        title += f"; for {wrong} misclassified ones, of the prediction and of the true class"
     return Exhibit(
         "attributions",
         title,
@@ -156,12 +156,12 @@ def attributions(
 
 def _role(photo: Photo, target: int, said: str) -> str:
     if photo.label == target:
-        return "the truth" if _mistaken(said) else "the answer, right"
-    return "the answer" if photo.label is None else "the answer, wrong"
+        return "true class" if _mistaken(said) else "prediction, correct"
+    return "prediction" if photo.label is None else "prediction, wrong"
 
 
 def _mistaken(said: str) -> bool:
-    return ", but it is " in said
+    return ", true class " in said
 
 
 def curves(history: Sequence[EpochRecord]) -> Exhibit:
@@ -177,7 +177,7 @@ def curves(history: Sequence[EpochRecord]) -> Exhibit:
     return Exhibit(
         "curves",
         title,
-        "Loss and accuracy over the epochs. The network of the last epoch is the one that is shown here.",
+        "Loss and accuracy over the epochs. This report is about the network of the last epoch.",
         titled(draw_curves(history, ""), title),
         columns,
         [[record.get(column) for column in columns] for record in history],
@@ -190,13 +190,13 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Exhibit:
     seen = torch.where(counts.sum(1) > 0, accuracy, torch.nan)
     best, worst = (int(torch.nan_to_num(seen, nan=fill).mul(sign).argmax()) for fill, sign in ((-1, 1), (2, -1)))
     title = (
-        f"Hardest class: '{classes[worst]}' ({100 * accuracy[worst].item():.1f} % right); easiest: '{classes[best]}' "
+        f"Hardest class: '{classes[worst]}' ({100 * accuracy[worst].item():.1f} % correct); easiest: '{classes[best]}' "
         f"({100 * accuracy[best].item():.1f} %)"
     )
     return Exhibit(
         "confusion",
         title,
-        "A row for each true class, in percent of it; the diagonal is right.",
+        "A row for each true class, in percent of its images. The diagonal is the accuracy of each class.",
         titled(draw_confusion(counts, classes), title),
         ["true \\ predicted", *classes],
         [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)],
@@ -205,13 +205,13 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Exhibit:
 
 def pairs(confused: Sequence[ConfusedPair], shown: Sequence[Sequence[Photo]], classes: Sequence[str]) -> Exhibit:
     """The most confused pairs, with some of their images; ``shown`` are those of the first pairs."""
-    names = [f"{classes[pair.true]} taken for {classes[pair.predicted]}" for pair in confused]
+    names = [f"{classes[pair.true]} predicted as {classes[pair.predicted]}" for pair in confused]
     title = f"Most frequent mistake: {names[0]} ({_times(len(confused[0].images))})"
     captions = [f"{name}\n{_times(len(pair.images))}" for name, pair, _ in zip(names, confused, shown, strict=False)]
     return Exhibit(
         "confused-pairs",
         title,
-        "The pairs of classes that are confused most, with the images of which the network was surest.",
+        "The most confused pairs of classes, with the wrong predictions of highest probability.",
         draw_pairs(title, captions, [[photo.pixels for photo in photos] for photos in shown]),
         ["true", "predicted", "images", "surest_test_images"],
         [

@@ -1,4 +1,4 @@
-"""A look at the competition inside a network, and a hand on it: squeezes, pictures and gates of every block.
+"""Inspection of the competition in a network: squeezes, pictures and gates of every block, also with gates held.
 
 ``inspect`` is the earlier name of :func:`inspect_gates`.
 """

@@ -1,4 +1,4 @@
-"""Which parts of an image speak for a class: captum's integrated gradients and Grad-CAM at the outputs of blocks."""
+"""Attributions of a class in an image: captum's integrated gradients, and Grad-CAM at the outputs of blocks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ _FINEST = 56  # side of the map on the input: single pixels of large images are 
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Maps of one image and class; positive speaks for the class, negative against it.
+    """Maps of one image and class; positive is evidence for the class, negative against it.
 
     Args:
         target: index of the class.

@@ -1,4 +1,4 @@
-"""What would a network say if a block's gates were others?"""
+"""Predictions of a network with the gates of a block held at given values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A finished run's network on its test images: answers, and statistics of its gates, in one pass."""
+"""A finished run's network on its test images: predictions, and statistics of its gates, in one pass."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

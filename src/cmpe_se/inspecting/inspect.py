@@ -1,4 +1,4 @@
-"""What every gate of a network saw and decided for some images.
+"""Input and output of every gate of a network, for some images.
 
 Nothing is computed a second time that the network computes itself: hooks listen while the images go through it, and are
 gone afterwards. A gate is called in two ways. In converted networks, and wherever ``CompetitiveSE`` stands as a layer,
@@ -77,7 +77,7 @@ def inspect_gates(model: nn.Module, images: Tensor) -> list[BlockView]:
     modes and hooks. A batch's own statistics, which a norm uses in training, are nothing that one image has.
 
     Args:
-        model: a network with gates: ours, converted, merged, or any that has ``CompetitiveSE`` as a layer.
+        model: a network with gates: of cmpe_se, converted, merged, or any that has ``CompetitiveSE`` as a layer.
         images: normalised as for training, (N, channels, H, W); they are brought to the network's device and dtype.
 
     Returns:
@@ -137,7 +137,7 @@ def find_gates(model: nn.Module) -> dict[str, CompetitiveSE | MergedGate]:
             "inspect looks into a network, and this is a gate by itself; its gate() and picture() are public"
         )
     if not full:
-        raise UserError(f"{type(model).__name__} has no competition to look at; cmpe_se.convert puts it in")
+        raise UserError(f"{type(model).__name__} has no gates; cmpe_se.convert adds them")
     blocks = [name.rpartition(".")[0] for name in full]
     alone = {block for block in blocks if block and blocks.count(block) == 1}
     return {block if block in alone else name: full[name] for block, name in zip(blocks, full, strict=True)}
@@ -145,7 +145,7 @@ def find_gates(model: nn.Module) -> dict[str, CompetitiveSE | MergedGate]:
 
 def _listen(name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, Any]]) -> list[Any]:
     """Hooks on a gate and its layers; each call of it leaves one record in ``seen``."""
-    parts: dict[str, Tensor] = {}  # of the call that is going on
+    parts: dict[str, Tensor] = {}  # of the current call
 
     def keep(part: str) -> Callable:
         return lambda _, inputs: parts.update({part: inputs[0].detach()})
@@ -216,7 +216,7 @@ def _after_block(
 ) -> None:
     """Split what one of our own blocks returned into the shortcut and what was added to it."""
     x, y = inputs[0], output[0]
-    # The layers' own forwards: nobody else's hooks shall hear a second call.
+    # The layers' own forwards: other hooks must not run a second time.
     shortcut = x if block.shortcut is None else block.shortcut.forward(torch.relu(block.bn1.forward(x)))
     record = next(record for record in reversed(seen) if record["module"] is gate)
     added = y - shortcut

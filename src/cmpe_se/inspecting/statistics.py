@@ -1,4 +1,4 @@
-"""What the gates of a network do over many images: sums that grow batch by batch, and what follows from them."""
+"""Statistics of the gates of a network over many images, from sums over the batches."""
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ CLOSED, OPEN = 0.05, 0.95
 ALWAYS = 0.99
 """Part of the images for which a channel has to be closed, or open, to count as always so."""
 DEAD = 0.005
-"""A channel whose gate has a smaller deviation over the images, as a part of the largest value, takes no notice."""
+"""A gate with a smaller deviation over the images, as a part of its largest value, does not depend on the image."""
 MOVED = 0.01
-"""A gate whose mean is closer to where it began, as a part of the largest value, has not moved."""
+"""A gate whose mean is closer to its initial value, as a part of the largest value, has not moved."""
 _BINS = 2000  # of the histogram that quantiles are read from
 
 
@@ -94,7 +94,7 @@ class BlockStatistics:
     def kinds(self) -> dict[str, list[int]]:
         """Numbers of the channels that are always ``closed``, always ``open``, and ``dead`` (may overlap).
 
-        Gates that are constants by design are not dead: they were never to look at the image.
+        Gates that are constants by design are not dead: they do not read the image by design.
         """
         dead = (self.std < DEAD * self.gain) & (not self.constant)
         masks = {"closed": self.closed >= ALWAYS, "open": self.open >= ALWAYS, "dead": dead}

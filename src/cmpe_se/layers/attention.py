@@ -97,7 +97,7 @@ class CompetitiveSE(nn.Module):
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise anew: PyTorch's default for the linear maps, He's (fan out) for the picture's convolution."""
+        """Re-initialise: PyTorch's default for the linear maps, He's (fan out) for the picture's convolution."""
         for module in self.modules():
             if module is not self and callable(reset := getattr(module, "reset_parameters", None)):
                 reset()

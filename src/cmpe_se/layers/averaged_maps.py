@@ -43,7 +43,7 @@ def averaged_maps(conv: nn.Conv2d, norm: nn.BatchNorm2d, picture: Tensor) -> Ten
 
 
 def can_average(conv: nn.Conv2d, norm: nn.Module, picture: Tensor) -> bool:
-    """Whether :func:`averaged_maps` may stand for the two layers: nobody watches them, and they are what they seem."""
+    """Whether :func:`averaged_maps` may stand for the two layers: neither has hooks or another class."""
     if is_recorded():
         return False
     if type(picture) is not Tensor or torch.is_inference_mode_enabled() or picture.dtype.itemsize < 4:

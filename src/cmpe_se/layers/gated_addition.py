@@ -94,7 +94,7 @@ class _AddGated(torch.autograd.Function):
         gate, residual = ctx.saved_tensors
         product = gradient * residual  # (N, C, H, W)
         gate_gradient = product.sum(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
-        if torch.is_grad_enabled():  # somebody differentiates the gradient: keep it differentiable
+        if torch.is_grad_enabled():  # the gradient may be differentiated: keep it differentiable
             return gradient, gate_gradient, gradient * gate
         return gradient, gate_gradient, torch.mul(gradient, gate, out=product)
 

@@ -1,4 +1,4 @@
-"""Who else looks on: hooks on a layer, or a compiler or tracer that records what is done."""
+"""Observers of a layer: hooks, or a compiler or tracer that records its operations."""
 
 import torch
 from torch import nn

@@ -34,7 +34,7 @@ class MergedGate(nn.Module):
 
     takes_squeezes = True
     overwrites = False
-    """Whether ``forward`` may write the sum over the residual, which nobody else reads: timm's blocks do the same."""
+    """Whether ``forward`` may write the sum over the residual, which nothing else reads: timm's blocks do the same."""
 
     def __init__(
         self,

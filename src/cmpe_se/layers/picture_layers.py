@@ -83,7 +83,7 @@ class PictureLayers(GateLayers):
         reads, bias = in_double(gate.fc1)  # (hidden, what W1 reads) and (hidden,)
         kernels, norm = gate.map_conv.weight.detach().double(), gate.map_norm  # (m, 1, height, width)
         if norm.running_var is None or norm.running_mean is None:
-            raise UserError("a gate whose norm keeps no running statistics reads each batch anew, and cannot be merged")
+            raise UserError("a gate whose norm keeps no running statistics uses each batch's own, and cannot be merged")
         scale = (norm.running_var.double() + norm.eps).rsqrt()  # (m,)
         scale = scale if norm.weight is None else scale * norm.weight.double()
         shift = -norm.running_mean.double() * scale  # (m,)

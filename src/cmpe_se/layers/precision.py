@@ -1,4 +1,4 @@
-"""Autocast, where it must not round, and CPUs on which bfloat16 is no gain."""
+"""Autocast where it must not round, and CPUs on which bfloat16 is no faster."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path

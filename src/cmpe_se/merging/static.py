@@ -19,7 +19,7 @@ NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
 
 @torch.no_grad()
 def merge_static_gates(model: nn.Module) -> None:
-    """Put every static gate into the convolution or norm that makes its residual, where nobody else reads that.
+    """Put every static gate into the convolution or norm that makes its residual, where nothing else reads that.
 
     Args:
         model: network in eval mode, changed in place. Gates for which there is no such layer stay as they are.

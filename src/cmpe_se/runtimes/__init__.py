@@ -1,1 +1,1 @@
-"""What a network runs on, and how long it takes: engines, timing in turns, exported files."""
+"""Running and timing networks: engines, timing in turns, exported files."""

@@ -1,4 +1,4 @@
-"""What a contender runs on: eager PyTorch, its compiler, or ONNX Runtime; each as a step without arguments."""
+"""Engines of a benchmark: eager PyTorch, its compiler, or ONNX Runtime; each as a step without arguments."""
 
 import copy
 import warnings

@@ -47,7 +47,7 @@ def is_exported(path: str | Path) -> bool:
 def load_exported(path: str | Path) -> Exported:
     """Open a file of ``cmpe-se export``; its suffix says in which format it is.
 
-    A .pt2 file can hold pickles, and torch opens them: take none from strangers. ONNX and OpenVINO files hold no code.
+    A .pt2 file can hold pickles, and torch opens them: use only trusted ones. ONNX and OpenVINO files hold no code.
 
     Raises:
         UserError: no such file, one that its runtime cannot read, one without our metadata, a missing runtime.

@@ -1,4 +1,4 @@
-"""Timing contenders against each other: turns, medians, and what the spread allows to say."""
+"""Timing contenders against each other: turns, medians and 95 % intervals."""
 
 import ctypes
 import math
@@ -24,7 +24,7 @@ class Ratio(NamedTuple):
 
     @property
     def resolved(self) -> bool:
-        """Whether the interval leaves out 1, that is, whether there is a difference to speak of."""
+        """Whether the interval leaves out 1, that is, whether a difference has been shown."""
         return not self.low <= 1 <= self.high
 
 

@@ -1,4 +1,4 @@
-"""Training: from settings to a run folder, and all that a run needs on its way."""
+"""Training: from settings to a run folder."""
 
 from typing import TYPE_CHECKING, Any
 

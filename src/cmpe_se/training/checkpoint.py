@@ -75,7 +75,7 @@ class Checkpoints:
                 errors.append(f"{path}: {error}")
                 self._torn = self._torn or path == self.newest
         if errors:
-            raise UserError(f"no checkpoint can be read ({'; '.join(errors)}); start anew with another --output")
+            raise UserError(f"no checkpoint can be read ({'; '.join(errors)}); start again with another --output")
         return None
 
 

@@ -1,4 +1,4 @@
-"""Everything that a training run can be told, and the recipes that set it."""
+"""Settings of a training run, and the recipes that set them."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
@@ -21,12 +21,12 @@ class TrainingConfig:
     """Settings of a training run. A recipe sets them, flags win over the recipe.
 
     Args:
-        model: name of a network in timm, ours among them (`cmpe-se models` lists those).
-        view: kind of gate in one of our networks, such as se, folded_3x3, static or timm_eca (all in docs/gates.md);
+        model: name of a network in timm or in cmpe_se (`cmpe-se models` lists the latter).
+        view: kind of gate in a network of cmpe_se, such as se, folded_3x3, static or timm_eca (all in docs/gates.md);
             null for the kind in the model's name.
         convert: kind of gate to put into the model, any residual network of timm; null for none.
         start: initial value of the gates, half (1/2, as in the paper) or one (the block starts as one without a gate);
-            null for half in our networks and one in converted ones.
+            null for half in networks of cmpe_se and one in converted ones.
         reduction: number of channels for each hidden unit of a gate; a larger number makes the hidden layer narrower.
         min_hidden: smallest number of hidden units of a gate, whatever the reduction.
         bias: biases in the linear layers of the gates (in the views se, double_fc, se_identity, se_sum and those with
@@ -152,9 +152,12 @@ class TrainingConfig:
             if (value := getattr(self, name)) is not None and value not in known:
                 raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(known)}")
         if self.convert is not None and self.view is not None:
-            raise UserError("view is for networks of ours and convert for all others; give one of the two")
+            raise UserError("view is for networks of cmpe_se, convert is for all others; give one of the two")
         if self.batch_size % self.accumulate:
-            raise UserError(f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} equal parts")
+            raise UserError(
+                f"batch_size {self.batch_size} is not divisible into {self.accumulate} gradient-accumulation steps "
+                "(accumulate); give a multiple of it"
+            )
 
     @property
     def gate_settings(self) -> dict[str, Any]:

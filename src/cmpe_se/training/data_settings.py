@@ -29,7 +29,7 @@ def without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig,
     if foreign:
         size = "x".join(map(str, data.image_size))
         _log.warning(
-            f"the recipe's {', '.join(foreign)} left out: {data.name} is taken as {size} images, which know "
+            f"the recipe's {', '.join(foreign)} left out: {data.name} is loaded as {size} images, which take "
             f"{', '.join(data.augmentation_fields)}"
         )
     return config.changed(**foreign)

@@ -1,4 +1,4 @@
-"""Which gate settings a run has: the user's, the recipe's, or those of the weights that it starts from."""
+"""The gate settings of a run: the user's, the recipe's, or those of the weights that it starts from."""
 
 from collections.abc import Collection
 from pathlib import Path

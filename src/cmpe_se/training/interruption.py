@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """A command ended early on request, with everything saved; its text says how to go on."""
+    """A command ended early on request, with everything saved; its text says how to resume."""
 
 
 class TrainingInterrupted(Interrupted):
@@ -25,7 +25,7 @@ class TrainingInterrupted(Interrupted):
 
     def __init__(self, run: Path, step: int):
         self.run, self.step = run, step
-        super().__init__(f"stopped and saved after step {step}; go on with: cmpe-se train --resume {run}")
+        super().__init__(f"stopped and saved after step {step}; resume with: cmpe-se train --resume {run}")
 
 
 class Interruption:

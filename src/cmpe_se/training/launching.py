@@ -21,7 +21,7 @@ def processes_left_out() -> str | None:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that speaks for all of them."""
+    """Whether this process is the one that prints and writes."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -31,7 +31,7 @@ def collect_logits(
     return torch.cat(logits[start:]), torch.cat(labels[start:])
 
 
-class EvaluationFigures(TypedDict):
+class EvaluationMetrics(TypedDict):
     """Accuracies in percent, and mean cross-entropy."""
 
     test_top1: float
@@ -39,7 +39,7 @@ class EvaluationFigures(TypedDict):
     test_loss: float
 
 
-def test_figures(logits: Tensor, labels: Tensor) -> EvaluationFigures:
+def test_metrics(logits: Tensor, labels: Tensor) -> EvaluationMetrics:
     """Top-1 and top-5 accuracy in percent and mean cross-entropy of logits (N, classes) and labels (N,).
 
     With fewer than five classes, top-5 counts all of them.

@@ -40,7 +40,7 @@ def create_network(config: TrainingConfig, data: ImageShape) -> tuple[nn.Module,
     dropping = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate") if getattr(config, name)}
     if not timm.is_model(config.model):
         near = timm.list_models(f"*{config.model.split('_')[-1]}*", module="registry")[:5]
-        hint = f"did you mean {', '.join(near)}?" if near else "`cmpe-se models` lists ours"
+        hint = f"did you mean {', '.join(near)}?" if near else "`cmpe-se models` lists those of cmpe_se"
         raise UserError(f"no network '{config.model}'; {hint}")
     weights: dict[str, Any] = {}
     if config.pretrained is not None:

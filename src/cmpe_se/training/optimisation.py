@@ -38,7 +38,7 @@ def create_optimizer(
     except (AssertionError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"optimizer '{config.optimizer}' or schedule '{config.schedule}': {error}") from None
     if schedule is None:  # what "none" gives
-        raise UserError(f"schedule '{config.schedule}' sets no learning rate; for one that stays take constant")
+        raise UserError(f"schedule '{config.schedule}' sets no learning rate; for an unchanged one use constant")
     return optimizer, schedule
 
 

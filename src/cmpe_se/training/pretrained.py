@@ -19,7 +19,7 @@ def weights_source(pretrained: str, classifier: str | None) -> dict[str, Any]:
         pretrained: a run folder, a folder that ``timm.models.save_for_hf`` wrote, a .safetensors file, ``hf-hub:NAME``,
             or ``timm`` for the weights that timm names for the network.
         classifier: name of the network's classifier, whose size in the file says how many classes it was trained on;
-            with another number of classes it starts anew.
+            with another number of classes it is re-initialised.
 
     Raises:
         UserError: nothing there that can be read.

@@ -1,4 +1,4 @@
-"""What a training run shows while it goes."""
+"""Progress of a training run on the terminal and in TensorBoard."""
 
 from pathlib import Path
 
@@ -25,13 +25,13 @@ class TrainingProgress:
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not enabled or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=steps, epoch=f"1/{epochs}", figures="")
+        self.task = self.bar.add_task("", total=steps, epoch=f"1/{epochs}", metrics="")
 
     def __enter__(self) -> "TrainingProgress":
         self.bar.start()
@@ -45,10 +45,10 @@ class TrainingProgress:
         self.bar.reset(self.task, completed=step)
 
     def update(self, epoch: int, step: int, loss: float, top1: float | None, images_per_second: float) -> None:
-        """Show the figures of the epoch so far: mean loss and, where labels are not mixed, accuracy in percent."""
+        """Show the metrics of the epoch so far: mean loss and, where labels are not mixed, accuracy in percent."""
         accuracy = "" if top1 is None else f"  top-1 {top1:.1f} %"
-        figures = f"{images_per_second:,.0f} images/s  loss {loss:.3f}{accuracy}"
-        self.bar.update(self.task, completed=step, epoch=f"{epoch}/{self.epochs}", figures=figures)
+        metrics = f"{images_per_second:,.0f} images/s  loss {loss:.3f}{accuracy}"
+        self.bar.update(self.task, completed=step, epoch=f"{epoch}/{self.epochs}", metrics=metrics)
 
     def end_epoch(self, record: EpochRecord) -> None:
         """Leave a line for a finished epoch."""
@@ -67,7 +67,7 @@ class TrainingProgress:
 
 
 class TensorBoardLogs:
-    """Event files for TensorBoard: the figures of each epoch over the steps.
+    """Event files for TensorBoard: the metrics of each epoch over the steps.
 
     Args:
         folder: where to write them.

@@ -1,4 +1,4 @@
-"""What made a figure: versions, commit, hardware and command."""
+"""How a result was made: versions, commit, hardware and command."""
 
 import csv
 import datetime
@@ -95,7 +95,7 @@ def source_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        if not git("ls-files", Path(__file__).name):  # installed inside somebody else's checkout
+        if not git("ls-files", Path(__file__).name):  # installed inside another project's checkout
             return None
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""What a network's accuracy is on corrupted test images, and the files and the table that say so."""
+"""A network's accuracy on corrupted test images, with its files and its table."""
 
 import json
 import os
@@ -165,7 +165,7 @@ def read_corruptions(folder: Path, data_name: str) -> CorruptionRecord | None:
     try:
         found = json.loads((folder / "corruptions.json").read_text())
         parameters = {name: tuple(values) for name, values in found["parameters"].items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # not there, or somebody else's
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # missing, or written by another program
         return None
     return found if parameters == CORRUPTIONS and found["data"] == data_name else None
 

@@ -36,11 +36,11 @@ def train(
     output: str | Path | None = None,
     **settings: Any,
 ) -> RunResult:
-    """Train a network, and leave a run folder.
+    """Train a network, and write a run folder.
 
     Args:
         recipe: name of a recipe, or path of a YAML file.
-        resume: run folder to go on with, under its own settings (and those given here).
+        resume: run folder to resume, with its own settings (and those given here).
         output: run folder to make; runs/MODEL-DATA-seedN if left out.
         settings: fields of :class:`cmpe_se.training.config.TrainingConfig`; they win over the recipe.
 
@@ -55,13 +55,13 @@ def train(
     """
     if resume is not None:
         if output is not None:
-            raise UserError(f"resuming goes on in {resume}: leave --output {output} out")
+            raise UserError(f"a resumed run stays in its folder {resume}; leave --output {output} out")
         run = RunFolder.open(resume)
         before = run.read_config()
         config = before.changed(**settings)
         if run.result.exists() and config.epochs <= run.read_result()["epochs"]:
             if config != before:
-                raise UserError(f"{resume} has finished its {before.epochs} epochs; only a larger --epochs goes on")
+                raise UserError(f"{resume} has finished its {before.epochs} epochs; continue it with a larger --epochs")
             return run.read_result()
         images = image_options(config, run, before)
     else:

@@ -29,10 +29,10 @@ def load_run_data(folder: RunFolder, load: Callable[..., ImageData] = load_data)
 
 
 def image_options(config: TrainingConfig, folder: RunFolder, before: TrainingConfig) -> dict[str, Any]:
-    """What ``load_data`` needs to know of a run's images, for the run to go on with them as they were.
+    """What ``load_data`` needs to know of a run's images, to resume the run with the same images.
 
     Args:
-        config: settings that the run goes on with.
+        config: settings that the run resumes with.
         folder: of the run.
         before: its settings so far.
 

@@ -1,6 +1,6 @@
 """The run folder: all that a training run leaves, readable by people and programs.
 
-``config.yaml`` repeats the run, ``metrics.jsonl`` has a record per epoch, ``result.json`` the final figures,
+``config.yaml`` repeats the run, ``metrics.jsonl`` has a record per epoch, ``result.json`` the final metrics,
 ``curves.png`` shows them, ``model/`` loads with ``timm.create_model("local-dir:...")``, ``state/`` is for resuming.
 """
 
@@ -48,8 +48,8 @@ class RunFolder:
         """A run folder yet to be written; refuse one that holds a run already, or what is left of one."""
         run = cls(path)
         if run.config.exists():
-            raise UserError(f"{path} holds a run already; go on with --resume {path}, or name another --output")
-        if run.checkpoints.exist():  # training would go on from them, under settings that are not theirs
+            raise UserError(f"{path} holds a run already; resume it with --resume {path}, or name another --output")
+        if run.checkpoints.exist():  # training would resume from them, with other settings than theirs
             raise UserError(f"{path} holds {_ORPHANED} name another --output")
         return run
 
@@ -58,7 +58,7 @@ class RunFolder:
         """An existing run folder."""
         run = cls(path)
         if not run.config.is_file() and run.checkpoints.exist():
-            raise UserError(f"{path} holds {_ORPHANED} train anew with another --output")
+            raise UserError(f"{path} holds {_ORPHANED} train again with another --output")
         if not run.config.is_file():
             raise UserError(f"{path} is no run folder: it has no config.yaml; `cmpe-se train` makes one under runs/")
         return run
@@ -93,9 +93,9 @@ class RunFolder:
         write_text(self.config, config.to_yaml())
 
     def read_result(self) -> RunResult:
-        """The final figures of a finished run."""
+        """The final metrics of a finished run."""
         if not self.result.is_file():
-            raise UserError(f"{self.path} has not finished; go on with `cmpe-se train --resume {self.path}`")
+            raise UserError(f"{self.path} has not finished; resume it with `cmpe-se train --resume {self.path}`")
         return cast(RunResult, _read_json(self.result))
 
     def read_metrics(self) -> list[EpochRecord]:
@@ -110,7 +110,7 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
 
     def write_result(self, result: RunResult) -> None:
-        """Write the final figures."""
+        """Write the final metrics."""
         write_text(self.result, json.dumps(result, indent=2) + "\n")
 
     def save_model(self, model: nn.Module, *, model_args: dict[str, Any], data: ImageData) -> None:

@@ -1,4 +1,4 @@
-"""Images, losses and correct ones of the steps of an epoch, without waiting for the device at every step."""
+"""Sums of images, losses and correct predictions over an epoch, without waiting for the device at every step."""
 
 import math
 from typing import TypedDict
@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 
-class TrainingFigures(TypedDict):
+class TrainingMetrics(TypedDict):
     """Mean loss, accuracy in percent (None where labels are mixed) and images per second."""
 
     train_loss: float
@@ -45,7 +45,7 @@ class StepSums:
         losses = (values[:, 1] / values[:, 0]).tolist()
         return next((bad for bad in zip(steps, rates, losses, strict=True) if not math.isfinite(bad[2])), None)
 
-    def figures(self, seconds: float, *, accuracy: bool) -> TrainingFigures:
+    def metrics(self, seconds: float, *, accuracy: bool) -> TrainingMetrics:
         """Mean loss, accuracy in percent (None where labels are mixed) and images per second so far."""
         images, loss, correct = self.total.tolist()
         return {

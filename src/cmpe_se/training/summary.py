@@ -1,4 +1,4 @@
-"""What a run's records of epochs say in the end: the figures of ``result.json``."""
+"""The metrics of ``result.json``, from a run's records of epochs."""
 
 from collections.abc import Sequence
 from typing import TypedDict, cast
@@ -7,18 +7,18 @@ from torch import Tensor
 
 from cmpe_se.data import ImageData
 from cmpe_se.training.config import TrainingConfig
-from cmpe_se.training.metrics import EvaluationFigures
+from cmpe_se.training.metrics import EvaluationMetrics
 from cmpe_se.training.provenance import Provenance
-from cmpe_se.training.step_sums import TrainingFigures
+from cmpe_se.training.step_sums import TrainingMetrics
 
 
-class EvaluationRecord(EvaluationFigures):
-    """Figures of a test, and the images they are over."""
+class EvaluationRecord(EvaluationMetrics):
+    """Metrics of a test, and the images they are over."""
 
     test_images: int
 
 
-class EpochRecord(TrainingFigures):
+class EpochRecord(TrainingMetrics):
     """A line of ``metrics.jsonl``: ``step`` counts those of the run, and ``lr`` is of the last one."""
 
     epoch: int
@@ -31,7 +31,7 @@ class EpochRecord(TrainingFigures):
     test_top5: float | None
 
 
-class RunFigures(EvaluationFigures):
+class RunMetrics(EvaluationMetrics):
     """What :func:`summarise` says of a run; ``view`` is None for a network without gates."""
 
     model: str
@@ -47,8 +47,8 @@ class RunFigures(EvaluationFigures):
     images_per_second: float
 
 
-class RunResult(RunFigures, Provenance):
-    """``result.json``: figures, how many processes trained it, its folder, and what made it."""
+class RunResult(RunMetrics, Provenance):
+    """``result.json``: metrics, how many processes trained it, its folder, and what made it."""
 
     processes: int
     run: str
@@ -68,7 +68,7 @@ UNTESTED = Untested(test_images=None, test_loss=None, test_top1=None, test_top5=
 
 
 def test_record(sums: Tensor) -> EvaluationRecord:
-    """Test figures, accuracies in percent, from what :func:`cmpe_se.commands.evaluate.count_correct` counted."""
+    """Test metrics, accuracies in percent, from what :func:`cmpe_se.commands.evaluate.count_correct` counted."""
     images, loss, top1, top5 = sums.tolist()
     return {
         "test_images": int(images),
@@ -86,8 +86,8 @@ def summarise(
     view: str | None,
     params: int,
     macs: int,
-) -> RunFigures:
-    """The figures of a finished run, without those on what made it.
+) -> RunMetrics:
+    """The metrics of a finished run, without those on what made it.
 
     Args:
         config: of the run.

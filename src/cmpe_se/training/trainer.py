@@ -28,7 +28,7 @@ from cmpe_se.training.progress import TensorBoardLogs, TrainingProgress
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.seeding import seed_everything
-from cmpe_se.training.step_sums import StepSums, TrainingFigures, part_sums
+from cmpe_se.training.step_sums import StepSums, TrainingMetrics, part_sums
 from cmpe_se.training.summary import UNTESTED, EpochRecord, EvaluationRecord, RunResult, summarise, test_record
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.plots import plot_curves
@@ -93,14 +93,14 @@ class Trainer:
         total = self.config.epochs * self.steps_per_epoch
         logs = TensorBoardLogs(self.run.logs) if self.config.tensorboard and main else None
         if main:
-            self.run.write_config(self.config)  # now that nothing speaks against it
+            self.run.write_config(self.config)  # now that the settings are known to work
         with TrainingProgress(self.config.epochs, total, enabled=main) as self.progress, logs or nullcontext():
             self.progress.say(
                 f"{self.config.model} ({self.params:,} parameters) on {self.config.data}: {self.data.train_size:,} "
                 f"training and {self.data.test_size:,} test images, run folder {self.run.path}"
             )
             if self.last_checkpoint:
-                self.progress.say(f"going on after step {self.step} of {total}, from {self.last_checkpoint}")
+                self.progress.say(f"resuming after step {self.step} of {total}, from {self.last_checkpoint}")
             self.progress.start(self.step)
             if main and self.epoch < self.config.epochs:  # what was measured on these weights is void
                 self.run.corruptions.unlink(missing_ok=True)
@@ -147,7 +147,7 @@ class Trainer:
             "epoch": self.epoch + 1,
             "step": self.step,
             "lr": self._rate,
-            **self._figures(),
+            **self._metrics(),
             "seconds": self.epoch_seconds,
             **UNTESTED,
         }
@@ -197,13 +197,13 @@ class Trainer:
         if bad := self.sums.read():
             step, rate, loss = bad
             self._refuse(f"the loss is {loss}", step, rate)
-        figures = self._figures()
+        metrics = self._metrics()
         self.progress.update(
-            self.epoch + 1, self.step, figures["train_loss"], figures["train_top1"], figures["images_per_second"]
+            self.epoch + 1, self.step, metrics["train_loss"], metrics["train_top1"], metrics["images_per_second"]
         )
 
-    def _figures(self) -> TrainingFigures:
-        return self.sums.figures(self.epoch_seconds, accuracy=not self.mixup)
+    def _metrics(self) -> TrainingMetrics:
+        return self.sums.metrics(self.epoch_seconds, accuracy=not self.mixup)
 
     def _refuse(self, what: str, step: int, rate: float) -> None:
         raise UserError(
@@ -215,7 +215,7 @@ class Trainer:
         return self.epoch % self.config.test_interval == 0 or self.epoch == self.config.epochs
 
     def _test(self) -> EvaluationRecord:
-        """Figures on the test images, each of which one process sees once."""
+        """Metrics of the test images, each of which one process tests once."""
         if self.accelerator.num_processes > 1:
             # Running statistics differ between processes: the first one's count, as they do in a checkpoint.
             for module in (self.network, *([self.ema.module] if self.ema else [])):
@@ -227,10 +227,10 @@ class Trainer:
         with self.accelerator.autocast():
             logits, labels = collect_logits(tested, batches, channels_last=self.config.channels_last)
         sums = count_correct(logits, labels) if len(labels) else torch.zeros(4, dtype=torch.float64)
-        figures = test_record(self.accelerator.reduce(sums.to(self.accelerator.device)))
-        if not math.isfinite(figures["test_loss"]):
-            self._refuse(f"the test loss is {figures['test_loss']}", self.step, self._rate)
-        return figures
+        metrics = test_record(self.accelerator.reduce(sums.to(self.accelerator.device)))
+        if not math.isfinite(metrics["test_loss"]):
+            self._refuse(f"the test loss is {metrics['test_loss']}", self.step, self._rate)
+        return metrics
 
     def _save_checkpoint(self) -> None:
         """Write a checkpoint, a good one: every loss before it has been finite, and the weights are."""
@@ -264,8 +264,8 @@ class Trainer:
         if tree["batch"] and tree["batch_size"] != self.config.batch_size:
             raise UserError(
                 f"{self.last_checkpoint} is {tree['batch']} batches of {tree['batch_size']} images into an epoch, and "
-                f"batch_size {self.config.batch_size} would cut it differently; resume with {tree['batch_size']}, and "
-                "change it at an epoch's end"
+                f"batch_size {self.config.batch_size} would divide it differently; resume with {tree['batch_size']}, "
+                "and change it at the end of an epoch"
             )
         try:
             self.network.load_state_dict(tree["network"])
@@ -286,14 +286,14 @@ class Trainer:
             setattr(self, name, tree[name])
 
     def _finish(self) -> RunResult:
-        """Write the network and the figures."""
+        """Write the network and its metrics."""
         last = self.history[-1]
         if last["test_top1"] is None:  # a run that is resumed to end where it stands
             last = self.history[-1] = {**last, **self._test()}
         view = getattr(self.network, "view", None)
-        figures = summarise(self.config, self.data, self.history, view=view, params=self.params, macs=self.macs)
+        metrics = summarise(self.config, self.data, self.history, view=view, params=self.params, macs=self.macs)
         result: RunResult = {
-            **figures,
+            **metrics,
             "processes": self.accelerator.num_processes,
             "run": str(self.run.path),
             **provenance(),

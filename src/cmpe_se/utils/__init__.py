@@ -1,1 +1,1 @@
-"""The ground floor, which knows nothing of the rest: cost of a network, plots, optional packages, text."""
+"""Utilities that import nothing else of the package: cost of a network, plots, optional packages, text."""

@@ -19,5 +19,5 @@ def choose_device(wanted: str = "auto") -> torch.device:
         return torch.device("cpu")
     if accelerator is None or wanted not in ("auto", accelerator.type):
         there = "auto or cpu" if accelerator is None else f"auto, cpu or {accelerator.type}"
-        raise UserError(f"device '{wanted}' is not there; choose {there}")
+        raise UserError(f"device '{wanted}' is not available; choose {there}")
     return accelerator

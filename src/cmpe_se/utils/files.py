@@ -1,4 +1,4 @@
-"""Files that cannot be written, as an error that people see."""
+"""Files that cannot be written, as an error for users."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

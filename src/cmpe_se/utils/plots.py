@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Plots of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
     Args:
         history: the records of ``metrics.jsonl``.
-        title: of the whole picture.
+        title: of the whole plot.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)

@@ -1,4 +1,4 @@
-"""A progress bar over what a command goes through."""
+"""A progress bar."""
 
 from collections.abc import Iterable
 from typing import TypeVar

@@ -96,7 +96,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on():
     running.until(lambda: len(list(folder.glob("cells/*/metrics.jsonl"))) == 2)
     done = running.send(signal.SIGINT, group=True)
     assert done.status == 130
-    assert "stopped with 0 of 2 runs finished; the same command goes on" in done.complaint
+    assert "stopped with 0 of 2 runs finished; run the same command to continue" in done.complaint
     logs = [path.read_text() for path in folder.glob("cells/*.log")]
     assert all("stopped and saved after step" in log for log in logs)
     epochs = {path: len(path.read_text().splitlines()) for path in folder.glob("cells/*/metrics.jsonl")}
@@ -105,7 +105,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on():
     again.until(lambda: all(len(path.read_text().splitlines()) > count for path, count in epochs.items()))
     assert "0 of 2 runs are finished, 2 to go" in again.err
     again.send(signal.SIGTERM)
-    assert all("going on after step" in path.read_text() for path in folder.glob("cells/*.log"))
+    assert all("resuming after step" in path.read_text() for path in folder.glob("cells/*.log"))
 
 
 def test_a_failed_run_is_named_and_the_others_are_finished():
@@ -134,7 +134,7 @@ def test_parts_share_a_grid_and_a_last_call_reports():
 def test_a_dry_run_says_what_it_would_cost():
     folder = empty_folder() / "comparison"
     done = succeed(*TWO, "--seeds=2", "--dry-run", "--output", folder)
-    assert "together" in done.out
+    assert "total" in done.out
     assert "CPU threads" in " ".join(done.out.split())
     assert not folder.exists()
 
@@ -149,8 +149,8 @@ def test_a_plan_is_a_number_of_seeds():
 def test_a_presets_dry_run_needs_no_data():
     command = ["compare", "--preset=paper-resnet", "--data=cifar10", "--mixup=0", "--batch-size=4", "--dry-run"]
     done = succeed(*command, "--device=cpu")
-    assert done.out.count("together") == 2
-    assert "all of it: " in done.out
+    assert done.out.count("total ") == 2
+    assert "total: " in done.out
     assert "cmpe_se_preact_resnet164:pair_view_2x1" in done.out
 
 

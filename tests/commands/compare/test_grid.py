@@ -99,7 +99,7 @@ def test_entries_that_cannot_be_told_apart_or_made(names, complaint, tmp_path):
     ("models", "views", "complaint"),
     [
         (["preact_resnet20"], [], "at least two networks"),
-        (["preact_resnet20", "preact_resnet20"], [], "preact_resnet20 is there twice"),
+        (["preact_resnet20", "preact_resnet20"], [], "preact_resnet20 is named twice"),
         (["preact_resnet20", "cmpe_se_preact_resnet20:folded"], [], "unknown view 'folded'; choose of se, double_fc"),
         (["preact_resnet20", "se_preact_resnet20"], ["folded_3x3"], "--models has none; write NAME:VIEW"),
         (["preact_resnet20", "se_wrn16_4:lr=1"], [], "se_wrn16_4:lr=1: 'lr=1' is no setting of a gate; .* min_hidden"),
@@ -111,7 +111,7 @@ def test_entries_that_cannot_be_told_apart_or_made(names, complaint, tmp_path):
         (["a", "preact_resnet20:timm_se:bias=true"], [], "bias makes no difference to this gate; these .*: start, red"),
         (["preact_resnet20", "se_wrn16_4:reduction="], [], "'reduction=' is no setting of a gate"),
         (["preact_resnet20", "se_wrn16_4:bias=true:se"], [], "'se' is no setting of a gate; write NAME:VIEW:key=value"),
-        (["preact_resnet20", "se_wrn16_4:bias=true:bias=false"], [], "bias is there twice"),
+        (["preact_resnet20", "se_wrn16_4:bias=true:bias=false"], [], "bias is given twice"),
         (
             ["preact_resnet20", "wrn16_4:bias=true"],
             [],

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import cmpe_se
-from cmpe_se.commands.explore.answers import SPEAKS
+from cmpe_se.commands.explore.answers import ATTRIBUTIONS
 from cmpe_se.commands.explore.images import MOST_PIXELS, read_upload
 from cmpe_se.commands.explore.network import FORCES, Force, Network, Networks
 from cmpe_se.commands.explore.visit import AS_TRAINED, HERE, ONE, TWO_IMAGES, TWO_NETWORKS, Answers, Choices, Chosen
@@ -53,7 +53,7 @@ def answers(*runs) -> tuple[Answers, list[str]]:
 
 
 def choices(left: str, right: str | None = None, **others) -> Choices:
-    values = {"mode": ONE, "depth": 2, "to": AS_TRAINED, "at": HERE, "speaks": SPEAKS[0]}
+    values = {"mode": ONE, "depth": 2, "to": AS_TRAINED, "at": HERE, "attribution": ATTRIBUTIONS[0]}
     images = {"left_image": Chosen(left, 0), "right_image": Chosen(left, 1)}
     return Choices(**{"left": left, "right": right or left, **images, **values, **others})
 
@@ -86,11 +86,11 @@ def test_examples_are_test_images_right_and_wrong_ones(folded):
         index = int(picture.name.removeprefix("Test image "))
         assert picture.read().tobytes() == data.test_image(index).tobytes() == picture.thumbnail.tobytes()
         assert (picture.truth, picture.classes) == (labels[index], data.classes)
-        assert picture.taken_for == (None if said[index] == labels[index] else data.classes[said[index]])
-        assert (picture.taken_for is None) == (number < 12)
+        assert picture.predicted == (None if said[index] == labels[index] else data.classes[said[index]])
+        assert (picture.predicted is None) == (number < 12)
     right, wrong = asked.examples[0], asked.examples[-1]
     assert right.caption == data.classes[right.truth]
-    assert wrong.caption == f"{data.classes[wrong.truth]} → {wrong.taken_for}"
+    assert wrong.caption == f"{data.classes[wrong.truth]} → {wrong.predicted}"
 
 
 def test_the_answer_is_the_network_s(folded):
@@ -142,8 +142,8 @@ def test_words_bars_and_figures(folded):
     picture, result = talk.network(name).examples[0], RunFolder(folded).read_result()
     truth = picture.classes[picture.truth]
     assert right is None
-    assert f"({result['test_top1']:.2f} % of the test images right)" in shown.text
-    assert re.search(rf"{picture.name} \({truth}\): it says {truth} \([\d.]+ %\), which is right\.", html)
+    assert f"(test top-1 {result['test_top1']:.2f} %)" in shown.text
+    assert re.search(rf"{picture.name} \(true class {truth}\): prediction {truth} \([\d.]+ %\), correct\.", html)
     images = [attributes for tag, attributes in shown.tags if tag == "img"]
     assert len(images) == 3
     assert all(image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 40 for image in images)
@@ -159,12 +159,12 @@ def test_depth_and_where_gates_are_held(folded):
     assert talk.blocks(ONE, name, name) == blocks
     assert f"{blocks[3]} closes" in talk.show(choices(name, depth=4))[0]
     here = Shown(talk.show(choices(name, depth=4, to="closed"))[0]).text
-    assert f"with the gates of {blocks[3]} held closed it says" in here
+    assert f"with the gates of {blocks[3]} held closed: prediction" in here
     assert f"{blocks[3]} closes 16 of 16 channels" in here or re.search(rf"{blocks[3]} closes (\d+) of \1 ", here)
     there = Shown(talk.show(choices(name, depth=4, to="mean", at=1))[0]).text
-    assert f"with the gates of {blocks[0]} held to their mean it says" in there
+    assert f"with the gates of {blocks[0]} held at their mean: prediction" in there
     assert f"{blocks[3]} closes" in there
-    assert "as trained it says" in there
+    assert "as trained: prediction" in there
 
 
 def test_two_networks_and_two_images(folded, se):
@@ -202,10 +202,10 @@ def test_gates_that_cannot_be_held(folded, cbam, to):
 def test_a_plain_network_is_asked_too(folded, plain):
     talk, (left, right) = answers(folded, plain)
     answer = talk.show(choices(left, right, mode=TWO_NETWORKS, to="closed"))[1]
-    assert "no gates to look at" in answer
+    assert "This network has no gates" in answer
     assert "held" not in answer
     assert len(re.findall("<img", answer)) == 1
-    assert "What speaks for" in talk.show(choices(right, speaks=SPEAKS[1]))[0]
+    assert "Attribution of the prediction" in talk.show(choices(right, attribution=ATTRIBUTIONS[1]))[0]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "colour"])
@@ -216,14 +216,14 @@ def test_own_image_as_predict_has_it(kind, folded, plain_file):
     talk, (name,) = answers(folded)
     html = talk.show(choices(name, left_image=Chosen("", content=content)))[0]
     best = expected[0]
-    assert f"Your image: it says {best['class']} ({100 * best['probability']:.1f} %)." in html
+    assert f"Your image: prediction {best['class']} ({100 * best['probability']:.1f} %)." in html
 
 
 def test_own_images_of_any_size_and_look(folded, se):
     talk, (left, right) = answers(folded, se)
     for image in (Image.new("L", (1, 1)), Image.new("RGBA", (900, 3), (1, 2, 3, 4)), Image.new("I;16", (40, 40), 999)):
         sides = talk.show(choices(left, right, mode=TWO_NETWORKS, left_image=Chosen("", content=png(image))))
-        assert all("Your image: it says" in side for side in sides)
+        assert all("Your image: prediction" in side for side in sides)
 
 
 def bomb() -> bytes:
@@ -271,7 +271,7 @@ def test_without_the_data_set(folded, tmp_path):
     assert "gone" in asked.missing
     assert [picture.name for picture in asked.examples] == ["Photograph of a temple", "Photograph of a flower"]
     talk, (name,) = answers(run)
-    assert "Photograph of a temple: it says" in talk.show(choices(name))[0]
+    assert "Photograph of a temple: prediction" in talk.show(choices(name))[0]
     assert re.search(r"No test images: [^<]*gone", talk.show(choices(name))[0])
     assert "the black line" not in talk.show(choices(name))[0]
     with pytest.raises(UserError, match=r"mean of the gates is not known without test images.*gone"):
@@ -313,7 +313,7 @@ def test_truth_is_of_the_same_classes_only(folded, tmp_path):
     file.write_text(json.dumps(config))
     talk, (left, right) = answers(folded, run)
     sides = talk.show(choices(left, right, mode=TWO_NETWORKS))
-    assert ["which is" in side for side in sides] == [True, False]
+    assert [bool(re.search(r"%\), (correct|wrong)\.", side)) for side in sides] == [True, False]
 
 
 def test_a_diverged_network_is_said_to_be_one(folded, tmp_path):
@@ -323,7 +323,7 @@ def test_a_diverged_network_is_said_to_be_one(folded, tmp_path):
     next(weight for weight in weights.values() if weight.is_floating_point()).fill_(torch.nan)
     save_file(weights, run / "model" / "model.safetensors")
     talk, (name,) = answers(run)
-    with pytest.raises(UserError, match="answers with NaN: its training has diverged"):
+    with pytest.raises(UserError, match="output is NaN: its training has diverged"):
         talk.show(choices(name))
 
 

@@ -57,7 +57,7 @@ def visit(browser: Browser, site, width: int = 1200) -> Page:
 
 def arrived(page: Page) -> None:
     """Wait until the page that was asked for gives its first answer."""
-    expect(said(page)).to_contain_text("it says")
+    expect(said(page)).to_contain_text("prediction")
 
 
 @pytest.fixture
@@ -123,7 +123,9 @@ def test_it_is_never_empty_and_needs_no_internet(browser, site, network):
     page.on("request", lambda request: asked.append(request.url))
     page.goto(site.address)
     first = network.examples[0]
-    expect(said(page)).to_have_text(f"{first.name} ({truth(first)}): it says {percent(network, 0)}, which is right.")
+    expect(said(page)).to_have_text(
+        f"{first.name} (true class {truth(first)}): prediction {percent(network, 0)}, correct."
+    )
     expect(titles(page)).to_have_count(3)
     expect(page.locator("#left-examples button.thumbnail-item")).to_have_count(len(network.examples))
     elsewhere = [url for url in asked if not url.startswith((site.address, "data:", "blob:"))]
@@ -139,7 +141,7 @@ def test_pick_an_example(page, network):
     page.locator("#left-examples button.thumbnail-item").nth(wrong).click()
     picture = network.examples[wrong]
     expect(said(page)).to_have_text(
-        f"{picture.name} ({truth(picture)}): it says {percent(network, wrong)}, which is wrong."
+        f"{picture.name} (true class {truth(picture)}): prediction {percent(network, wrong)}, wrong."
     )
 
 
@@ -148,7 +150,7 @@ def test_own_image(page, runs, tmp_path):
     (tmp_path / "digit.png").write_bytes(content)
     best = predict(str(runs[0]), str(tmp_path / "digit.png"))[0]["classes"][0]
     give(page, "digit.png", content)
-    expect(said(page)).to_have_text(f"Your image: it says {best['class']} ({100 * best['probability']:.1f} %).")
+    expect(said(page)).to_have_text(f"Your image: prediction {best['class']} ({100 * best['probability']:.1f} %).")
     page.locator("#left-examples button.thumbnail-item").first.click()
     expect(said(page)).to_contain_text("Test image")
 
@@ -161,7 +163,7 @@ def test_walk_through_the_depth(page, network):
     expect(titles(page).first).to_contain_text(f"{network.blocks[middle]} closes")
     slider.press("Home")
     expect(titles(page).first).to_contain_text(f"{network.blocks[0]} closes")
-    page.locator("#speaks").get_by_label("Integrated gradients").check()
+    page.locator("#attribution").get_by_label("Integrated gradients").check()
     expect(page.locator("#left-answer")).to_contain_text("integrated gradients on the input (captum)")
 
 
@@ -169,14 +171,14 @@ def test_walk_through_the_depth(page, network):
 def test_hold_gates(page, network, to):
     block = network.blocks[(len(network.blocks) + 1) // 2 - 1]
     page.locator("#to").get_by_label(to).check()
-    held = f"held {to}" if to != "mean" else "held to their mean"
+    held = f"held {to}" if to != "mean" else "held at their mean"
     expect(said(page)).to_contain_text(
-        f"with the gates of {block} {held} it says {percent(network, 0, Force(block, to))}"
+        f"with the gates of {block} {held}: prediction {percent(network, 0, Force(block, to))}"
     )
-    expect(said(page)).to_contain_text(f"as trained it says {percent(network, 0)}")
+    expect(said(page)).to_contain_text(f"as trained: prediction {percent(network, 0)}")
     page.locator("#at").get_by_role("listbox").or_(page.locator("#at input")).first.click()
     page.get_by_role("option", name=network.blocks[-1]).click()
-    expect(said(page)).to_contain_text(f"with the gates of {network.blocks[-1]} {held} it says")
+    expect(said(page)).to_contain_text(f"with the gates of {network.blocks[-1]} {held}: prediction")
     page.locator("#to").get_by_label("as trained").check()
     expect(said(page)).not_to_contain_text("held")
 
@@ -186,7 +188,7 @@ def test_switch_to_another_network(page):
     expect(page.locator("#left-answer h2")).to_contain_text("se (")
     expect(page.locator("#left-answer")).to_contain_text("Above the squeezes")
     choose(page, "left-network", "plain")
-    expect(said(page)).to_contain_text("no gates to look at")
+    expect(said(page)).to_contain_text("This network has no gates")
     expect(page.locator("#depth")).to_be_hidden()
     choose(page, "left-network", "folded")
     expect(page.locator("#left-answer")).to_contain_text("Above the picture")
@@ -198,9 +200,9 @@ def test_two_networks(page):
     expect(page.locator("#right-answer h2")).to_contain_text("se (")
     expect(page.locator("#left-answer h2")).to_contain_text("folded (")
     name = said(page).inner_text().partition(":")[0]
-    expect(said(page, "right")).to_contain_text(f"{name}: it says")
+    expect(said(page, "right")).to_contain_text(f"{name}: prediction")
     choose(page, "right-network", "plain")
-    expect(said(page, "right")).to_contain_text("no gates to look at")
+    expect(said(page, "right")).to_contain_text("This network has no gates")
     page.locator("#mode").get_by_label("One", exact=True).check()
     expect(page.locator("#right-answer")).to_be_hidden()
 
@@ -243,7 +245,7 @@ def test_on_a_phone(browser, site):
     for mode in ("One", "Two networks", "Two images"):
         page.locator("#mode").get_by_label(mode, exact=True).check()
         if mode != "One":
-            expect(said(page, "right")).to_contain_text("it says")
+            expect(said(page, "right")).to_contain_text("prediction")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
     boxes = page.locator("#left-answer img").evaluate_all("images => images.map(image => image.clientWidth)")
     assert min(boxes) > 280  # as wide as the screen, not a part of it
@@ -251,7 +253,7 @@ def test_on_a_phone(browser, site):
 
 
 def test_all_is_reached_with_the_keyboard(page, network):
-    wanted = {"mode", "left-network", "left-examples", "left-file", "depth", "to", "at", "speaks"}
+    wanted = {"mode", "left-network", "left-examples", "left-file", "depth", "to", "at", "attribution"}
     place = "() => document.activeElement.closest('[id]:is(#" + ",#".join(wanted) + ")')?.id"
     seen, examples = set(), 0
     while seen != wanted:
@@ -291,10 +293,10 @@ def test_many_at_once_wait_their_turn(browser, site, network):
     block = network.blocks[(len(network.blocks) + 1) // 2 - 1]
     for number, page in enumerate(pages):
         picture = network.examples[number]
-        answer = f"it says {percent(network, number)}, "
+        answer = f"prediction {percent(network, number)}, "
         if number % 2:
             held = percent(network, number, Force(block, "closed"))
-            answer = f"with the gates of {block} held closed it says {held}, "
+            answer = f"with the gates of {block} held closed: prediction {held}, "
         expect(said(page)).to_contain_text(f"{picture.name} ({truth(picture)}): {answer}")
         expect(page.locator("#message [role=alert]")).to_have_count(0)
         page.context.close()
@@ -308,7 +310,7 @@ def test_what_is_missing_is_said(browser, runs, tmp_path):
     with served(run) as site:
         page = visit(browser, site)
         expect(page.locator("#left-answer")).to_contain_text(re.compile("No test images: .*gone"))
-        expect(said(page)).to_contain_text("Photograph of a temple: it says")
+        expect(said(page)).to_contain_text("Photograph of a temple: prediction")
         page.locator("#to").get_by_label("mean").check()
         expect(page.locator("#message [role=alert]")).to_contain_text("not known without test images")
         page.context.close()

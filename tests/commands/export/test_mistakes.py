@@ -73,7 +73,7 @@ def test_verification_finds_another_network(to, trained, tmp_path, monkeypatch):
         formats.write(network, path, to, **settings)
 
     monkeypatch.setattr(command, "write", write_another)
-    with pytest.raises(UserError, match="not the run's: it errs by"):
+    with pytest.raises(UserError, match="not the run's: it has an error of"):
         export(str(trained), to=to, output=str(tmp_path / f"m{SUFFIXES[to]}"))
     assert list(tmp_path.iterdir()) == []
 

@@ -154,7 +154,7 @@ def test_numbers_of_single_images(made, seen, page):
         title = re.search(rf'id="inside-{number}">.*?alt="(.*?)"', (made[0] / "report.html").read_text(), re.DOTALL)[1]
         index = int(re.search(r"Test image (\d+)", title)[1])
         right.append(bool(logits[index].argmax() == labels[index]))
-        assert (", right" in title) == right[-1]
+        assert (", correct" in title) == right[-1]
         assert f"{logits[index].argmax()} (" in title
         table = rows(made[0], f"inside-{number}")
         assert len({row["block"] for row in table}) == 3  # one of each stage
@@ -230,7 +230,7 @@ def test_other_gates(kind, request, tmp_path):
 
 def test_progress_on_a_terminal(folded, tmp_path):
     shown = shown_on_terminal("report", folded, "--output", tmp_path, "--batch-size", 20, columns=100)
-    for word in ("testing", "looking into the network", "saving", "report.html"):
+    for word in ("testing", "computing gates and attributions", "saving", "report.html"):
         assert word in shown, word
 
 
@@ -254,7 +254,7 @@ def test_no_mistakes(folded):
     labels = torch.arange(10).repeat(3)
     perfect = Gathered(torch.eye(10)[labels], labels, [])
     section = _mistakes(data, perfect)
-    assert section.text == "No test image is mistaken."
+    assert section.text == "All test images are classified correctly."
     assert [exhibit.name for exhibit in section.exhibits] == ["confusion"]
     assert choose_images(perfect, 2, 2) == [0, 1]
 
@@ -268,7 +268,7 @@ def test_shown_is_what_the_network_gets(folded):
 
 
 def test_plain_network(plain):
-    assert "no competition to look at" in complaint_of("report", plain)
+    assert "has no gates" in complaint_of("report", plain)
 
 
 def test_too_many_images(folded, digit_files):

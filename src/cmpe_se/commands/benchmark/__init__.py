@@ -1,4 +1,4 @@
-"""What attention costs on this machine, in one run against the plain network."""
+"""Time and memory of the gates on this machine, in one run with the plain network."""
 
 from cmpe_se.commands.benchmark.benchmark import benchmark
 

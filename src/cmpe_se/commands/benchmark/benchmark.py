@@ -1,4 +1,4 @@
-"""The ``benchmark`` command: what attention costs on this machine, each kind against the plain network in one run."""
+"""The ``benchmark`` command: time and memory of each kind of gate, in one run with the plain network."""
 
 import copy
 import itertools
@@ -63,7 +63,7 @@ def benchmark(
     is not printed. glibc keeps freed memory, for all networks alike.
 
     Args:
-        model: name of the plain network, one of ours or any in timm with residual blocks, which is converted.
+        model: name of the plain network: one of cmpe_se, or any in timm with residual blocks, which is converted.
         contenders: views to measure, separated by commas (docs/gates.md lists them), such as timm_se, folded_3x3 or
             static; VIEW_naive for the straightforward form of one of the paper's. The plain network always takes part.
         start: initial value of the gates, half or one; the network's own if left out.
@@ -87,8 +87,8 @@ def benchmark(
 
     Returns:
         The rows of the CSV: ``mode``, ``dtype``, ``engine``, ``merged``, ``contender``, ``images_per_second``,
-        ``milliseconds`` (of a step, median), ``ratio`` to plain (None where the spread swallows it), ``low``, ``high``
-        (its interval), ``peak_mib`` (memory that a step adds) and ``memory_ratio``.
+        ``milliseconds`` (of a step, median), ``ratio`` to plain (None where the interval contains 1), ``low``, ``high``
+        (the 95 % interval), ``peak_mib`` (memory that a step adds) and ``memory_ratio``.
 
     Raises:
         UserError: unknown names, a network that cannot be built so, nothing to measure.

@@ -34,7 +34,7 @@ def build(model: str, contender: str, **gates: Any) -> nn.Module:
     """A contender with random weights, the same seed for all.
 
     Args:
-        model: name of the plain network in timm, ours or another.
+        model: name of the plain network, of cmpe_se or of timm.
         contender: one of :func:`contenders`.
         gates: start, reduction, min_hidden, bias and mask of its gates.
 
@@ -61,7 +61,7 @@ def _create(model: str, **settings: Any) -> nn.Module:
     try:
         return timm.create_model(model, **settings)
     except RuntimeError as error:  # timm's for a name that it does not know
-        raise UserError(f"no network '{model}': {error}; `cmpe-se models` lists ours") from None
+        raise UserError(f"no network '{model}': {error}; `cmpe-se models` lists those of cmpe_se") from None
 
 
 class _NaiveGate(nn.Module):

@@ -43,13 +43,13 @@ def tables_of(rows: Rows, setup: str) -> Group:
         table.columns[0].min_width = 18
         for row in group:
             plain = row["contender"] == PLAIN
-            ratio = "" if plain else "none seen" if row["ratio"] is None else f"{row['ratio']:.3f}"
+            ratio = "" if plain else "none shown" if row["ratio"] is None else f"{row['ratio']:.3f}"
             spread = "" if plain else f"{row['low']:.3f}-{row['high']:.3f}"
             memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
             more = "" if plain or row["memory_ratio"] is None else f"{row['memory_ratio']:.3f}"
             table.add_row(row["contender"], f"{row['images_per_second']:,.1f}", ratio, spread, memory, more)
         tables.append(table)
-    remarks = "time, memory: ratios to plain. 'none seen': the interval of the median holds 1."
+    remarks = "time, memory: ratios to plain. 'none shown': the 95 % interval contains 1."
     return Group(setup + "\n", *tables, remarks)
 
 
@@ -68,7 +68,7 @@ def plot_ratios(rows: Rows, setup: str, path: Path) -> None:
             low, high = 100 * (row["low"] - 1), 100 * (row["high"] - 1)
             axes.barh(place, middle, color=_colour(row), alpha=0.9 if row["ratio"] else 0.3)
             axes.plot((low, high), (place, place), color="black", linewidth=1.5)
-            said = f"{middle:+.1f} %" if row["ratio"] else "none seen"
+            said = f"{middle:+.1f} %" if row["ratio"] else "none shown"
             axes.annotate(said, (max(high, 0), place), (6, 0), textcoords="offset points", va="center", fontsize=9)
         axes.set_yticks(range(len(group)), [row["contender"] for row in reversed(group)])
         axes.set_title(name, loc="left", fontsize=10)
@@ -76,7 +76,7 @@ def plot_ratios(rows: Rows, setup: str, path: Path) -> None:
         axes.margins(x=0.18)
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1, 0].set_xlabel("time over the plain network, %  (line: 95 % confidence interval of the median)")
-    figure.suptitle(f"What attention costs: {setup}", fontsize=11)
+    figure.suptitle(f"Cost of attention: {setup}", fontsize=11)
     figure.savefig(path, dpi=150)
 
 

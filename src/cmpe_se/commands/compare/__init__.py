@@ -1,4 +1,4 @@
-"""The ``compare`` command: networks under one recipe, paired by seed, from a question to a table."""
+"""The ``compare`` command: networks under one recipe, paired by seed."""
 
 from cmpe_se.commands.compare.compare import compare
 

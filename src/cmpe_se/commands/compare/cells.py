@@ -33,7 +33,7 @@ class Job(NamedTuple):
 
     @property
     def command(self) -> list[str]:
-        """`cmpe-se train`, anew or going on."""
+        """`cmpe-se train`, from the start or resumed."""
         train = [sys.executable, "-m", "cmpe_se", "train"]
         if (Path(self.run) / "config.yaml").is_file():
             return [*train, "--resume", self.run]
@@ -52,7 +52,7 @@ def run_job(job: Job, environment: dict[str, str], wants_stop: Callable[[], bool
     Args:
         job: which.
         environment: more variables for the process, such as the device it may see.
-        wants_stop: asked again and again; when it says so, the process is told to save and end.
+        wants_stop: polled; once it is true, the process gets SIGTERM, saves and ends.
 
     Returns:
         None if it has finished, otherwise why it has not, in one line.
@@ -74,7 +74,7 @@ def _watch(job: Job, environment: dict[str, str], wants_stop: Callable[[], bool]
     inherited = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
     log = Path(f"{job.run}.log")
     with open(log, "a") as output:
-        # In a session of its own: Ctrl-C reaches only us, and we tell it once.
+        # In a session of its own: Ctrl-C reaches only this process, which sends one SIGTERM.
         process = subprocess.Popen(
             job.command, stdout=output, stderr=output, start_new_session=True, env=_KEPT_HEAP | inherited | environment
         )
@@ -89,7 +89,7 @@ def _watch(job: Job, environment: dict[str, str], wants_stop: Callable[[], bool]
                 except subprocess.TimeoutExpired:
                     continue
         finally:
-            if process.poll() is None:  # we are being thrown out
+            if process.poll() is None:  # this process ends by an exception
                 process.terminate()
                 process.wait()
     if process.returncode == 0:

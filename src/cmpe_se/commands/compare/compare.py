@@ -1,4 +1,4 @@
-"""The ``compare`` command: train a grid of networks and seeds, and say what the differences are worth."""
+"""The ``compare`` command: train a grid of networks and seeds, and test the differences."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def compare(
 
     Args:
         models: networks to compare, separated by commas, the first one as the baseline: names in timm, NAME:VIEW for a
-            view of our attention (which converts networks that are not ours), and NAME:VIEW:key=value for a gate
+            view of the attention (which converts networks of timm), and NAME:VIEW:key=value for a gate
             setting of that network alone (start, reduction, min_hidden, bias, mask).
         views: views to train each of the networks named cmpe_se_... with, separated by commas.
         seeds: number of seeds.
@@ -95,7 +95,7 @@ def compare(
 
     Raises:
         UserError: settings that cannot be used, runs in the folder that were made with others, or runs that failed.
-        ComparisonInterrupted: Ctrl-C or SIGTERM; runs under way have saved what they had.
+        ComparisonInterrupted: Ctrl-C or SIGTERM; current runs have saved checkpoints.
     """
     console = Console(stderr=True)
     planned = {name: value for name, value in (("effect", effect), ("sd", sd), ("power", power)) if value is not None}
@@ -177,13 +177,13 @@ def _own_grid(
         raise UserError("name the networks: --models preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20")
     entries = parse_entries(split_names(models), split_names(views))
     config = with_whole_paths(TrainingConfig.from_recipe(recipe, **settings))
-    if str(recipe) in recipe_names():  # what it says of gates is for its own network, and here there are others
+    if str(recipe) in recipe_names():  # its settings of gates are for its own network, and here there are others
         config = without_recipe_gates(config, settings)
     data = _load(config)
     config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
     grid = Grid(Path(output or f"runs/compare-{config.data.replace('/', '_')}"), entries, seeds, config, {})
     grid.check_entries()
-    for entry in entries:  # what cannot be made should not be found out by the last run
+    for entry in entries:  # a network that cannot be made is found before the first run
         create_network(config.changed(**entry.settings, pretrained=None), data)
     return grid
 
@@ -210,7 +210,7 @@ def _estimate_all(grids: list[Grid], shares: dict[Path, list[Cell]], console: Co
         Console().print(table_of_costs(grid, costs))
         rows += costs
     if len(grids) > 1:
-        Console().print(f"all of it: {sum(row['hours'] for row in rows):,.1f} hours", highlight=False)
+        Console().print(f"total: {sum(row['hours'] for row in rows):,.1f} hours", highlight=False)
     return rows
 
 

@@ -125,7 +125,7 @@ class CorruptionOutcomes:
         parts = ["## Corrupted images", _METHOD]
         if self.missing:
             names = ", ".join(f"`{cell.entry.label}` seed {cell.seed}" for cell in self.missing)
-            parts.append(f"**Left out**: {names}, of which neither weights nor corruptions.json are there.")
+            parts.append(f"**Left out**: {names}, without weights and corruptions.json.")
         if not self.outcomes:
             return "\n\n".join(parts)
         head = ["network", "mean corruption accuracy, %", "seeds", *CORRUPTIONS]

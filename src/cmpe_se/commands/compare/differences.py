@@ -1,4 +1,4 @@
-"""The paired differences of a comparison, what is asked of them, and what they answer."""
+"""The paired differences of a comparison, and their verdicts."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from cmpe_se.errors import UserError
 
 
 class Question(NamedTuple):
-    """What is asked of a comparison, beside the differences themselves.
+    """Settings of the tests of a comparison.
 
     ``margin`` is the largest difference in points that counts as none. ``primary`` are the labels (A, B) of the one
     comparison that counts, A against B, if there is one.
@@ -49,7 +49,7 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """The answer in words: which is better, or that they are the same, or that nothing has been shown."""
+        """The verdict in words: better or worse, the same, or no difference shown."""
         same = self.same < LEVEL
         if self.p < LEVEL:
             word = "better" if self.difference.mean > 0 else "worse"
@@ -82,7 +82,7 @@ def paired_differences(
 
 
 def primary_comparison(outcomes: Sequence[Outcome], question: Question) -> Comparison | None:
-    """The comparison that counts, in its own order; None where no seed of both has finished, or none was named."""
+    """The primary comparison, in its own order; None where no seed of both has finished, or none was named."""
     known = {outcome.label: outcome for outcome in outcomes}
     if question.primary is None or not known.keys() >= set(question.primary):
         return None
@@ -91,7 +91,7 @@ def primary_comparison(outcomes: Sequence[Outcome], question: Question) -> Compa
 
 
 def ask(primary: str | None, margin: float, labels: Sequence[str]) -> Question:
-    """The question from what was typed.
+    """The settings of the tests from the flags.
 
     Args:
         primary: A:B or A,B with two of the labels, which hold colons themselves; None for no primary comparison.

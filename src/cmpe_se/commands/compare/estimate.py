@@ -1,4 +1,4 @@
-"""What a comparison will cost, from a few steps of each network."""
+"""Cost of a comparison, estimated from a few steps of each network."""
 
 from typing import Any, NamedTuple
 
@@ -97,5 +97,5 @@ def table_of_costs(grid: Grid, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(row["model"], str(row["runs"]), f"{row['milliseconds']:.1f}", f"{row['hours']:.2f}")
     table.add_section()
-    table.add_row("together", str(sum(row["runs"] for row in rows)), "", f"{sum(row['hours'] for row in rows):.2f}")
+    table.add_row("total", str(sum(row["runs"] for row in rows)), "", f"{sum(row['hours'] for row in rows):.2f}")
     return table

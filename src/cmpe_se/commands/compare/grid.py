@@ -1,4 +1,4 @@
-"""The grid of a comparison: which networks, which seeds, and where each run of them is."""
+"""The grid of a comparison: networks, seeds, and the folder of each run."""
 
 import re
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ class Grid:
 
     @property
     def cells(self) -> list[Cell]:
-        """All runs, seed by seed: whatever is finished when somebody stops it can be compared."""
+        """All runs, seed by seed: runs that are finished at an interruption can be compared."""
         return [self.cell(entry, seed) for seed in self.seeds for entry in self.entries]
 
     def cell(self, entry: Entry, seed: int) -> Cell:
@@ -181,7 +181,7 @@ def parse_entries(models: Sequence[str], views: Sequence[str]) -> tuple[Entry, .
     if views and not used:
         raise UserError(f"--views are for names that begin with {_COMPETITIVE}, and --models has none; write NAME:VIEW")
     if twice := [entry.label for entry in entries if entries.count(entry) > 1]:
-        raise UserError(f"{twice[0]} is there twice; name each network once")
+        raise UserError(f"{twice[0]} is named twice; name each network once")
     if len(entries) < 2:
         raise UserError("a comparison needs at least two networks; the first one is what the others are compared with")
     return tuple(entries)
@@ -199,7 +199,7 @@ def _parse_entry(text: str) -> Entry:
                 f"{', '.join(GATE_FIELDS)}"
             )
         if name in dict(options):
-            raise UserError(f"{text}: {name} is there twice")
+            raise UserError(f"{text}: {name} is given twice")
         options.append((name, value))
     return Entry(model, view or None, tuple(options))
 

@@ -1,4 +1,4 @@
-"""How long a forward pass of each network takes, in turns on one device."""
+"""Latency of each network's forward pass, measured in turns on one device."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a comparison has found so far: the finished runs of each network."""
+"""Results of a comparison so far: the finished runs of each network."""
 
 from typing import NamedTuple
 

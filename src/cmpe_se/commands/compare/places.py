@@ -1,4 +1,4 @@
-"""Where runs of a comparison take place: the devices of this machine, or a Ray cluster."""
+"""Where the runs of a comparison are trained: the devices of this machine, or a Ray cluster."""
 
 import logging
 import os
@@ -78,7 +78,7 @@ class Machine:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """Wait for the runs under way."""
+        """Wait for the current runs."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -1,4 +1,4 @@
-"""The outcomes of a comparison as figures: accuracy against latency, learning curves, and paired differences."""
+"""Plots of a comparison: accuracy against latency, learning curves, and paired differences."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ def plot_pareto(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     front = _pareto_front(places)
     axes.plot(*zip(*front, strict=True), color=_FAINT, linewidth=1.2, zorder=0, drawstyle="steps-post")
     cost = f"time of a forward pass, ratio to {outcomes[0].label}" if timed else "multiply-adds of an image, millions"
-    axes.set(xlabel=cost, ylabel="test top-1, %", title=f"Accuracy and what it costs, {_seeds(outcomes)}\n{title}")
+    axes.set(xlabel=cost, ylabel="test top-1, %", title=f"Accuracy and cost, {_seeds(outcomes)}\n{title}")
     axes.margins(0.08)
     _name_beside(axes, outcomes, places)
     figure.savefig(path, dpi=_DPI)
@@ -76,7 +76,7 @@ def plot_learning_curves(outcomes: Sequence[Outcome], title: str, path: Path) ->
     end.set_title("the last third, enlarged")
     figure.legend(*whole.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     band = " (band: 95 % interval of the mean)" if any(len(outcome.curves) > 1 for outcome in outcomes) else ""
-    figure.suptitle(f"How the networks learn, {_seeds(outcomes)}{band}\n{title}")
+    figure.suptitle(f"Learning curves, {_seeds(outcomes)}{band}\n{title}")
     figure.savefig(path, dpi=_DPI)
 
 
@@ -92,7 +92,7 @@ def plot_differences(
 
     Args:
         outcomes: networks with at least one finished run.
-        title: second line of the figure's.
+        title: second line of the plot's title.
         path: file to write.
         reference: label of the network that the others are compared with; the first one if left out.
         question: its primary comparison is marked, and its p not adjusted.
@@ -140,7 +140,7 @@ def _panel(size: tuple[float, float]) -> tuple[Figure, Axes]:
 
 
 def _styled(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, str, str]]:
-    """Each network with its colour and marker, which are the same in all figures."""
+    """Each network with its colour and marker, which are the same in all plots."""
     return zip(outcomes, cycle(_COLOURS), cycle(_MARKERS), strict=False)
 
 

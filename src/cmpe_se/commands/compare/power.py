@@ -1,4 +1,4 @@
-"""How many seeds show what effect: the power of the two-sided paired t-test.
+"""Number of seeds to show an effect: the power of the two-sided paired t-test.
 
 With n pairs whose differences have mean ``effect`` and standard deviation ``sd``, t is noncentral with n - 1 degrees of
 freedom and noncentrality ``effect / sd * sqrt(n)``; power is its probability beyond the test's limits (Cohen,

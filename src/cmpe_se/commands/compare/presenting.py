@@ -13,9 +13,9 @@ from cmpe_se.commands.compare.statistics import Difference, summarise
 from cmpe_se.utils.tables import number_table
 from cmpe_se.utils.text import duration
 
-_METHOD = """For one seed all networks saw the same images in the same order with the same augmentation, so seeds are \
-compared in pairs: difference of the means with its 95 % t-interval, two-sided paired t-test, and Hedges' g_z, the \
-mean over the standard deviation of the differences. {adjusted} A verdict is given at a p below 0.05:
+_METHOD = """For one seed, all networks were trained on the same images in the same order with the same augmentation. \
+So seeds are compared in pairs: difference of the means with its 95 % t-interval, two-sided paired t-test, and Hedges' \
+g_z, the mean over the standard deviation of the differences. {adjusted} A verdict is given at a p below 0.05:
 
 - **better**, **worse**: a difference has been shown.
 - **the same within {margin:g} points**: two one-sided paired t-tests (p same) have shown that the true difference is \
@@ -162,7 +162,7 @@ def to_markdown(
 
 
 def to_rich(outcomes: Sequence[Outcome], question: Question = USUAL) -> Table:
-    """What matters most of it, for the screen."""
+    """The most important columns, for the screen."""
     rows, differences = summary_rows(outcomes), paired_differences(outcomes, outcomes[0], question)
     columns = ("top-1", "difference", "p", "latency")
     table = number_table(*columns, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")

@@ -1,7 +1,7 @@
-"""The paper's tables as comparisons: its networks, its recipe, and its figures beside ours.
+"""The paper's tables as comparisons: its networks, its recipe, and its published metrics beside the measured ones.
 
 Published test errors: arXiv 1807.08920, for CIFAR-10 and CIFAR-100, each without and with mixup. A plain and an SE
-network stand in each comparison even where the paper has no figure for them: the others are compared with them.
+network stand in each comparison even where the paper has no number for them: the others are compared with them.
 """
 
 from pathlib import Path

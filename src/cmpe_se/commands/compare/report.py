@@ -1,4 +1,4 @@
-"""What a comparison leaves for people and programs: compare.md, compare.csv, cells.csv and figures."""
+"""Files of a comparison: compare.md, compare.csv, cells.csv and plots."""
 
 from pathlib import Path
 from typing import Any

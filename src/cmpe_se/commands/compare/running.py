@@ -1,4 +1,4 @@
-"""The runs of a comparison, with a table that shows how far each one is."""
+"""The runs of a comparison, with a table of their progress."""
 
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class ComparisonInterrupted(Interrupted):
     """A comparison ended early on request; its runs have saved what they had."""
 
     def __init__(self, finished: int, total: int):
-        super().__init__(f"stopped with {finished} of {total} runs finished; the same command goes on")
+        super().__init__(f"stopped with {finished} of {total} runs finished; run the same command to continue")
 
 
 def run_cells(grid: Grid, cells: Sequence[Cell], place: Place, console: Console) -> dict[Cell, str]:
@@ -47,7 +47,7 @@ def run_cells(grid: Grid, cells: Sequence[Cell], place: Place, console: Console)
         while futures:
             if interruption.requested and not stopping:
                 stopping = True
-                console.print("stopping: the runs under way save what they have", highlight=False)
+                console.print("stopping: the current runs save checkpoints", highlight=False)
                 place.stop()
             for future in [future for future in futures if future.done()]:
                 cell = futures.pop(future)
@@ -77,7 +77,7 @@ def _outcome(future: Future) -> str | None:
 
 
 class _Board:
-    """What is known of each run while the comparison goes on."""
+    """What is known of each run during the comparison."""
 
     def __init__(self, grid: Grid, failures: dict[Cell, str]):
         self.grid, self.failures = grid, failures
@@ -126,6 +126,6 @@ def finish_or_complain(failures: dict[Cell, str]) -> None:
         cell, reason = next(iter(failed.items()))
         others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise UserError(
-            f"{cell.entry.label} with seed {cell.seed} failed{others}: {reason}; its log is {cell.log}; correct it, "
-            "and the same command goes on"
+            f"{cell.entry.label} with seed {cell.seed} failed{others}: {reason}; its log is {cell.log}; correct "
+            "the cause, then run the same command to continue"
         )

@@ -1,4 +1,4 @@
-"""What accuracies of a few seeds allow to say."""
+"""Statistics of accuracies of a few seeds."""
 
 import math
 from collections.abc import Sequence

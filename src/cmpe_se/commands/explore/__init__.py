@@ -1,4 +1,4 @@
-"""The ``explore`` command: a page on this machine to play with finished runs and single images."""
+"""The ``explore`` command: an interactive page about finished runs and single images."""
 
 from cmpe_se.commands.explore.explore import explore
 

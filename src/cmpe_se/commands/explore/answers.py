@@ -1,4 +1,4 @@
-"""What a network says of an image, as a piece of the page: words, bars and figures, each in one piece of HTML."""
+"""A network's prediction for an image as a piece of the page: a sentence, bars and plots, in one piece of HTML."""
 
 import base64
 import io
@@ -17,10 +17,10 @@ from cmpe_se.exhibits.drawing import draw_block, draw_one_image, draw_overlay
 from cmpe_se.exhibits.photos import depth_of
 from cmpe_se.inspecting import BlockView
 
-SPEAKS = ("Grad-CAM at this block", "Integrated gradients")
-"""Ways to show what speaks for an answer."""
+ATTRIBUTIONS = ("Grad-CAM at this block", "Integrated gradients")
+"""Methods of attribution."""
 _ROWS = 5  # classes with a bar
-_DPI = 130  # of figures of five inches: sharp on a phone, small enough to send at every step of a slider
+_DPI = 130  # of plots of five inches: sharp on a phone, small enough to send at every step of a slider
 
 
 class Row(NamedTuple):
@@ -32,14 +32,16 @@ class Row(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A figure, and what is seen in it."""
+    """A plot, and what it shows."""
 
     title: str
     text: str
     picture: str
 
 
-def render(heading: str, network: Network, photo: Photo, *, block: str | None, force: Force | None, speaks: str) -> str:
+def render(
+    heading: str, network: Network, photo: Photo, *, block: str | None, force: Force | None, attribution: str
+) -> str:
     """The answer as HTML that needs nothing else; what comes from runs and files is escaped.
 
     Args:
@@ -47,39 +49,39 @@ def render(heading: str, network: Network, photo: Photo, *, block: str | None, f
         network: asked.
         photo: about this image.
         block: shown; None for a network without gates.
-        force: on which gates are held, if any are; where they cannot be, the answer is as trained and says so.
-        speaks: one of :data:`SPEAKS`.
+        force: on which gates are held, if any are; where they cannot be, the prediction is as trained.
+        attribution: one of :data:`ATTRIBUTIONS`.
     """
     unheld = network.unheld(force.block) if force else ""
     force = None if unheld else force
     trained = network.ask(photo)
     held = network.ask(photo, force) if force else trained
-    figures = []
+    plots = []
     if block is not None:
-        figures = [_inside(network, held, block), _over_depth(held, block)]
-    figures.append(_speaks(network, photo, held, None if speaks == SPEAKS[1] else block, force))
+        plots = [_inside(network, held, block), _over_depth(held, block)]
+    plots.append(_attribution(network, photo, held, None if attribution == ATTRIBUTIONS[1] else block, force))
     return _template().render(
         heading=heading,
         missing=network.missing,
         said=f"{_said(network, photo, trained, held, force)} {unheld}".rstrip(),
         rows=_rows(network, trained, held),
-        figures=figures,
+        plots=plots,
     )
 
 
 def _said(network: Network, photo: Photo, trained: Answer, held: Answer, force: Force | None) -> str:
-    truth = "" if photo.label is None else f" ({network.classes[photo.label]})"
+    truth = "" if photo.label is None else f" (true class {network.classes[photo.label]})"
     said = _says(network, photo, trained)
     if force:
-        to = "held to their mean" if force.to == "mean" else f"held {force.to}"
-        said = f"with the gates of {force.block} {to} {_says(network, photo, held)}; as trained {said}"
-    return f"{photo.name}{truth}: {said}." + ("" if network.blocks else " This network has no gates to look at.")
+        to = "held at their mean" if force.to == "mean" else f"held {force.to}"
+        said = f"with the gates of {force.block} {to}: {_says(network, photo, held)}; as trained: {said}"
+    return f"{photo.name}{truth}: {said}." + ("" if network.blocks else " This network has no gates.")
 
 
 def _says(network: Network, photo: Photo, said: Answer) -> str:
     best = int(said.probabilities.argmax())
-    judged = "" if photo.label is None else ", which is right" if best == photo.label else ", which is wrong"
-    return f"it says {network.classes[best]} ({100 * said.probabilities[best].item():.1f} %){judged}"
+    judged = "" if photo.label is None else ", correct" if best == photo.label else ", wrong"
+    return f"prediction {network.classes[best]} ({100 * said.probabilities[best].item():.1f} %){judged}"
 
 
 def _rows(network: Network, trained: Answer, held: Answer) -> list[Row]:
@@ -98,8 +100,8 @@ def _inside(network: Network, said: Answer, block: str) -> Picture:
     drawn = "picture" if view.picture is not None else "squeezes"
     return Picture(
         f"{block} closes {closed} of {len(depth.gate)} channels",
-        f"Above the {drawn} of residual (r) and identity (i), purple above zero and orange below; in the middle the "
-        f"same after gating; below the gate of each channel{mean}.",
+        f"Top: {drawn} of residual (r) and identity (i); purple is above zero, orange below. Middle: the same after "
+        f"gating. Bottom: the gate of each channel{mean}.",
         _embedded(draw_block(depth, drawn)),
     )
 
@@ -112,23 +114,23 @@ def _over_depth(said: Answer, block: str) -> Picture:
     known = [share for share in shares if share is not None]
     title = "Competition over depth"
     if known:
-        title = f"The residual is {100 * min(known):.0f} to {100 * max(known):.0f} % of a block's sum"
+        title = f"The residual has {100 * min(known):.0f} to {100 * max(known):.0f} % of the energy of a block's sum"
     return Picture(
         title,
-        "Above, the gates of each block: the middle half of the channels dark, 90 % light, a line for the median. "
-        "Below, how much of each block's sum is gated residual (blue) and how much identity (orange), by energy. The "
-        "grey strip is the block shown.",
+        "Top: the gates of each block; dark is the middle half of the channels, light the middle 90 %, the line the "
+        "median. Bottom: shares of the gated residual (blue) and the identity (orange) in each block's sum, by energy. "
+        "Grey: the block shown.",
         _embedded(draw_one_image(names, quantiles, shares, block, neutral=most.neutral, gain=most.gain)),
     )
 
 
-def _speaks(network: Network, photo: Photo, said: Answer, block: str | None, force: Force | None) -> Picture:
+def _attribution(network: Network, photo: Photo, said: Answer, block: str | None, force: Force | None) -> Picture:
     target = int(said.probabilities.argmax())
     heat = network.attribute(photo, target, block, force)
-    way = f"Grad-CAM at {block}" if block else "integrated gradients on the input"
+    way = f"Grad-CAM at {block}" if block else "Integrated gradients on the input"
     return Picture(
-        f"What speaks for {network.classes[target]}",
-        f"Purple speaks for it, orange against it: {way} (captum).",
+        f"Attribution of the prediction {network.classes[target]}",
+        f"{way} (captum). Purple: evidence for it; orange: against it.",
         _embedded(draw_overlay(photo.pixels, heat.numpy())),
     )
 

@@ -50,7 +50,7 @@ def explore(runs: str | Sequence[str] = (), *, port: int | None = None) -> None:
             networks = Networks(folders)
         with serve(build(networks), port=port, largest_file=LARGEST_FILE) as address:
             console = Console()
-            console.print(f"{', '.join(networks.names)}: {address} (Ctrl-C ends it)", soft_wrap=True, highlight=False)
+            console.print(f"{', '.join(networks.names)}: {address} (stop with Ctrl-C)", soft_wrap=True, highlight=False)
             with Interruption() as interruption:
                 while not interruption.requested:
                     time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The images that a page is asked about: examples, and files of strangers."""
+"""The images of a page: examples, and uploaded files."""
 
 import io
 from collections.abc import Callable
@@ -24,8 +24,8 @@ class Picture(NamedTuple):
     Args:
         read: gives the image as it is; those of a data set are not kept, and may be large.
         name: for people: a test image's number, or what it is.
-        truth: index of its true class among ``classes``, None where nobody knows.
-        taken_for: name of the class that the network mistakes it for, if it does.
+        truth: index of its true class among ``classes``, None if unknown.
+        predicted: name of the predicted class, if that is wrong.
         classes: names that ``truth`` is of.
         thumbnail: a small copy.
     """
@@ -33,7 +33,7 @@ class Picture(NamedTuple):
     read: Callable[[], Image.Image]
     name: str
     truth: int | None = None
-    taken_for: str | None = None
+    predicted: str | None = None
     classes: tuple[str, ...] = ()
     thumbnail: Image.Image | None = None
 
@@ -43,7 +43,7 @@ class Picture(NamedTuple):
         if self.truth is None:
             return self.name
         truth = self.classes[self.truth]
-        return f"{truth} → {self.taken_for}" if self.taken_for else truth
+        return f"{truth} → {self.predicted}" if self.predicted else truth
 
 
 def thumbnail(image: Image.Image) -> Image.Image:

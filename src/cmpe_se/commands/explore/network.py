@@ -1,4 +1,4 @@
-"""A finished run's network, ready to be asked about single images, also with gates that are held."""
+"""A finished run's network, ready for single images, also with gates that are held."""
 
 import functools
 import os
@@ -28,7 +28,7 @@ from cmpe_se.utils.progress import with_progress
 
 _SAMPLE = 500  # test images that the mean gates are of, and the examples are chosen from
 _BATCH = 50
-_RIGHT, _WRONG = 12, 6  # examples: of all classes, recognised and not
+_RIGHT, _WRONG = 12, 6  # examples: of all classes, classified correctly and not
 _KEPT = 4  # networks in memory at a time
 
 FORCES = ("closed", "open", "mean")
@@ -44,7 +44,7 @@ class Force(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a network says of one image.
+    """A network's prediction for one image.
 
     Args:
         probabilities: of the classes, (K,), on the CPU.
@@ -56,7 +56,7 @@ class Answer:
 
 
 class Network:
-    """A run's network with what it says of itself.
+    """A run's network with its classes, test metrics and examples.
 
     Args:
         folder: of a finished run.
@@ -98,13 +98,13 @@ class Network:
         pictures = []
         for place in chosen:
             index, (image, truth), said = indices[place], images[place], int(tested.predicted[place])
-            taken_for = self.classes[said] if said != truth else None
+            predicted = self.classes[said] if said != truth else None
             read = functools.partial(data.test_image, index)
-            pictures.append(Picture(read, f"Test image {index}", truth, taken_for, self.classes, thumbnail(image)))
+            pictures.append(Picture(read, f"Test image {index}", truth, predicted, self.classes, thumbnail(image)))
         return pictures
 
     def _batches(self, data: ImageData, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        said = f"looking at {len(indices)} test images"
+        said = f"gates of {len(indices)} test images"
         examples = iter(with_progress(data.test_examples(indices), said, len(indices)))
         while some := list(islice(examples, _BATCH)):
             pixels = torch.stack([self.preprocessing.pixels(image) for image, _ in some])
@@ -131,17 +131,17 @@ class Network:
         return photo(picture.name, picture.read(), truth, self.preprocessing)
 
     def ask(self, shown: Photo, force: Force | None = None) -> Answer:
-        """What it says of an image, and its gates for it; raises UserError where it says nothing finite."""
+        """Prediction for an image, and its gates for it; raises UserError where the output is not finite."""
         batch = shown.tensor[None].to(self._device)
         with self._held(force), torch.no_grad():
             output, views = look(self.model, batch) if self.blocks else (self.model(batch), [])
         probabilities = output[0].float().softmax(0).cpu()
         if not probabilities.isfinite().all():
-            raise UserError("the network answers with NaN: its training has diverged, or its weights are damaged")
+            raise UserError("the network's output is NaN: its training has diverged, or its weights are damaged")
         return Answer(probabilities, views)
 
     def attribute(self, shown: Photo, target: int, block: str | None, force: Force | None = None) -> Tensor:
-        """What speaks for a class: Grad-CAM at a block or, without one, integrated gradients on the input, (h, w)."""
+        """Attribution of a class: Grad-CAM at a block or, without one, integrated gradients on the input, (h, w)."""
         batch = shown.tensor[None].to(self._device)
         with self._held(force):
             if block is None:
@@ -191,4 +191,4 @@ def _gates(model: nn.Module) -> dict[str, CompetitiveSE | MergedGate]:
     try:
         return find_gates(model)
     except UserError:
-        return {}  # a plain network, to hold the others against
+        return {}  # a plain network, to compare others with

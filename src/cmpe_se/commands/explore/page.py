@@ -1,4 +1,4 @@
-"""The page: what stands on it, and what happens when somebody touches it."""
+"""The page: its parts, and what follows from their events."""
 
 from collections.abc import Callable
 from html import escape
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from cmpe_se.commands.explore.answers import SPEAKS
+from cmpe_se.commands.explore.answers import ATTRIBUTIONS
 from cmpe_se.commands.explore.images import FORMATS, LARGEST_FILE, UPLOADS_KEPT, read_upload
 from cmpe_se.commands.explore.network import FORCES, Network, Networks
 from cmpe_se.commands.explore.visit import AS_TRAINED, HERE, ONE, TWO_IMAGES, TWO_NETWORKS, Answers, Choices, Chosen
@@ -35,8 +35,8 @@ def build(networks: Networks) -> gr.Blocks:
         title="cmpe-se explore", analytics_enabled=False, delete_cache=(UPLOADS_KEPT // 3, UPLOADS_KEPT)
     ) as page:
         gr.Markdown(
-            "# See the competition\nPick an image, walk through the depth of the network, and hold the gates of a "
-            "block to see what hangs on them."
+            "# Competition inside a network\nPick an image and a block. Hold gates closed, open or at their mean to "
+            "see their effect on the prediction."
         )
         message = gr.HTML(elem_id="message")
         with gr.Row():
@@ -51,9 +51,11 @@ def build(networks: Networks) -> gr.Blocks:
             right_picker = _picker("right", first, Chosen(names[0], 1 % len(first.examples)), visible=False)
         with gr.Row():
             depth = _depth(first.blocks, (len(first.blocks) + 1) // 2)
-            to = gr.Radio([AS_TRAINED, *FORCES], value=AS_TRAINED, label="What if the gates were …", elem_id="to")
+            to = gr.Radio([AS_TRAINED, *FORCES], value=AS_TRAINED, label="Gates", elem_id="to")
             at = _at(first.blocks)
-            speaks = gr.Radio(list(SPEAKS), value=SPEAKS[0], label="What speaks for the answer", elem_id="speaks")
+            attribution = gr.Radio(
+                list(ATTRIBUTIONS), value=ATTRIBUTIONS[0], label="Attribution", elem_id="attribution"
+            )
         with gr.Row():
             with gr.Column():
                 left_answer = gr.HTML(elem_id="left-answer")
@@ -65,7 +67,7 @@ def build(networks: Networks) -> gr.Blocks:
         loads: dict[str, Any] = {**one_by_one, "show_progress": "hidden"}
         show = {
             "fn": _telling(lambda *values: answers.show(Choices(*values)), outputs=2),
-            "inputs": [mode, left, right, left_picker.image, right_picker.image, depth, to, at, speaks],
+            "inputs": [mode, left, right, left_picker.image, right_picker.image, depth, to, at, attribution],
             "outputs": [left_answer, right_answer, message],
             "show_progress": "minimal",
             "show_progress_on": [left_answer, right_answer],
@@ -83,7 +85,7 @@ def build(networks: Networks) -> gr.Blocks:
             ]
 
         page.load(**show)
-        touched = [depth.change, to.change, at.change, speaks.change]
+        touched = [depth.change, to.change, at.change, attribution.change]
         gr.on([*touched, left_picker.image.change, right_picker.image.change], trigger_mode="always_last", **show)
         gr.on(
             [mode.change, left.change, right.change],
@@ -109,7 +111,7 @@ def _picker(place: str, network: Network, chosen: Chosen, *, visible: bool) -> _
     with gr.Column(visible=visible) as group:
         examples = gr.Gallery(
             **_gallery(network),
-            label="Class → what it is taken for",
+            label="True class → prediction, where it is wrong",
             height="auto",
             object_fit="contain",
             format="png",
@@ -147,7 +149,9 @@ def _depth(blocks: list[str], value: int, **settings: Any) -> gr.Slider:
 
 def _at(blocks: list[str], value: int = HERE, **settings: Any) -> gr.Dropdown:
     choices = [("the block shown", HERE), *((name, depth + 1) for depth, name in enumerate(blocks))]
-    return gr.Dropdown(choices, value=min(value, len(blocks)), label="… in", elem_id="at", **settings)
+    return gr.Dropdown(
+        choices, value=min(value, len(blocks)), label="Block whose gates are held", elem_id="at", **settings
+    )
 
 
 def _gallery(network: Network) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The page on this machine's own address, and nothing but the page."""
+"""A server of the page alone, on this machine's own address."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ class OnlyThePage:
         elif scope["type"] != "http" or not _is_known(scope["path"]):
             await PlainTextResponse("not found", status_code=404)(scope, receive, send)
         elif urlsplit(Headers(scope=scope).get("origin", f"http://{ADDRESS}")).hostname not in _NAMES:
-            await PlainTextResponse("not for other sites", status_code=403)(scope, receive, send)
+            await PlainTextResponse("requests of other sites are refused", status_code=403)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""Gradio's settings, which are ours and not the environment's."""
+"""Gradio's settings, set here and not by the environment."""
 
 import os
 import tempfile

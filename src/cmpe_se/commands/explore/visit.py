@@ -1,4 +1,4 @@
-"""What a visitor of the page has chosen, and what he is shown for it."""
+"""The choices of a visitor of the page, and the answers to them."""
 
 import hashlib
 import threading
@@ -36,7 +36,7 @@ class Choices(NamedTuple):
         depth: of the block to show, from 1, among the blocks of the deeper network.
         to: AS_TRAINED, or what gates are held to.
         at: depth of the block whose gates are held, or HERE.
-        speaks: how to show what speaks for the answer.
+        attribution: method of attribution.
     """
 
     mode: str
@@ -47,11 +47,11 @@ class Choices(NamedTuple):
     depth: int
     to: str
     at: int
-    speaks: str
+    attribution: str
 
 
 class Answers:
-    """Answers to visitors, one at a time: looking into a network hangs hooks on it, which nobody else may meet.
+    """Answers to visitors, one at a time: recording gates puts hooks on a network, which other calls must not trigger.
 
     It holds nothing of theirs but for the last few images, brought to what networks take.
     """
@@ -101,8 +101,10 @@ class Answers:
             shown = block(choices.depth)
             if choices.to != AS_TRAINED:
                 force = Force(shown if choices.at == HERE else block(choices.at), choices.to)
-        heading = f"{run} ({network.result['test_top1']:.2f} % of the test images right)"
-        return render(heading, network, self._photo(run, image), block=shown, force=force, speaks=choices.speaks)
+        heading = f"{run} (test top-1 {network.result['test_top1']:.2f} %)"
+        return render(
+            heading, network, self._photo(run, image), block=shown, force=force, attribution=choices.attribution
+        )
 
     def _photo(self, run: str, image: Chosen) -> Photo:
         content = None if image.content is None else hashlib.sha256(image.content).digest()

@@ -1,4 +1,4 @@
-"""Writers: a network in eval mode to a file of each format, with all that its user needs to know inside."""
+"""Writers: a network in eval mode to a file of each format, with its metadata inside."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def write(network: nn.Module, path: Path, to: str, *, input_size: Sequence[int],
 def _trace(network: nn.Module, input_size: Sequence[int]) -> ExportedProgram:
     example = torch.zeros(2, *input_size)  # of one image, torch.export would take the batch for fixed
     program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
-    for node in program.graph.nodes:  # where our source lies on this machine is nobody's business
+    for node in program.graph.nodes:  # paths of this machine do not belong in the file
         node.meta.pop("stack_trace", None)
     return program
 
@@ -81,7 +81,10 @@ def _to_onnx(program: ExportedProgram) -> Any:
     )
     assert exported is not None  # as always with dynamo
     model = exported.model_proto
-    for part in (*model.graph.node, *model.graph.value_info):  # the exporter's notes, our source's place among them
+    for part in (
+        *model.graph.node,
+        *model.graph.value_info,
+    ):  # the exporter's notes, with paths of this machine
         del part.metadata_props[:]
     return model
 

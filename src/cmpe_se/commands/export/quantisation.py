@@ -13,7 +13,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.merging import MergedGate
 from cmpe_se.runtimes.exported import Exported
-from cmpe_se.training.metrics import collect_logits, test_figures
+from cmpe_se.training.metrics import collect_logits, test_metrics
 from cmpe_se.utils.packages import quiet
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.text import in_one_line
@@ -92,4 +92,4 @@ def accuracy(exported: Exported, data: ImageData, shown: str, console: Console) 
     batches = data.test_batches(batch_size=_TEST_BATCH)
     steps = -(-data.test_size // _TEST_BATCH)
     bar = with_progress(batches, shown, steps, console=console)
-    return test_figures(*collect_logits(exported, bar))["test_top1"]
+    return test_metrics(*collect_logits(exported, bar))["test_top1"]

@@ -35,9 +35,11 @@ def verify(exported: Exported, network: nn.Module, images: Tensor) -> float:
             raise _wrong(f"gives logits of shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
         error = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
         if not error <= _TOLERANCE:  # nor NaN
-            raise _wrong(f"errs by {error:.1e} of the largest logit at batch size {len(batch)}, over {_TOLERANCE:g}")
+            raise _wrong(
+                f"has an error of {error:.1e} of the largest logit at batch {len(batch)}, above {_TOLERANCE:g}"
+            )
         if not torch.equal(found.argmax(1), expected.argmax(1)):
-            raise _wrong(f"puts another class first at batch size {len(batch)}")
+            raise _wrong(f"predicts another class at batch size {len(batch)}")
         largest = max(largest, error)
     return largest
 

@@ -1,4 +1,4 @@
-"""What a report says of its run first."""
+"""The facts of a run, at the top of its report."""
 
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.text import duration, gate_words

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no network, no scripts, every picture inside."""
+"""The report as one HTML file that needs nothing else: no network, no scripts, every plot inside."""
 
 import base64
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class Section:
     Args:
         name: of its anchor.
         heading: of the part.
-        text: before its figures.
-        exhibits: its figures.
+        text: before its plots.
+        exhibits: its plots.
         table: behind them, or None.
     """
 

@@ -1,4 +1,4 @@
-"""The ``report`` command: statistics are computed, figures drawn from them, and a page written around those."""
+"""The ``report`` command: statistics, plots of them, and a page with both."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,8 +59,8 @@ def report(
 
     Args:
         run: run folder of a network with competition.
-        images: image files, and folders of them, to show the network's inside for; if left out, test images of
-            different classes, two with right predictions and two with wrong ones.
+        images: image files, and folders of them, to show squeezes, gates and attributions for; if left out, test
+            images of different classes, two with correct predictions and two with wrong ones.
         blocks: names of the blocks to show, separated by commas; if left out, the one of each stage whose gates vary
             most.
         output: folder for the files; RUN/report if left out.
@@ -68,7 +68,7 @@ def report(
 
     Returns:
         ``page`` (path of the HTML file), ``test_top1`` (percent), ``blocks`` (those shown), ``images`` (those shown),
-        and ``seen``: a sentence for each figure, by its file's name, and one called ``gates`` where they are
+        and ``seen``: a sentence for each plot, by its file's name, and one called ``gates`` where they are
         the same for every image.
 
     Raises:
@@ -98,16 +98,16 @@ def report(
     shown_blocks = shown_blocks or choose_blocks(tested.blocks)
     if not photos:
         photos = _test_photos(data, tested, choose_images(tested, _RIGHT, _WRONG))
-    with console.status("looking into the network"):
+    with console.status("computing gates and attributions"):
         inside, attributions = _single_images(model, photos, tested, shown_blocks, data.classes)
     still = depth_exhibits.standstill(tested.blocks)
     with console.status("drawing"):
         sections = [
             Section("run", "The run", exhibits=[photo_exhibits.curves(folder.read_metrics())]),
-            Section("inside", "Inside the network, image by image", _inside_text(tested.blocks), inside),
+            Section("inside", "Squeezes and gates of single images", _inside_text(tested.blocks), inside),
             _gates(tested, data, still),
             _competition(tested.blocks, still),
-            Section("attribution", "What speaks for the answers", exhibits=[attributions]),
+            Section("attribution", "Attributions of the predictions", exhibits=[attributions]),
             _mistakes(data, tested),
         ]
     exhibits = [exhibit for section in sections for exhibit in section.exhibits]
@@ -130,9 +130,9 @@ def report(
 
 def _inside_text(blocks: Sequence[BlockStatistics]) -> str:
     pictured = all(TABLE[block.view].form == "picture" for block in blocks)
-    shown, end = ("picture of", " that were read off it") if pictured else ("squeezes of", "")
+    shown, end = ("picture of", " computed from it") if pictured else ("squeezes of", "")
     return (
-        f"As in the paper's figure: at a block of each stage the {shown} residual and identity"
+        f"For a block of each stage, as in the paper's figure: the {shown} residual and identity"
         f"{' squeezes' if pictured else ''}, the same after gating, and the gates{end}."
     )
 
@@ -167,7 +167,7 @@ def _test_photos(data: ImageData, tested: Gathered, indices: Iterable[int]) -> l
 def _single_images(
     model: nn.Module, photos: Sequence[Photo], tested: Gathered, blocks: Sequence[str], classes: Sequence[str]
 ) -> tuple[list[Exhibit], Exhibit]:
-    """The paper's figure for each image, and the attributions: for the answer and, where that is wrong, the truth."""
+    """The paper's figure for each image, and attributions: of the prediction and, if wrong, of the true class."""
     device = next(model.parameters()).device
     batch = torch.stack([photo.tensor for photo in photos]).to(device)
     output, views = look(model, batch)
@@ -192,7 +192,7 @@ def _single_images(
 
 
 def _gates(tested: Gathered, data: ImageData, still: str | None) -> Section:
-    """Gates over depth and by class; of gates that stand ``still`` only what there is to see."""
+    """Gates over depth and by class; the latter not of gates that are the same for every image (``still``)."""
     blocks, exhibits = tested.blocks, []
     if any(block.moved for block in blocks):
         exhibits.append(depth_exhibits.gates_over_depth(blocks))
@@ -233,12 +233,14 @@ def _mistakes(data: ImageData, tested: Gathered) -> Section:
     counts = multiclass_confusion_matrix(tested.logits, tested.labels, num_classes=len(data.classes))
     exhibits = [photo_exhibits.confusion(counts, data.classes)]
     confused = confused_pairs(tested)
-    text = "No test image is mistaken."
+    text = "All test images are classified correctly."
     if confused:
         shown = [_test_photos(data, tested, pair.images[:_PAIR_IMAGES]) for pair in confused[:_PAIRS]]
         exhibits.append(photo_exhibits.pairs(confused, shown, data.classes))
-        text = f"{sum(len(pair.images) for pair in confused):,} of {len(tested.labels):,} test images are mistaken."
-    return Section("mistakes", "What it confuses", text, exhibits)
+        text = (
+            f"{sum(len(pair.images) for pair in confused):,} of {len(tested.labels):,} test images are misclassified."
+        )
+    return Section("mistakes", "Confusions", text, exhibits)
 
 
 def _print(page: Path, seen: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a report: numbers in, matplotlib's figures out."""
+"""Plots of a report: numbers in, matplotlib's figures out."""
 
 from cmpe_se.exhibits.drawing.depth import (
     draw_channels,

@@ -1,4 +1,4 @@
-"""Figures over the depth of a network: one place on the x axis for each block."""
+"""Plots over the depth of a network: one place on the x axis for each block."""
 
 import textwrap
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from cmpe_se.utils.plots import BLUE, GREY, ORANGE
 
-WIDTH = 10.0  # inches, of every figure of a report
-NARROW = (5.0, 4.4)  # inches, of a figure that is to be read on a phone
+WIDTH = 10.0  # inches, of every plot of a report
+NARROW = (5.0, 4.4)  # inches, of a plot that is to be read on a phone
 _LABELS = 28  # block names that fit below an axis
 
 
@@ -21,7 +21,7 @@ def short_name(name: str) -> str:
 
 
 def titled(figure: Figure, title: str) -> Figure:
-    """The figure with a title that says what is seen, broken into lines that fit."""
+    """The figure with a title, broken into lines that fit."""
     width = round(figure.get_figwidth() * 10.5)
     figure.suptitle("\n".join(textwrap.wrap(title, width)), fontsize=11.5, x=0.01, ha="left", fontweight="bold")
     return figure
@@ -38,7 +38,7 @@ def draw_gates_over_depth(
     """The middle half and the middle 90 % of each block's gates, and their median.
 
     Args:
-        title: of the figure.
+        title: of the plot.
         names: of the B blocks.
         quantiles: (B, 5): at 5, 25, 50, 75 and 95 %.
         neutral: gate that neither opens nor closes.
@@ -46,7 +46,7 @@ def draw_gates_over_depth(
     """
     figure, axes = _over_depth(names)
     places, thick = np.arange(len(names)), _thickness(len(names))
-    label = "undecided" if gain == 1 else "as without a gate"
+    label = "neutral" if gain == 1 else "as without a gate"
     axes.axhline(neutral, color=GREY, linewidth=0.8, linestyle=":", label=label)
     axes.vlines(places, quantiles[:, 0], quantiles[:, 4], color=BLUE, alpha=0.35, linewidth=thick, label="middle 90 %")
     axes.vlines(places, quantiles[:, 1], quantiles[:, 3], color=BLUE, linewidth=thick, label="middle half")
@@ -57,10 +57,10 @@ def draw_gates_over_depth(
 
 
 def draw_shares(title: str, names: Sequence[str], quantiles: np.ndarray) -> Figure:
-    """How much of what each block adds up is identity and how much residual.
+    """Shares of identity and residual in each block's sum.
 
     Args:
-        title: of the figure.
+        title: of the plot.
         names: of the B blocks.
         quantiles: residual share at 10, 50 and 90 % of the images, (B, 3).
     """
@@ -102,7 +102,7 @@ def draw_one_image(
     Args:
         names: of the B blocks.
         quantiles: of each block's gates for the image, at 5, 25, 50, 75 and 95 % of the channels, (B, 5).
-        shares: residual share of each block, None where nobody saw it.
+        shares: residual share of each block, None where it was not recorded.
         shown: name of the marked block.
         neutral: gate that neither opens nor closes.
         gain: the largest gate.
@@ -132,7 +132,7 @@ def draw_class_differences(
     """What the class explains of each block's gates, and each class's mean gate against the mean of all.
 
     Args:
-        title: of the figure.
+        title: of the plot.
         names: of the B blocks.
         classes: names of the K classes.
         differences: mean gate of the class less that of all images, (K, B).
@@ -154,7 +154,7 @@ def draw_class_differences(
 
 
 def draw_channels(title: str, channels: Sequence[int], classes: Sequence[str], means: np.ndarray) -> Figure:
-    """Mean gate of each class (row) in those channels of one block (columns) that tell classes apart best: (K, n)."""
+    """Mean gate of each class (row) in those channels of one block (columns) that distinguish classes best: (K, n)."""
     height = min(10, max(2.6, 0.27 * len(classes) + 1.5))
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
@@ -167,7 +167,7 @@ def draw_channels(title: str, channels: Sequence[int], classes: Sequence[str], m
         fontsize=8,
         rotation=90 if len(channels) > 20 else 0,
     )
-    axes.set_xlabel("channel, those that tell classes apart best first")
+    axes.set_xlabel("channel, those that distinguish classes best first")
     return titled(figure, title)
 
 

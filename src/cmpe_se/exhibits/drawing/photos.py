@@ -1,4 +1,4 @@
-"""Figures of single images: what a network's inside, and its attributions, look like for them."""
+"""Plots of single images: squeezes, gates and attributions."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -40,7 +40,7 @@ def draw_inside(title: str, pixels: np.ndarray, caption: str, depths: Sequence[D
     """The paper's figure for one image: at each depth the picture, the picture after gating, and the gates.
 
     Args:
-        title: of the figure.
+        title: of the plot.
         pixels: the image, (H, W) or (H, W, 3) in [0, 1].
         caption: below the image.
         depths: blocks from the input on.
@@ -124,7 +124,7 @@ def show_image(axes: Axes, pixels: np.ndarray) -> None:
 
 
 class Explained(NamedTuple):
-    """A row of the attributions' figure: what speaks for one class in one image, (h, w) each at its own resolution."""
+    """A row of the attributions' plot: those of one class in one image, (h, w) each at its own resolution."""
 
     pixels: np.ndarray
     caption: str
@@ -132,10 +132,10 @@ class Explained(NamedTuple):
 
 
 def draw_attributions(title: str, columns: Sequence[str], rows: Sequence[Explained]) -> Figure:
-    """Images and their attributions: purple speaks for the class, orange against it.
+    """Images and their attributions: purple is evidence for the class, orange against it.
 
     Args:
-        title: of the figure.
+        title: of the plot.
         columns: names of the maps.
         rows: with as many maps each.
     """
