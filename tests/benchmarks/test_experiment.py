@@ -22,6 +22,8 @@ from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.text import split_names
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/experiment.sh"
 RECORDS = ROOT / "results/experiments/cifar100-16px"

@@ -23,6 +23,8 @@ from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.run_folder import RunFolder
 from tests.training.runs import metrics, weights
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("preact_resnet20", "cmpe_se_preact_resnet20:folded_3x3:mask=0.2")
 RECIPE = """
 data: digits

@@ -159,6 +159,7 @@ def test_compile_and_export(name):
         torch.testing.assert_close(exported.module()(x), expected)
 
 
+@pytest.mark.slow
 def test_compiled_training():
     torch.compiler.reset()
     converted = convert(build("timm resnet18")).train()
@@ -176,6 +177,7 @@ def test_bfloat16_and_layouts(layout):
     assert (y.float() - expected).norm() < 0.05 * expected.norm()
 
 
+@pytest.mark.slow
 def test_detection():
     model = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     original = randomise(model).eval()

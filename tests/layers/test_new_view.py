@@ -295,6 +295,7 @@ def test_listed(capsys):
     assert {row["view"] for row in json.loads(capsys.readouterr().out)} == {None, "se", "toy_identity"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["toy_identity", "toy_module"])
 def test_a_run_and_its_pages(view, tmp_path):
     settings = {"model": "preact_resnet20", "view": view, "start": "one", "epochs": 1, "lr": 0.2, "device": "cpu"}

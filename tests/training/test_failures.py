@@ -13,6 +13,7 @@ import pytest
 
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.run_folder import RunFolder
+from tests.tiers import slow_but
 from tests.training.processes import complaint_of, run, succeed
 from tests.training.runs import assert_same_run, everything_in, metrics, place, result, start_until
 
@@ -39,6 +40,7 @@ def test_no_room_for_the_first_checkpoint(tmp_path):
     assert not list((tmp_path / "run" / "state").iterdir())
 
 
+@pytest.mark.slow
 def test_no_room_for_the_next_checkpoint(stopped, short_run):
     before = everything_in(stopped / "state")
     done = run("train", "--resume", stopped, before=no_large_files)
@@ -83,6 +85,7 @@ def test_no_room_for_the_model(stopped, short_run):
     assert_same_run(short_run, stopped)
 
 
+@pytest.mark.slow
 def test_no_room_for_a_better_model(short_run, tmp_path):
     """The model of an earlier end stays whole while the next one is written."""
     folder = RunFolder(shutil.copytree(short_run, tmp_path / "run"))
@@ -108,7 +111,7 @@ def no_room_for_models():
     RunFolder.save_model = save_model
 
 
-@pytest.mark.parametrize("steps", [1, 500])
+@pytest.mark.parametrize("steps", slow_but([1, 500], [1]))
 def test_loss_that_is_not_finite(steps, tmp_path):
     done = run("train", "--lr=1e12", "--epochs=2", "--checkpoint-steps", steps, "--output", tmp_path / "run")
     found = re.search(
@@ -131,6 +134,7 @@ def test_loss_that_is_not_finite(steps, tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_loses_nothing(short_run, tmp_path):
     folder = shutil.copytree(short_run, tmp_path / "run")
     before = everything_in(folder)
@@ -165,6 +169,7 @@ def _without_locks() -> None:
     fcntl.flock = cannot
 
 
+@pytest.mark.slow
 def test_a_file_system_without_locks(tmp_path, short_run):
     done = run("train", "--epochs=2", "--output", tmp_path / "run", before=_without_locks)
     assert done.status == 0, done.err

@@ -182,11 +182,13 @@ def test_mistakes(flags, message, base_run, digit_folder, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_same_settings_same_weights(base_run, digit_folder, finetuned, tmp_path):
     finetune(base_run, digit_folder, tmp_path / "run", "--epochs=2")
     assert_same_run(finetuned, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_processes(base_run, digit_folder, tmp_path):
     flags = ["--model=resnet18", "--convert=folded_3x3", "--pretrained", base_run, "--epochs=1", "--batch-size=32"]
     done = launch("train", *flags, "--data=folder", "--data-dir", digit_folder, "--output", tmp_path / "run")

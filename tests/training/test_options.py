@@ -10,6 +10,7 @@ from PIL import Image
 
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.optimisation import create_optimizer
+from tests.tiers import slow_but
 from tests.training.conftest import write_digits
 from tests.training.processes import complaint_of, succeed
 from tests.training.runs import metrics, result, weights
@@ -26,8 +27,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("flags", OPTIONS.values(), ids=OPTIONS)
-def test_learns(flags, tmp_path):
+@pytest.mark.parametrize("option", slow_but(OPTIONS, ["mixup and cutmix", "adamw"]))
+def test_learns(option, tmp_path):
+    flags = OPTIONS[option]
     succeed("train", "--epochs", "2", *flags, "--output", tmp_path / "run")
     records = metrics(tmp_path / "run")
     assert result(tmp_path / "run")["test_top1"] > 30  # of ten classes
@@ -35,11 +37,13 @@ def test_learns(flags, tmp_path):
     assert (records[0]["train_top1"] is None) == ("--mixup" in flags)
 
 
+@pytest.mark.slow
 def test_memory_format_changes_little(short_run, tmp_path):
     succeed("train", "--epochs", "2", "--channels-last", "false", "--output", tmp_path / "run")
     assert metrics(tmp_path / "run")[0]["train_loss"] == pytest.approx(metrics(short_run)[0]["train_loss"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_compile(digit_folder, tmp_path):
     flags = ["--data", "folder", "--data-dir", digit_folder, "--epochs", "1", "--batch-size", "32"]
     for name, compiled in (("plain", "false"), ("compiled", "true")):

@@ -61,6 +61,7 @@ def test_same_recipe(two_processes, short_run):
     assert weights(folder).keys() == weights(short_run).keys()
 
 
+@pytest.mark.slow
 def test_odd_test_set_and_interruption(digit_folder, tmp_path):
     """29 x 4 + 1 test images do not halve; a stop reaches both processes and both go on."""
     extra = next((digit_folder / "train" / "0").iterdir())

@@ -9,6 +9,7 @@ import yaml
 
 from cmpe_se.training import train
 from cmpe_se.training.checkpoint import Checkpoints
+from tests.tiers import slow_but
 from tests.training.conftest import EVERYTHING
 from tests.training.processes import complaint_of, start, succeed
 from tests.training.runs import (
@@ -29,7 +30,7 @@ REFERENCES = pytest.mark.parametrize(
 
 
 @REFERENCES
-@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("epoch", slow_but([0, 1], [1]))
 def test_killed_in_an_epoch(reference, settings, epoch, request, tmp_path):
     done = start_until(tmp_path / "run", epoch, 5, *settings).send(signal.SIGKILL)
     assert done.status == -signal.SIGKILL
@@ -42,6 +43,7 @@ def test_killed_in_an_epoch(reference, settings, epoch, request, tmp_path):
     assert_same_run(request.getfixturevalue(reference), tmp_path / "run")
 
 
+@pytest.mark.slow
 @REFERENCES
 def test_killed_before_the_first_checkpoint(reference, settings, request, tmp_path):
     running = start("train", *settings, "--output", tmp_path / "run")
@@ -51,6 +53,7 @@ def test_killed_before_the_first_checkpoint(reference, settings, request, tmp_pa
     assert_same_run(request.getfixturevalue(reference), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(everything_run, tmp_path):
     start_until(tmp_path / "run", 0, 5, *EVERYTHING).send(signal.SIGKILL)
     for goal in ((0, 15), (1, 5), (1, 13)):  # a checkpoint every five steps: 15, 30 and 35 of 44
@@ -71,7 +74,7 @@ def test_killed_between_the_last_checkpoint_and_the_result(short_run, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("epoch", slow_but([0, 1], [1]))
 def test_interrupted(number, epoch, short_run, tmp_path):
     running = start("train", *SHORT, "--output", "here", "--checkpoint-steps=5", cwd=tmp_path)
     done = running.until(lambda: place(tmp_path / "here") >= (epoch, 5)).send(number)
@@ -105,9 +108,9 @@ TEARS = {
 }
 
 
-@pytest.mark.parametrize("tear", TEARS.values(), ids=TEARS)
+@pytest.mark.parametrize("tear", slow_but(TEARS, ["truncated", "gone"]))
 def test_torn_checkpoint(tear, stopped, short_run):
-    tear(stopped / "state" / "checkpoint.safetensors")
+    TEARS[tear](stopped / "state" / "checkpoint.safetensors")
     before = place(stopped)
     done = succeed("train", "--resume", stopped)
     assert f"resuming after step {22 * before[0] + before[1]} of 44" in done.err
@@ -147,6 +150,7 @@ def test_finished_run_returns_its_result(short_run):
     assert train(resume=short_run) == result(short_run)
 
 
+@pytest.mark.slow
 def test_longer(short_run, tmp_path):
     shutil.copytree(short_run, tmp_path / "run")
     arguments = ("train", "--resume", tmp_path / "run", "--epochs", "4")

@@ -69,6 +69,7 @@ def test_names_of_runs(recipe, tmp_path):
     assert next(w for name, w in weights(first).items() if "map_conv" in name).shape[2:] == (1, 1)
 
 
+@pytest.mark.slow
 def test_seeds_differ(recipe, tmp_path):
     for seed in (0, 1):
         succeed("train", "--recipe", recipe, "--epochs=1", "--seed", seed, "--output", tmp_path / str(seed))

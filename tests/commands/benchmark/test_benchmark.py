@@ -145,6 +145,7 @@ def test_files(measured):
     assert [row["contender"] for row in written] == [row["contender"] for row in rows]
 
 
+@pytest.mark.slow
 def test_compiled_and_converted(tmp_path):
     rows = benchmark(
         "resnet18", contenders="pair_view_1x1", modes="forward", engines="compiled", merged=False, batch_size=2,
@@ -153,6 +154,7 @@ def test_compiled_and_converted(tmp_path):
     assert [row["contender"] for row in rows] == [PLAIN, "pair_view_1x1"]
 
 
+@pytest.mark.slow
 def test_onnxruntime(tmp_path, capsys):
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is an extra")
     rows = benchmark(

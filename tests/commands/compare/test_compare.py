@@ -108,6 +108,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on():
     assert all("resuming after step" in path.read_text() for path in folder.glob("cells/*.log"))
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_the_others_are_finished():
     folder = empty_folder() / "comparison"
     (folder / "cells").mkdir(parents=True)
@@ -119,6 +120,7 @@ def test_a_failed_run_is_named_and_the_others_are_finished():
     assert "**1 run(s) have not finished**" in (folder / "compare.md").read_text()
 
 
+@pytest.mark.slow
 def test_parts_share_a_grid_and_a_last_call_reports():
     folder = empty_folder() / "comparison"
     for part in ("1/2", "2/2"):
@@ -163,6 +165,7 @@ def test_a_presets_missing_data_is_found_before_anything_is_made(tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'cmpe-se[ray]')")
 def test_a_ray_cluster_does_the_runs(monkeypatch):
     folder = empty_folder() / "comparison"

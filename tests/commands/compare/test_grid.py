@@ -20,6 +20,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import GATE_FIELDS, TrainingConfig
 from cmpe_se.training.gate_settings import without_recipe_gates
 from cmpe_se.training.network import create_network
+from tests.tiers import slow_but
 
 FIELDS = [field.name for field in fields(TrainingConfig)]
 DEFAULTS = {"start": None, "reduction": 16, "min_hidden": 1, "bias": False, "mask": 0.0}
@@ -191,7 +192,7 @@ def test_runs_made_with_other_settings_are_refused(tmp_path):
         grid(tmp_path, epochs=4).check_runs()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", slow_but(PRESETS, ["paper-wrn"]))
 def test_presets_are_the_papers_tables(preset, tmp_path):
     grids = preset_grids(preset, tmp_path, range(1), {})
     assert len(grids) == len({grid.folder for grid in grids}) == {"paper-resnet": 8, "paper-wrn": 12}[preset]

@@ -25,6 +25,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.inspecting import find_gates, forced_gates
 from cmpe_se.inspecting.attribution import attribute
 from cmpe_se.training.run_folder import RunFolder
+from tests.tiers import slow_but
 from tests.training.processes import trained_run
 
 
@@ -106,7 +107,7 @@ def test_the_answer_is_the_network_s(folded):
 
 
 @pytest.mark.parametrize("to", FORCES)
-@pytest.mark.parametrize("run", ["folded", "se", "converted", "static"])
+@pytest.mark.parametrize("run", slow_but(["folded", "se", "converted", "static"], ["folded", "converted"]))
 def test_held_gates(run, to, request):
     asked = network(request.getfixturevalue(run))
     photo, block = asked.photo(asked.examples[0]), asked.blocks[1]

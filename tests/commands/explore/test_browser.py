@@ -15,6 +15,7 @@ from cmpe_se.commands.predict import predict
 from cmpe_se.data import load_data
 from cmpe_se.training.run_folder import RunFolder
 from tests.commands.explore.served import served
+from tests.tiers import slow_but
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")
@@ -155,6 +156,7 @@ def test_own_image(page, runs, tmp_path):
     expect(said(page)).to_contain_text("Test image")
 
 
+@pytest.mark.slow
 def test_walk_through_the_depth(page, network):
     slider = page.locator("#depth input[type=range]")
     middle = (len(network.blocks) + 1) // 2
@@ -167,7 +169,7 @@ def test_walk_through_the_depth(page, network):
     expect(page.locator("#left-answer")).to_contain_text("integrated gradients on the input (captum)")
 
 
-@pytest.mark.parametrize("to", ["closed", "open", "mean"])
+@pytest.mark.parametrize("to", slow_but(["closed", "open", "mean"], ["closed"]))
 def test_hold_gates(page, network, to):
     block = network.blocks[(len(network.blocks) + 1) // 2 - 1]
     page.locator("#to").get_by_label(to).check()
@@ -183,6 +185,7 @@ def test_hold_gates(page, network, to):
     expect(said(page)).not_to_contain_text("held")
 
 
+@pytest.mark.slow
 def test_switch_to_another_network(page):
     choose(page, "left-network", "se")
     expect(page.locator("#left-answer h2")).to_contain_text("se (")
@@ -195,6 +198,7 @@ def test_switch_to_another_network(page):
     expect(page.locator("#depth")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_two_networks(page):
     page.locator("#mode").get_by_label("Two networks").check()
     expect(page.locator("#right-answer h2")).to_contain_text("se (")
@@ -207,6 +211,7 @@ def test_two_networks(page):
     expect(page.locator("#right-answer")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_two_images(page, network):
     page.locator("#mode").get_by_label("Two images").check()
     expect(said(page, "right")).to_contain_text(network.examples[1].name)
@@ -240,6 +245,7 @@ def test_garbage_is_answered_with_a_sentence(page):
     expect(alert).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_on_a_phone(browser, site):
     page = visit(browser, site, width=360)
     for mode in ("One", "Two networks", "Two images"):
@@ -271,6 +277,7 @@ def test_all_is_reached_with_the_keyboard(page, network):
     expect(said(page)).to_contain_text("held closed")
 
 
+@pytest.mark.slow
 def test_pictures_have_words_and_fields_have_labels(page):
     alternatives = page.locator("#left-answer img").evaluate_all("images => images.map(image => image.alt)")
     assert len(alternatives) == 3
@@ -282,6 +289,7 @@ def test_pictures_have_words_and_fields_have_labels(page):
     assert nameless == []
 
 
+@pytest.mark.slow
 def test_many_at_once_wait_their_turn(browser, site, network):
     pages = [browser.new_context().new_page() for _ in range(4)]
     for page in pages:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from cmpe_se.commands.export import export
+from tests.tiers import slow_but
 from tests.training.conftest import write_digits
 from tests.training.processes import empty_folder, trained_run
 
@@ -32,7 +33,7 @@ def _export(run: Path, to: str) -> Export:
     return Export(path, export(str(run), to=to, output=str(path)))
 
 
-@pytest.fixture(scope="session", params=SUFFIXES)
+@pytest.fixture(scope="session", params=slow_but(SUFFIXES, ["onnx"]))
 def exported(request, trained) -> Export:
     """The trained run in each format."""
     return _export(trained, request.param)

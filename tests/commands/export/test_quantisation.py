@@ -14,6 +14,8 @@ from cmpe_se.runtimes.exported import load_exported
 from cmpe_se.training.run_folder import RunFolder
 from tests.training.runs import result
 
+pytestmark = pytest.mark.slow
+
 
 def test_smaller_and_as_good(quantised, trained):
     int8 = quantised.result["int8"]

@@ -21,6 +21,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.exhibits.choosing import choose_images, photo
 from cmpe_se.inspecting.gathering import Gathered
 from cmpe_se.training.run_folder import RunFolder
+from tests.tiers import slow_but
 from tests.training.processes import complaint_of, shown_on_terminal, succeed
 from tests.training.runs import everything_in, result
 
@@ -193,7 +194,7 @@ def test_own_images_and_blocks(folded, digit_files, tmp_path):
     assert "000.png: " in Page(tmp_path / "report.html").text
 
 
-@pytest.mark.parametrize("kind", ["converted", "se"])
+@pytest.mark.parametrize("kind", slow_but(["converted", "se"], ["converted"]))
 def test_other_networks(kind, request, tmp_path):
     made = report(str(request.getfixturevalue(kind)), output=str(tmp_path), batch_size=100)
     assert made["page"] == str(tmp_path / "report.html")
@@ -207,7 +208,7 @@ def test_other_networks(kind, request, tmp_path):
     assert ("pair_view_1x1" if kind == "converted" else "without a picture") in view
 
 
-@pytest.mark.parametrize("kind", ["static", "cbam"])
+@pytest.mark.parametrize("kind", slow_but(["static", "cbam"], ["cbam"]))
 def test_other_gates(kind, request, tmp_path):
     """What cannot be seen of gates is said, and not drawn."""
     made = report(str(request.getfixturevalue(kind)), output=str(tmp_path), batch_size=100)
