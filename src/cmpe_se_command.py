@@ -69,9 +69,9 @@ def _run(command: str, arguments: list[str]) -> int:
         require_train(f"cmpe-se {command}", extra=EXTRAS.get(command, "train"))
     except MissingPackageError as error:
         return complain(str(error), _FAILED)
-    from cmpe_se.cli import run_command
+    from cmpe_se.cli import main as run
 
-    return run_command(command, arguments)
+    return run([command, *arguments])
 
 
 def _parser() -> argparse.ArgumentParser:

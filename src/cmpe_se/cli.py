@@ -16,38 +16,38 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
 from cmpe_se.training.launching import failed_elsewhere, is_main_process, processes_left_out
-from cmpe_se_command import COMMANDS, complain, main
-
-__all__ = ["COMMANDS", "main", "run_command"]
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 _IMAGES_OR_RUNS = str | Sequence[str]
 """Type of a parameter that is one path or several: as many as are given on a command line."""
 
 
-def run_command(command: str, arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run a command; returns the exit status.
 
+    ``cmpe_se_command.main``, the entry point, answers ``--help`` and ``--version`` before PyTorch is imported, and
+    calls this for the rest.
+
     Args:
-        command: one of :data:`COMMANDS`.
-        arguments: of the command line, behind the command's name.
+        arguments: of the command line; the first is a command's name.
     """
+    command, *arguments = arguments
     try:
         function = _function(command)
         arguments = _as_parsed(function, arguments)
         parsed = _parser(command, arguments).parse_args(arguments)
         if command == "train" and (warning := processes_left_out()):
-            complain(warning, 0)
+            _complain(warning, 0)
         function(**_values(function, parsed, arguments))
         return 0
     except ArgumentError as error:
-        return complain(f"{error.message or error} (cmpe-se {command} --help)", _USAGE)
+        return _complain(f"{error.message or error} (cmpe-se {command} --help)", _USAGE)
     except Interrupted as interruption:
-        return complain(str(interruption), _INTERRUPTED) if is_main_process() else _INTERRUPTED
+        return _complain(str(interruption), _INTERRUPTED) if is_main_process() else _INTERRUPTED
     except KeyboardInterrupt:
-        return complain("stopped", _INTERRUPTED)
+        return _complain("stopped", _INTERRUPTED)
     except UserError as error:
-        return complain(f"error: {error}", _FAILED)
+        return _complain(f"error: {error}", _FAILED)
     except BrokenPipeError:  # `cmpe-se models | head`
         sys.stderr.close()
         return 0
@@ -56,7 +56,7 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
             return _FAILED
         raise
     except OSError as error:  # a full disk, or no permission, in a place without a message of its own
-        return complain(f"error: {error}", _FAILED)
+        return _complain(f"error: {error}", _FAILED)
 
 
 def _function(command: str) -> Callable:
@@ -186,3 +186,8 @@ def _as_parsed(function: Callable, arguments: Sequence[str]) -> list[str]:
                 argument += "=true"
         parsed.append(argument)
     return parsed
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"cmpe-se: {' '.join(message.split())}", file=sys.stderr)
+    return status

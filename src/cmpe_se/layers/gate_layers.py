@@ -6,16 +6,57 @@ that :meth:`GateLayers.create` gives them, and every method is handed that gate.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from cmpe_se.layers.attention import CompetitiveSE
-
 FORMS = ("squeezes", "picture", "constant", "maps")
 """Linear maps of squeezes, a convolution over a picture of both, a learned constant, a module that takes the maps."""
+
+
+class Kind(Protocol):
+    """What the layers of a gate see of its row in the table of views."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Flows that the gate looks at."""
+
+    @property
+    def competitive(self) -> bool:
+        """Whether the identity is one of them."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether such gates have a merged form."""
+
+    @property
+    def layers(self) -> "GateLayers":
+        """The layers themselves."""
+
+
+class Gate(Protocol):
+    """What the layers see of the gate that they belong to: a :class:`cmpe_se.CompetitiveSE`."""
+
+    channels: int
+    view: str
+    hidden: int
+    gain: float
+    picture_size: tuple[int, int] | None
+    map_gate: nn.Module  # these are there as the view asks for them
+    map_conv: nn.Conv2d
+    map_norm: nn.BatchNorm2d
+    fc1: nn.Linear
+    fc_residual: nn.Linear
+    fc_identity: nn.Linear
+    fc2: "nn.Linear | Constant"
+
+    @property
+    def kind(self) -> Kind:
+        """Of the gate's view."""
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """A layer by its name."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +119,19 @@ class GateLayers:
         """
         raise NotImplementedError
 
-    def add(self, gate: "CompetitiveSE", residual: Tensor, identity: Tensor) -> Tensor:
+    def add(self, gate: "Gate", residual: Tensor, identity: Tensor) -> Tensor:
         """The whole gated addition, (N, C, H, W) and (N, C, H, W) to (N, C, H, W); for the form ``maps`` alone."""
         raise NotImplementedError
 
-    def draw(self, gate: "CompetitiveSE", residual: Tensor, identity: Tensor) -> Tensor:
+    def draw(self, gate: "Gate", residual: Tensor, identity: Tensor) -> Tensor:
         """The picture (N, 1, height, width) of two vectors (N, C); for the form ``picture`` alone."""
         raise NotImplementedError
 
-    def hidden(self, gate: "CompetitiveSE", residual: Tensor, identity: Tensor) -> Tensor:
+    def hidden(self, gate: "Gate", residual: Tensor, identity: Tensor) -> Tensor:
         """What ``fc2`` reads, from the squeezes (N, C) each; one that the gate does not look at holds anything."""
         raise NotImplementedError
 
-    def zero(self, gate: "CompetitiveSE") -> None:
+    def zero(self, gate: "Gate") -> None:
         """Make all logits 0, and of every two hidden units one the mirror image of the other."""
         for parameter in gate.fc2.parameters():
             parameter.zero_()
@@ -99,7 +140,7 @@ class GateLayers:
             for parameter in gate.get_submodule(name).parameters():
                 parameter[half : 2 * half] = -parameter[:half]
 
-    def affine(self, gate: "CompetitiveSE") -> Affine | None:
+    def affine(self, gate: "Gate") -> Affine | None:
         """The gate's hidden layer as one affine map, for gates ``sigmoid(fc2(relu(A r + B i + b)))``; else None.
 
         Raises:
@@ -133,14 +174,14 @@ class SqueezeLayers(GateLayers):
             "fc2": nn.Linear(sizes.hidden, sizes.channels, bias=sizes.bias, **factory),
         }
 
-    def hidden(self, gate: "CompetitiveSE", residual: Tensor, identity: Tensor) -> Tensor:
+    def hidden(self, gate: "Gate", residual: Tensor, identity: Tensor) -> Tensor:
         """(N, C) and (N, C) to (N, hidden)."""
         reads = gate.kind.reads
         if len(reads) == 2:
             return gate.fc1(residual + identity).relu()
         return gate.fc1(residual if reads == ("residual",) else identity).relu()
 
-    def affine(self, gate: "CompetitiveSE") -> Affine:
+    def affine(self, gate: "Gate") -> Affine:
         """W1 for each flow that is read."""
         weight, bias = in_double(gate.fc1)
         reads = gate.kind.reads
@@ -170,11 +211,11 @@ class DoubleLayers(GateLayers):
             "fc2": nn.Linear(2 * sizes.hidden, sizes.channels, bias=sizes.bias, **factory),
         }
 
-    def hidden(self, gate: "CompetitiveSE", residual: Tensor, identity: Tensor) -> Tensor:
+    def hidden(self, gate: "Gate", residual: Tensor, identity: Tensor) -> Tensor:
         """(N, C) and (N, C) to (N, 2 hidden), the residual's half first."""
         return torch.cat((gate.fc_residual(residual).relu(), gate.fc_identity(identity).relu()), dim=1)
 
-    def affine(self, gate: "CompetitiveSE") -> Affine:
+    def affine(self, gate: "Gate") -> Affine:
         """Each flow's own rows, and zeros in the other's."""
         residual, identity = (in_double(layer) for layer in (gate.fc_residual, gate.fc_identity))
         nothing = torch.zeros_like(residual[0])
@@ -202,7 +243,7 @@ class ConstantLayers(GateLayers):
         """``fc2``, which is a bias alone."""
         return {"fc2": Constant(sizes.channels, **factory)}
 
-    def hidden(self, gate: "CompetitiveSE", residual: Tensor, identity: Tensor) -> Tensor:
+    def hidden(self, gate: "Gate", residual: Tensor, identity: Tensor) -> Tensor:
         """Anything of N rows."""
         return residual
 

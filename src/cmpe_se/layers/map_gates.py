@@ -2,17 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from timm.layers import create_attn
 from timm.layers.mlp import ConvMlp
 from torch import Tensor, nn
 
-from cmpe_se.layers.gate_layers import GateLayers, GateSizes
-
-if TYPE_CHECKING:
-    from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.layers.gate_layers import Gate, GateLayers, GateSizes
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class MapLayers(GateLayers):
         """``map_gate``."""
         return {"map_gate": self.module(sizes.channels, sizes.hidden, **factory)}
 
-    def add(self, gate: "CompetitiveSE", residual: Tensor, identity: Tensor) -> Tensor:
+    def add(self, gate: Gate, residual: Tensor, identity: Tensor) -> Tensor:
         """The whole gated addition, (N, C, H, W) and (N, C, H, W) to (N, C, H, W)."""
         if self.scales_identity:
             total = gate.map_gate(residual, identity)
@@ -47,7 +44,7 @@ class MapLayers(GateLayers):
         flows = (residual, identity) if gate.kind.competitive else (residual,)
         return torch.add(identity, gate.map_gate(*flows), alpha=gate.gain)
 
-    def zero(self, gate: "CompetitiveSE") -> None:
+    def zero(self, gate: Gate) -> None:
         """Zero what makes the logits, so that each gate is one number for every input; what is zeroed still learns."""
         for name in self.last:
             for parameter in gate.map_gate.get_submodule(name).parameters():

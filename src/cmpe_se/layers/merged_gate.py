@@ -1,18 +1,16 @@
 """A gate in its deploy form: two linear maps, whatever the view (fact 1 of ``docs/method.md``)."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from cmpe_se.layers.gate_layers import Gate
 from cmpe_se.layers.gated_addition import squeeze
 from cmpe_se.layers.hooks import is_recorded
 from cmpe_se.layers.precision import without_autocast
-
-if TYPE_CHECKING:
-    from cmpe_se.layers.attention import CompetitiveSE
 
 
 class MergedGate(nn.Module):
@@ -100,7 +98,7 @@ class MergedGate(nn.Module):
 
 @torch.no_grad()
 def merge_gate(
-    attention: "CompetitiveSE",
+    attention: Gate,
     residual_conv: nn.Conv2d | None = None,
     identity_conv: nn.Conv2d | None = None,
 ) -> MergedGate:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,7 @@ from torch.nn.functional import conv_transpose2d
 from cmpe_se.errors import UserError
 from cmpe_se.layers.averaged_maps import averaged_maps, can_average
 from cmpe_se.layers.folding import default_columns, fold, picture_size, unfold
-from cmpe_se.layers.gate_layers import Affine, GateLayers, GateSizes, in_double
-
-if TYPE_CHECKING:
-    from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.layers.gate_layers import Affine, Gate, GateLayers, GateSizes, in_double
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class PictureLayers(GateLayers):
             "fc2": nn.Linear(sizes.hidden, sizes.channels, bias=sizes.bias, **factory),
         }
 
-    def draw(self, gate: "CompetitiveSE", residual: Tensor, identity: Tensor) -> Tensor:
+    def draw(self, gate: Gate, residual: Tensor, identity: Tensor) -> Tensor:
         """The picture (N, 1, height, width) of two vectors (N, C)."""
         if self.folded:
             return fold(residual, identity, _picture_of(gate)[1])
@@ -65,7 +62,7 @@ class PictureLayers(GateLayers):
         residual, identity = unfold(picture) if self.folded else picture[:, 0].unbind(-1)
         return residual, identity
 
-    def hidden(self, gate: "CompetitiveSE", residual: Tensor, identity: Tensor) -> Tensor:
+    def hidden(self, gate: Gate, residual: Tensor, identity: Tensor) -> Tensor:
         """(N, C) and (N, C) to (N, hidden)."""
         picture = self.draw(gate, residual, identity)
         if can_average(gate.map_conv, gate.map_norm, picture):  # the same, in training, without the maps
@@ -75,7 +72,7 @@ class PictureLayers(GateLayers):
             averaged = maps.mean(dim=1).flatten(1)
         return gate.fc1(averaged).relu()
 
-    def affine(self, gate: "CompetitiveSE") -> Affine:
+    def affine(self, gate: Gate) -> Affine:
         """Convolution, norm with running statistics, mean over the maps and W1, which are affine one after the other.
 
         A and B are W1 pulled back through the convolution, which is what a transposed convolution does.
@@ -101,7 +98,7 @@ class PictureLayers(GateLayers):
         return self.undraw(inputs["map_conv"])
 
 
-def map_size(gate: "CompetitiveSE") -> tuple[int, int]:
+def map_size(gate: Gate) -> tuple[int, int]:
     """Height and width of the maps that a picture's convolution makes."""
     return _map_size(_picture_of(gate), gate.map_conv.kernel_size)
 
@@ -111,6 +108,6 @@ def _map_size(picture: tuple[int, int], kernel: tuple[int, ...]) -> tuple[int, i
     return height, width
 
 
-def _picture_of(gate: "CompetitiveSE") -> tuple[int, int]:
+def _picture_of(gate: Gate) -> tuple[int, int]:
     assert gate.picture_size is not None  # of these layers' own picture_size
     return gate.picture_size
