@@ -191,7 +191,7 @@ def test_the_folder_is_kept_whole(digit_folder, tmp_path):
 def test_what_only_the_recipe_asks_for_is_left_out(digit_folder, tmp_path):
     flags = ["--data=folder", "--data-dir", digit_folder, "--image-size=100", "--epochs=1", "--model=test_resnet"]
     done = succeed("train", *flags, "--output", tmp_path / "run")
-    assert "the recipe's crop_padding left out: folder is taken as 100x100 images" in done.err
+    assert "the recipe's crop_padding left out: folder is loaded as 100x100 images" in done.err
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["crop_padding"] == 0
     assert "crop_padding cannot be used" in complaint_of("train", *flags, "--crop-padding=2")
 

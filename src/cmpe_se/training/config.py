@@ -155,8 +155,8 @@ class TrainingConfig:
             raise UserError("view is for networks of cmpe_se, convert is for all others; give one of the two")
         if self.batch_size % self.accumulate:
             raise UserError(
-                f"batch_size {self.batch_size} is not divisible into {self.accumulate} gradient-accumulation steps "
-                "(accumulate); give a multiple of it"
+                f"batch_size {self.batch_size} does not divide into accumulate={self.accumulate} gradient-accumulation "
+                "steps; give a multiple of accumulate"
             )
 
     @property
