@@ -22,12 +22,13 @@ from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.text import split_names
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/experiment.sh"
 RECORDS = ROOT / "results/experiments/cifar100-16px"
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash"),
+]
 in_background = pytest.mark.skipif(
     not all(map(shutil.which, ("setsid", "taskset", "flock", "pgrep"))), reason="needs setsid, taskset, flock and pgrep"
 )

@@ -14,6 +14,7 @@ from cmpe_se.commands.export import export, formats
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import load_exported
 from tests.commands.export.conftest import SUFFIXES
+from tests.tiers import slow_but
 from tests.training.processes import complaint_of, run, succeed
 
 command = importlib.import_module("cmpe_se.commands.export.export")  # the package's attribute is the function
@@ -59,14 +60,14 @@ def limit_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
 
 
-@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("to", slow_but(SUFFIXES, ["onnx"]))
 def test_full_disk(to, trained, tmp_path):
     done = run("export", trained, "--to", to, "--output", tmp_path / f"m{SUFFIXES[to]}", before=limit_files)
     assert re.search(r"cannot write .*/m\.\w+: .*; make room", done.complaint)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("to", slow_but(SUFFIXES, ["onnx"]))
 def test_verification_finds_another_network(to, trained, tmp_path, monkeypatch):
     def write_another(network, path, to, **settings):
         network.head.fc.weight.data[3] *= 1.01
