@@ -53,7 +53,7 @@ def served(*runs, port: int | None = None, **settings) -> Iterator[Served]:
     running = start("explore", *runs, "--port", port, env=env, before=before, **settings)
     out = running.folder / "out"
     try:
-        running.until(lambda: out.exists() and "Ctrl-C ends it" in out.read_text())
+        running.until(lambda: out.exists() and "stop with Ctrl-C" in out.read_text())
         address = re.search(r"http://127\.0\.0\.1:\d+", out.read_text()).group()
         yield Served(address, running, temporary)
     finally:
