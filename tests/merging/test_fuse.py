@@ -14,6 +14,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.layers.views import TABLE
 from cmpe_se.merging import MergedGate
 from tests.networks.naive import SMALL_NETWORKS, randomise
+from tests.tiers import slow_but
 
 NETWORKS = SMALL_NETWORKS | {
     name: lambda name=name, dtype=None, **settings: convert(timm.create_model(name).to(dtype), **settings)
@@ -38,7 +39,7 @@ def gates(model: nn.Module, kind: type) -> list[nn.Module]:
 
 
 @EVERY_VIEW
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", slow_but(NETWORKS, ["bottleneck", "test_resnet"]))
 def test_gates_are_merged(kind, view):
     model, x = make(kind, view), images()
     before = copy.deepcopy(model.state_dict())

@@ -208,7 +208,8 @@ def test_other_networks(kind, request, tmp_path):
     assert ("pair_view_1x1" if kind == "converted" else "without a picture") in view
 
 
-@pytest.mark.parametrize("kind", slow_but(["static", "cbam"], ["cbam"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["static", "cbam"])
 def test_other_gates(kind, request, tmp_path):
     """What cannot be seen of gates is said, and not drawn."""
     made = report(str(request.getfixturevalue(kind)), output=str(tmp_path), batch_size=100)
