@@ -55,3 +55,9 @@ def plain() -> Path:
 def converted() -> Path:
     """A converted network of timm's with bottlenecks, whose gates go up to 2, after an epoch."""
     return trained_run("--epochs=1", "--model=test_resnet", "--convert=pair_view_1x1")
+
+
+@pytest.fixture(scope="session")
+def short_run() -> Path:
+    """Two epochs of digits on one thread, never interrupted."""
+    return trained_run("--epochs", "2")

@@ -17,6 +17,14 @@ from cmpe_se.training.config import TrainingConfig
 from tests.training.processes import default_run
 from tests.training.runs import assert_same_tensors, checkpoint, metrics, result, weights
 
+pytestmark = pytest.mark.slow  # a whole training
+
+
+@pytest.fixture(scope="module")
+def digits_run():
+    """The run folder of ``cmpe-se train``."""
+    return default_run()[0]
+
 
 def test_accuracy(digits_run):
     assert result(digits_run)["test_top1"] >= 98.5

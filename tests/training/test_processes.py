@@ -94,6 +94,7 @@ def test_odd_test_set_and_interruption(digit_folder, tmp_path):
     assert result(folder)["epochs"] == reached + 1
 
 
+@pytest.mark.slow
 def test_mistake(tmp_path):
     done = launch("train", "--data", "folder", "--data-dir", tmp_path / "nowhere")
     assert done.returncode != 0
@@ -102,6 +103,7 @@ def test_mistake(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_accelerate_without_accelerators_says_how_to_start_two(tmp_path):
     done = launch("train", "--epochs", 1, "--output", tmp_path / "run", launcher=ACCELERATE)
     assert done.returncode == 0, done.stderr

@@ -54,6 +54,7 @@ def test_a_grid_is_trained_and_reported(finished):
     assert "cmpe_se_preact_resnet20" in done.out
 
 
+@pytest.mark.slow
 def test_a_table_lives_on_a_terminal():
     folder = empty_folder() / "comparison"
     text = shown_on_terminal(*TWO, "--seeds=1", "--jobs=1", "--output", folder)
@@ -72,6 +73,7 @@ def test_each_run_is_what_train_makes(finished):
     assert ours["test_top1"] == pytest.approx(theirs["test_top1"], abs=2)  # bit for bit only on as many threads
 
 
+@pytest.mark.slow
 def test_finished_runs_are_left_alone_and_seeds_can_be_added(finished):
     folder = shutil.copytree(finished[0], empty_folder() / "copy")
     before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/result.json")}
