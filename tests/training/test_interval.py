@@ -24,6 +24,7 @@ def test_every_second_epoch_and_the_last_one_are_tested(tmp_path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_tests_do_not_touch_the_training(tmp_path):
     often, rarely = (train(epochs=2, test_interval=n, output=tmp_path / str(n), device="cpu") for n in (1, 2))
     assert (often["test_top1"], often["test_loss"]) == (rarely["test_top1"], rarely["test_loss"])

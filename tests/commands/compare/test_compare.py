@@ -90,6 +90,7 @@ def test_other_settings_are_refused_in_the_same_folder(finished):
     assert "was made with lr 0.1, and this comparison has 0.3" in complaint
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on():
     folder = empty_folder() / "comparison"
     command = ["compare", "--models=preact_resnet20,se_preact_resnet20", "--epochs=40", "--device=cpu", "--seeds=1",
@@ -150,6 +151,7 @@ def test_a_plan_is_a_number_of_seeds():
     assert "sd is 0, should be a number of points above 0" in complaint_of("compare", "--plan", "--effect=1", "--sd=0")
 
 
+@pytest.mark.slow
 def test_a_presets_dry_run_needs_no_data():
     command = ["compare", "--preset=paper-resnet", "--data=cifar10", "--mixup=0", "--batch-size=4", "--dry-run"]
     done = succeed(*command, "--device=cpu")

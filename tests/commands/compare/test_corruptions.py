@@ -100,6 +100,7 @@ def test_finished_cells_are_taken_as_they_are(grid, monkeypatch):
     assert measure(grid) == ""
 
 
+@pytest.mark.slow
 def test_no_weights_and_no_file_are_left_out(untested, capsys):
     grid, cell = untested
     assert measure(grid) == ""
@@ -112,6 +113,7 @@ def test_no_weights_and_no_file_are_left_out(untested, capsys):
     assert "neither its weights nor corruptions.json" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [[], MODELS[1:]])
 def test_without_the_first_network_there_are_no_differences(left, grid):
     for cell in grid.cells:
