@@ -166,7 +166,7 @@ def test_walk_through_the_depth(page, network):
     slider.press("Home")
     expect(titles(page).first).to_contain_text(f"{network.blocks[0]} closes")
     page.locator("#attribution").get_by_label("Integrated gradients").check()
-    expect(page.locator("#left-answer")).to_contain_text("integrated gradients on the input (captum)")
+    expect(page.locator("#left-answer")).to_contain_text("Integrated gradients on the input (captum)")
 
 
 @pytest.mark.parametrize("to", slow_but(["closed", "open", "mean"], ["closed"]))
