@@ -189,12 +189,12 @@ def test_hold_gates(page, network, to):
 def test_switch_to_another_network(page):
     choose(page, "left-network", "se")
     expect(page.locator("#left-answer h2")).to_contain_text("se (")
-    expect(page.locator("#left-answer")).to_contain_text("Above the squeezes")
+    expect(page.locator("#left-answer")).to_contain_text("Top: squeezes")
     choose(page, "left-network", "plain")
     expect(said(page)).to_contain_text("This network has no gates")
     expect(page.locator("#depth")).to_be_hidden()
     choose(page, "left-network", "folded")
-    expect(page.locator("#left-answer")).to_contain_text("Above the picture")
+    expect(page.locator("#left-answer")).to_contain_text("Top: picture")
     expect(page.locator("#depth")).to_be_visible()
 
 
