@@ -20,7 +20,7 @@ from tests.tiers import slow_but
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")
 
-expect.set_options(timeout=30_000)  # milliseconds, on a machine that does other things beside
+expect.set_options(timeout=90_000)  # milliseconds, on a machine that does other things beside
 
 
 @pytest.fixture(scope="module")
