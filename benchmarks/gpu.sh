@@ -84,7 +84,8 @@ train_plan() { # what the repository has is not trained again; a line that fails
 
 case $part in
   tests)
-    limit "$python" -m pytest tests/gpu -q -p no:cacheprovider --durations=5 "$@" 2>&1 | tee "$output/tests.log"
+    # Without the options of pyproject.toml: workers would share the GPU, and pytest-xdist may not be there.
+    limit "$python" -m pytest -o addopts="-ra --strict-markers" tests/gpu -q -p no:cacheprovider --durations=5 "$@" 2>&1 | tee "$output/tests.log"
     ;;
   experiment)
     case " $* " in
