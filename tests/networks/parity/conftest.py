@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -57,11 +56,3 @@ def check_statistics(after: dict, before: dict, targets: dict, samples: dict, re
             # ours = 0.9 old + 0.1 biased n / (n - 1)
             actual = 0.9 * old + (actual - 0.9 * old) * (n - 1) / n
         assert_near(actual, expected, relative, floor=1e-3)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
