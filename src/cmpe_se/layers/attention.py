@@ -18,14 +18,14 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from cmpe_se.layers.gate_layers import Constant, GateSizes
+from cmpe_se.layers.gate_layers import Gate, GateSizes
 from cmpe_se.layers.gated_addition import add_gated, squeeze
 from cmpe_se.layers.merged_gate import merge_gate
 from cmpe_se.layers.precision import without_autocast
 from cmpe_se.layers.views import STARTS, TABLE, View, find_view, listed
 
 
-class CompetitiveSE(nn.Module):
+class CompetitiveSE(Gate):
     """Residual addition with a gate, ``identity + gate * residual``; the default is the paper's competitive one.
 
     Args:
@@ -57,14 +57,6 @@ class CompetitiveSE(nn.Module):
         ValueError: unknown view or start; channels, reduction, min_hidden, columns, maps or mask out of range; channels
             that do not fold; in ``forward``, inputs whose shapes differ or whose channels are not C.
     """
-
-    map_gate: nn.Module  # these are there as the view asks for them
-    map_conv: nn.Conv2d
-    map_norm: nn.BatchNorm2d
-    fc1: nn.Linear
-    fc_residual: nn.Linear
-    fc_identity: nn.Linear
-    fc2: nn.Linear | Constant
 
     def __init__(
         self,

@@ -35,8 +35,8 @@ class Kind(Protocol):
         """The layers themselves."""
 
 
-class Gate(Protocol):
-    """What the layers see of the gate that they belong to: a :class:`cmpe_se.CompetitiveSE`."""
+class Gate(nn.Module):
+    """What the layers see of the gate that they belong to, a :class:`cmpe_se.CompetitiveSE`."""
 
     channels: int
     view: str
@@ -53,10 +53,8 @@ class Gate(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """Of the gate's view."""
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """A layer by its name."""
+        """What the table says of the gate's view."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
