@@ -6,6 +6,7 @@ rest, with a mark where each tensor was, becomes JSON in that file's header.
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,11 @@ class Checkpoints:
                 f"cannot write checkpoint {self.newest}: {error}; the last good one is kept, make room and resume"
             ) from None
 
-    def load(self) -> tuple[dict[str, Any], Path] | None:
+    def load(self, *, tensors: bool = True) -> tuple[dict[str, Any], Path] | None:
         """The newest checkpoint that can be read, and its path; None where no checkpoint was written yet.
+
+        Args:
+            tensors: read them too; else each is None, and only the file's header is read.
 
         Raises:
             UserError: there are checkpoints, and none of them can be read.
@@ -69,8 +73,9 @@ class Checkpoints:
                 continue
             try:
                 with safe_open(path, framework="pt") as file:
-                    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-                    return _restore(json.loads(file.metadata()["tree"]), tensors), path
+                    keys = file.keys()  # it is no dict, and has no iterator of its own
+                    found = {key: file.get_tensor(key) if tensors else None for key in keys}
+                    return _restore(json.loads(file.metadata()["tree"]), found), path
             except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
                 errors.append(f"{path}: {error}")
                 self._torn = self._torn or path == self.newest
@@ -92,7 +97,7 @@ def _strip(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return tree
 
 
-def _restore(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _restore(tree: Any, tensors: Mapping[str, torch.Tensor | None]) -> Any:
     if isinstance(tree, dict):
         if _TENSOR in tree:
             return tensors[tree[_TENSOR]]

@@ -42,7 +42,7 @@ def image_options(config: TrainingConfig, folder: RunFolder, before: TrainingCon
     Raises:
         UserError: none of the checkpoints can be read.
     """
-    loaded = folder.checkpoints.load()
+    loaded = folder.checkpoints.load(tensors=False)  # the trainer reads the rest
     if loaded is None or (config.data, config.image_size) != (before.data, before.image_size):
         return {"image_size": config.image_size}
     tree, path = loaded
