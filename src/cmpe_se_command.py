@@ -22,9 +22,6 @@ COMMANDS = {
 }
 """Name of each command to the first sentence of its function, which is ``cmpe_se.commands.NAME.NAME``."""
 
-EXTRAS = {"report": "report", "explore": "explore", "export": "export"}
-"""Extra of the package that a command needs, where it is not ``train``."""
-
 _DESCRIPTION = """Competitive inner-imaging squeeze-and-excitation (arXiv 1807.08920): train, test and use residual
 networks in which residual and identity compete. `cmpe-se train` alone trains on real handwritten digits."""
 _FAILED, _USAGE = 1, 2
@@ -66,7 +63,7 @@ def _run(command: str, arguments: list[str]) -> int:
     from cmpe_se.utils.packages import require_train
 
     try:
-        require_train(f"cmpe-se {command}", extra=EXTRAS.get(command, "train"))
+        require_train(f"cmpe-se {command}", command=command)
     except MissingPackageError as error:
         return complain(str(error), _FAILED)
     from cmpe_se.cli import main as run

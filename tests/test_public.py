@@ -11,8 +11,8 @@ import pytest
 
 import cmpe_se
 from cmpe_se.errors import MissingPackageError, UserError
-from cmpe_se.utils.packages import _TRAIN
-from cmpe_se_command import COMMANDS, EXTRAS
+from cmpe_se.utils.packages import _TRAIN, EXTRAS
+from cmpe_se_command import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 WITHOUT_TRAIN = f"import sys; sys.modules |= dict.fromkeys({list(_TRAIN)})\n"

@@ -49,7 +49,7 @@ extra that they need."""
 def __getattr__(name: str) -> Any:
     if name not in _COMMANDS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    require_train(f"cmpe_se.{name}", extra="export" if name == "export" else "train")
+    require_train(f"cmpe_se.{name}", command=name)
     return getattr(import_module(f"cmpe_se.commands.{name}"), name)
 
 

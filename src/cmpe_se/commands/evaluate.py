@@ -1,4 +1,4 @@
-"""Test metrics of a network, and the ``evaluate`` command."""
+"""The ``evaluate`` command: metrics of a finished run's network on test images."""
 
 import csv
 import json
@@ -118,7 +118,7 @@ def load_tested(
 
 
 def _all_metrics(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    # Only here: torchmetrics takes a second to import, and training needs the rest of this module.
+    # Only here: torchmetrics takes a second to import, and `--help` does without.
     from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
     confusion = multiclass_confusion_matrix(logits, labels, num_classes=len(classes))  # (true, predicted)

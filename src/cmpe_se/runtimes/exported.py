@@ -56,7 +56,7 @@ def load_exported(path: str | Path) -> Exported:
     if not path.is_file():
         raise UserError(f"there is no file {path}; `cmpe-se export RUN` writes one")
     to = next(name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower())
-    require(_RUNTIMES[to], f"running {path.name}")
+    require(_RUNTIMES[to], f"running {path.name}", extra="export")
     load = {"onnx": _load_onnx, "torch-export": _load_torch_export, "openvino": _load_openvino}[to]
     try:
         with quiet():

@@ -1,4 +1,4 @@
-"""The ``train`` command: from settings to a run folder."""
+"""A run, from its settings to its folder."""
 
 import logging
 from contextlib import nullcontext

@@ -23,7 +23,11 @@ _TRAIN = {
 """What the extra ``train`` installs, without what PyTorch and timm bring too: module to its name on PyPI."""
 
 
-def require(packages: tuple[str, ...], purpose: str, *, extra: str = "export") -> None:
+EXTRAS = {"report": "report", "explore": "explore", "export": "export"}
+"""Extra of the package that a command needs, where it is not ``train``; each includes ``train``."""
+
+
+def require(packages: tuple[str, ...], purpose: str, *, extra: str) -> None:
     """Raise MissingPackageError where a package that ``extra`` installs cannot be imported.
 
     Args:
@@ -38,17 +42,17 @@ def require(packages: tuple[str, ...], purpose: str, *, extra: str = "export") -
         raise _missing(packages, purpose, extra) from None
 
 
-def require_train(purpose: str, *, extra: str = "train") -> None:
+def require_train(purpose: str, *, command: str | None = None) -> None:
     """Raise MissingPackageError where a package of the extra ``train``, which all commands need, is not installed.
 
     They are looked up and not imported, which would take seconds for some that the purpose may never use.
 
     Args:
         purpose: begins the sentence, such as "cmpe-se train" or "cmpe_se.evaluate".
-        extra: to name in the message; another one that includes ``train`` if the purpose needs that.
+        command: that the purpose is; the message names its extra.
     """
     if missing := [name for module, name in _TRAIN.items() if not is_installed(module)]:
-        raise _missing(missing, purpose, extra)
+        raise _missing(missing, purpose, EXTRAS.get(command or "", "train"))
 
 
 def is_installed(module: str) -> bool:

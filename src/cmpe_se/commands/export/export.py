@@ -102,7 +102,7 @@ def _check(to: str, output: str | None, int8: bool, calibration_images: int) -> 
         raise UserError(f"int8 is for onnx only, not for {to}; leave int8 out, or export to onnx")
     if calibration_images < 1:
         raise UserError(f"calibration_images is {calibration_images}, should be at least 1; some hundreds are good")
-    require(PACKAGES[to], f"export to {to}")
+    require(PACKAGES[to], f"export to {to}", extra="export")
 
 
 def _data(folder: RunFolder, *, needed: bool) -> ImageData | None:
