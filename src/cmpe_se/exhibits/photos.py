@@ -142,7 +142,8 @@ def attributions(
     wrong = sum(map(_mistaken, said))
     title = f"Attributions for {len(photos)} images: evidence for a class (purple) and against it (orange)"
     if wrong:
-        title += f"; for {wrong} misclassified ones, of the prediction and of the true class"
+        images = "image" if wrong == 1 else "images"
+        title += f"; for {wrong} misclassified {images}, of the prediction and of the true class"
     return Exhibit(
         "attributions",
         title,
