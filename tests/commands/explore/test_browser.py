@@ -305,7 +305,7 @@ def test_many_at_once_wait_their_turn(browser, site, network):
         if number % 2:
             held = percent(network, number, Force(block, "closed"))
             answer = f"with the gates of {block} held closed: prediction {held}, "
-        expect(said(page)).to_contain_text(f"{picture.name} ({truth(picture)}): {answer}")
+        expect(said(page)).to_contain_text(f"{picture.name} (true class {truth(picture)}): {answer}")
         expect(page.locator("#message [role=alert]")).to_have_count(0)
         page.context.close()
 
