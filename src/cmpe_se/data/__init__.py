@@ -8,6 +8,7 @@ from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import read_image
 from cmpe_se.data.small import SmallImages
 from cmpe_se.data.streamed import StreamedImages
+from cmpe_se.data.validation import validation_split
 
 __all__ = [
     "DATA_SETS",
@@ -20,4 +21,5 @@ __all__ = [
     "is_fixed_size",
     "load_data",
     "read_image",
+    "validation_split",
 ]

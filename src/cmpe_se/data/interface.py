@@ -132,6 +132,23 @@ class ImageData(ABC):
             yield batch, order[batch * batch_size : (batch + 1) * batch_size]
 
     @abstractmethod
+    def train_labels(self) -> Tensor:
+        """Labels of the training images, int64 (N,), without decoding one.
+
+        Raises UserError for a kind of data set that does not know them before it reads them (``StreamedImages``).
+        """
+
+    @abstractmethod
+    def held_out(self, indices: Tensor) -> tuple["ImageData", "ImageData"]:
+        """The data set without the training images of ``indices``, and one whose test images they are.
+
+        Args:
+            indices: int64 (V,), of training images, ascending.
+
+        Both have the preprocessing of the whole. Raises UserError as ``train_labels`` does.
+        """
+
+    @abstractmethod
     def _train_batches(
         self,
         epoch: int,

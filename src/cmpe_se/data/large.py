@@ -7,7 +7,8 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from PIL import Image
 from timm.data import create_transform
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
 from cmpe_se.data.interface import Batch, ImageData
@@ -34,6 +35,12 @@ class FileSource(Source, Protocol):
 def joined(train: FileSource, test: FileSource) -> FileSource:
     """The items of both, one after the other."""
     return ConcatDataset([train, test])  # type: ignore[list-item]  # it asks for length and items, as we do
+
+
+def labels_of(source: Source) -> list[int]:
+    """The class index of each item; sources whose items are images keep them apart as ``labels``."""
+    known = getattr(source, "labels", None)
+    return known if known is not None else [source[index][1] for index in range(len(source))]
 
 
 Transform = Callable[[Image.Image], Any]
@@ -98,9 +105,30 @@ class LargeImages(ImageData):
         )
         return batches_on(device, loader)
 
+    def train_labels(self) -> Tensor:
+        """See ``ImageData.train_labels``."""
+        return torch.tensor(labels_of(self._train))
+
+    def held_out(self, indices: Tensor) -> tuple["LargeImages", "LargeImages"]:
+        """See ``ImageData.held_out``."""
+        kept = torch.ones(self.train_size, dtype=torch.bool).index_fill(0, indices, False).nonzero().flatten()
+        train, held = _part(self._train, kept), _part(self._train, indices)
+        return self._with(train, self._test), self._with(train, held)
+
+    def _with(self, train: Source, test: Source) -> "LargeImages":
+        return LargeImages(self.name, train, test, preprocessing=self.preprocessing, workers=self._workers)
+
     def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
         """See ``ImageData.test_examples``."""
         return (_read(self._test, index, self.in_chans) for index in indices)
+
+
+def _part(source: Source, indices: Tensor) -> Source:
+    """The items of ``indices``, with their labels apart as :func:`labels_of` looks for them."""
+    part: Any = Subset(source, indices.tolist())  # type: ignore[arg-type]  # it asks for length and items, as we do
+    labels = labels_of(source)
+    part.labels = [labels[index] for index in part.indices]
+    return part
 
 
 def batches_on(device: torch.device, loader: DataLoader) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ import torch
 from cmpe_se.data.decoding import decode
 from cmpe_se.data.folders import ClassFolders, common_size, scan_class_folders
 from cmpe_se.data.interface import ImageData
-from cmpe_se.data.large import FileSource, LargeImages, joined
+from cmpe_se.data.large import FileSource, LargeImages, joined, labels_of
 from cmpe_se.data.named import TORCHVISION, load_digits, load_torchvision
 from cmpe_se.data.preprocessing import RESIZE, Preprocessing
 from cmpe_se.data.readers import load_web_dataset, open_hugging_face
@@ -173,12 +173,8 @@ def _small_or_large(
         return LargeImages(name, train, test, preprocessing=wanted.of_photos(classes), workers=workers)
     resize = wanted.image_size is not None or wanted.preprocessing is not None
     images = decode(train, test, small, resize=resize, workers=workers, name=place, files=files)
-    # A Hugging Face source knows its labels without opening the images that go with them.
-    labels = (
-        getattr(source, "labels", None) or [source[index][1] for index in range(len(source))]
-        for source in (train, test)
-    )
-    (train_images, test_images), (train_labels, test_labels) = images, map(torch.tensor, labels)
+    train_labels, test_labels = (torch.tensor(labels_of(source)) for source in (train, test))
+    train_images, test_images = images
     if wanted.preprocessing is None:
         mean, std = channel_statistics(train_images)
         small = replace(small, mean=mean, std=std)

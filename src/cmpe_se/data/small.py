@@ -121,6 +121,21 @@ class SmallImages(ImageData):
     def _test_pixels(self, batch_size: int) -> Iterator[Batch]:
         return zip(self._host.test_images.split(batch_size), self._host.test_labels.split(batch_size), strict=True)
 
+    def train_labels(self) -> Tensor:
+        """See ``ImageData.train_labels``."""
+        return self._host.train_labels
+
+    def held_out(self, indices: Tensor) -> tuple["SmallImages", "SmallImages"]:
+        """See ``ImageData.held_out``."""
+        data = self._host
+        kept = torch.ones(self.train_size, dtype=torch.bool).index_fill(0, indices, False)
+        train = data.train_images[kept], data.train_labels[kept]
+        held = data.train_images[indices], data.train_labels[indices]
+        return self._with(*train, data.test_images, data.test_labels), self._with(*train, *held)
+
+    def _with(self, *tensors: Tensor) -> "SmallImages":
+        return SmallImages(self.name, self.classes, *tensors, preprocessing=self.preprocessing)
+
     def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
         """See ``ImageData.test_examples``."""
         for index in indices:
@@ -136,13 +151,13 @@ class TensorSource:
     """
 
     def __init__(self, images: Tensor, labels: Tensor):
-        self._images, self._labels = images, labels
+        self._images, self.labels = images, labels.tolist()
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return _image(self._images[index]), int(self._labels[index])
+        return _image(self._images[index]), self.labels[index]
 
 
 def _image(pixels: Tensor) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from timm.data import create_dataset
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
@@ -109,6 +110,17 @@ class StreamedImages(ImageData):
             f"{self.name}: corruptions need test images in an order of their own, and shards have none; "
             "unpack them into class folders and give --data folder"
         )
+
+    def train_labels(self) -> Tensor:
+        """See ``ImageData.train_labels``."""
+        raise UserError(
+            f"{self.name}: class weights and a validation split need the training labels beforehand, and shards are "
+            "read in sequence; unpack them into class folders and give --data folder"
+        )
+
+    def held_out(self, indices: Tensor) -> tuple[ImageData, ImageData]:
+        """See ``ImageData.held_out``."""
+        raise UserError(f"{self.name}: shards are read in sequence, and no image of them can be held out")
 
     def _dataset(self, split: str, **options: Any) -> Any:
         return create_dataset("wds/", root=str(self._root), split=split, input_img_mode="", **options)

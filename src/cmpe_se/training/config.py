@@ -40,6 +40,10 @@ class TrainingConfig:
         data_dir: folder of the data set.
         download: download torchvision's data sets if they are missing.
         image_size: side of the images in pixels; null for the data set's own.
+        validation: share of each class's training images, from 0 to below 1, that are held out for validation and
+            tested in the place of the test images after each epoch. The epoch with the best validation accuracy is
+            what the run keeps, and the only one whose network is tested. 0 keeps the last epoch.
+        patience: number of epochs without a better validation accuracy after which training stops early; 0 for never.
         workers: number of processes that decode images.
         epochs: number of passes over the training images.
         batch_size: images per optimizer step, over all processes and gradient-accumulation steps.
@@ -50,6 +54,8 @@ class TrainingConfig:
         momentum: momentum of the optimizer, from 0 to below 1.
         weight_decay: weight decay, which norms and biases are exempt from.
         layer_decay: factor on the learning rate from each layer to the one before it; 1 for the same rate everywhere.
+        freeze_epochs: number of epochs at the start, with pretrained weights, in which only the classifier and the
+            gates are trained; the rest, the statistics of its norms included, is frozen.
         gate_lr: factor on the learning rate of the gates' parameters.
         schedule: name of a learning rate schedule in timm, such as cosine, step, multistep or constant.
         min_lr: learning rate at the end of the schedule.
@@ -57,6 +63,9 @@ class TrainingConfig:
         decay_milestones: epochs after which the multistep schedule multiplies the learning rate by decay_rate.
         decay_epochs: number of epochs between two decays of the step schedule.
         decay_rate: factor on the learning rate at each decay of the step and multistep schedules.
+        class_weights: balanced for a loss in which each class weighs the same, however many training images it has
+            (each image weighs images / (classes * images of its class)); null for each image the same. Test metrics
+            are unweighted in any case.
         label_smoothing: amount of label smoothing, from 0 to below 1.
         mixup: alpha of mixup; 0 for off.
         cutmix: alpha of CutMix; 0 for off.
@@ -95,6 +104,8 @@ class TrainingConfig:
     data_dir: str | None = None
     download: bool = False
     image_size: int | None = None
+    validation: float = 0.0
+    patience: int = 0
     workers: int = 2
     epochs: int = 30
     batch_size: int = 64
@@ -105,6 +116,7 @@ class TrainingConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     layer_decay: float = 1.0
+    freeze_epochs: int = 0
     gate_lr: float = 1.0
     schedule: str = "cosine"
     min_lr: float = 0.0
@@ -112,6 +124,7 @@ class TrainingConfig:
     decay_milestones: list[int] | None = None
     decay_epochs: int = 30
     decay_rate: float = 0.1
+    class_weights: str | None = None
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -140,7 +153,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UserError(f"{name} is {value}, should be at least {least}")
-        for name in ("momentum", "mask", "label_smoothing", "drop_rate", "drop_path_rate", "ema"):
+        for name in ("momentum", "mask", "label_smoothing", "drop_rate", "drop_path_rate", "ema", "validation"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, should be at least 0 and below 1")
         for name, choices in _CHOICES.items():
@@ -148,11 +161,20 @@ class TrainingConfig:
                 raise UserError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay is {self.layer_decay}, should be above 0 and at most 1")
-        for name, known in (("view", tuple(TABLE)), ("convert", tuple(TABLE)), ("start", STARTS)):
+        for name, known in (
+            ("view", tuple(TABLE)),
+            ("convert", tuple(TABLE)),
+            ("start", STARTS),
+            ("class_weights", CLASS_WEIGHTS),
+        ):
             if (value := getattr(self, name)) is not None and value not in known:
                 raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(known)}")
         if self.convert is not None and self.view is not None:
             raise UserError("view is for networks of cmpe_se, convert is for all others; give one of the two")
+        if self.patience and not self.validation:
+            raise UserError(
+                "patience waits for a better validation accuracy, and no image is held out: give --validation 0.1 too"
+            )
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"batch_size {self.batch_size} does not divide into accumulate={self.accumulate} gradient-accumulation "
@@ -209,12 +231,15 @@ _LEAST = {
     "weight_decay": 0.0,
     "gate_lr": 0.0,
     "warmup_epochs": 0,
+    "freeze_epochs": 0,
+    "patience": 0,
     "mixup": 0.0,
     "cutmix": 0.0,
     "clip_grad": 0.0,
     "checkpoint_steps": 1,
     "test_interval": 1,
 }
+CLASS_WEIGHTS = ("balanced",)
 _CHOICES = {"precision": ("float32", "bfloat16", "float16"), "device": ("auto", "cpu")}
 
 

@@ -53,7 +53,9 @@ class TrainingProgress:
     def end_epoch(self, record: EpochRecord) -> None:
         """Leave a line for a finished epoch."""
         tested = ""
-        if record["test_top1"] is not None:
+        if (top1 := record.get("validation_top1")) is not None:
+            tested = f"validation loss {record['validation_loss']:.3f}  validation top-1 {top1:.2f} %  "
+        elif record["test_top1"] is not None:
             tested = f"test loss {record['test_loss']:.3f}  test top-1 {record['test_top1']:.2f} %  "
         self.console.print(
             f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['train_loss']:.3f}  {tested}"

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
-from cmpe_se.data import load_data
+from cmpe_se.data import load_data, validation_split
 from cmpe_se.errors import UserError
 from cmpe_se.layers.precision import emulation_warning
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig
@@ -59,7 +59,12 @@ def train(
         run = RunFolder.open(resume)
         before = run.read_config()
         config = before.changed(**settings)
-        if run.result.exists() and config.epochs <= run.read_result()["epochs"]:
+        if config.data == before.data and config.validation != before.validation:
+            raise UserError(
+                f"{resume} was trained with --validation {before.validation:g}: another share would validate images "
+                "that it has been trained on; begin a new run for that"
+            )
+        if run.result.exists() and config.epochs <= run.read_result()["epochs"] and not _waits_longer(config, before):
             if config != before:
                 raise UserError(f"{resume} has finished its {before.epochs} epochs; continue it with a larger --epochs")
             return run.read_result()
@@ -68,6 +73,11 @@ def train(
         run, config = None, TrainingConfig.from_recipe(recipe, **settings)
         config = with_pretrained_gates(without_foreign_gates(with_whole_paths(config), recipe, settings), settings)
         images = {"image_size": config.image_size}
+        if config.freeze_epochs and not config.pretrained:
+            raise UserError(
+                "freeze_epochs freezes what pretrained weights are loaded into, and there are none; give --pretrained, "
+                "or --freeze-epochs 0"
+            )
 
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
@@ -75,11 +85,14 @@ def train(
     cpu = choose_device(config.device).type == "cpu"
     if cpu and config.precision == "float16":
         raise UserError("precision float16 needs an accelerator; on a CPU take bfloat16 or float32")
-    accelerator = Accelerator(cpu=cpu, mixed_precision=_MIXED_PRECISION[config.precision])
+    # Frozen parameters get no gradient for the other processes to wait for.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if config.freeze_epochs else None
+    accelerator = Accelerator(cpu=cpu, mixed_precision=_MIXED_PRECISION[config.precision], kwargs_handlers=handlers)
     if (warning := emulation_warning(config.precision, accelerator.device.type)) and accelerator.is_main_process:
         _log.warning(warning)
     with accelerator.main_process_first():  # the first one downloads and fills the cache
         data = load_data(config.data, config.data_dir, download=config.download, workers=config.workers, **images)
+    data, validation = validation_split(data, config.validation) if config.validation else (data, None)
     if run is None:
         config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
     seed_everything(config.seed)
@@ -90,12 +103,17 @@ def train(
         run = _new_run(output, config, accelerator)
     try:
         with Interruption() as interruption:
-            trainer = Trainer(config, data, model, model_args, run, accelerator, interruption)
+            trainer = Trainer(config, data, validation, model, model_args, run, accelerator, interruption)
             # Only now: locking makes the run's folder, which wrong settings shall not leave.
             with run.locked() if accelerator.is_main_process else nullcontext():
                 return trainer.fit()
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None
+
+
+def _waits_longer(config: TrainingConfig, before: TrainingConfig) -> bool:
+    """Whether a run that may have stopped early is to go on: with more patience, or with none."""
+    return bool(before.patience) and (config.patience == 0 or config.patience > before.patience)
 
 
 def _new_run(output: str | Path | None, config: TrainingConfig, accelerator: Accelerator) -> RunFolder:

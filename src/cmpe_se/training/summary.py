@@ -1,7 +1,7 @@
 """The metrics of ``result.json``, from a run's records of epochs."""
 
 from collections.abc import Sequence
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from torch import Tensor
 
@@ -18,8 +18,20 @@ class EvaluationRecord(EvaluationMetrics):
     test_images: int
 
 
+class ValidationRecord(TypedDict):
+    """Metrics of the validation split, accuracies in percent, and the images they are over."""
+
+    validation_images: int
+    validation_loss: float
+    validation_top1: float
+    validation_top5: float
+
+
 class EpochRecord(TrainingMetrics):
-    """A line of ``metrics.jsonl``: ``step`` counts those of the run, and ``lr`` is of the last one."""
+    """A line of ``metrics.jsonl``: ``step`` counts those of the run, and ``lr`` is of the last one.
+
+    With a validation split only the epoch that the run keeps is tested.
+    """
 
     epoch: int
     step: int
@@ -29,10 +41,17 @@ class EpochRecord(TrainingMetrics):
     test_loss: float | None
     test_top1: float | None
     test_top5: float | None
+    validation_images: NotRequired[int | None]
+    validation_loss: NotRequired[float | None]
+    validation_top1: NotRequired[float | None]
+    validation_top5: NotRequired[float | None]
 
 
 class RunMetrics(EvaluationMetrics):
-    """What :func:`summarise` says of a run; ``view`` is None for a network without gates."""
+    """What :func:`summarise` says of a run; ``view`` is None for a network without gates.
+
+    With a validation split ``best_epoch`` is the one that the run keeps, of ``trained_epochs``.
+    """
 
     model: str
     view: str | None
@@ -45,6 +64,10 @@ class RunMetrics(EvaluationMetrics):
     test_images: int
     train_seconds: float
     images_per_second: float
+    validation_images: NotRequired[int]
+    validation_top1: NotRequired[float]
+    best_epoch: NotRequired[int]
+    trained_epochs: NotRequired[int]
 
 
 class RunResult(RunMetrics, Provenance):
@@ -78,6 +101,17 @@ def test_record(sums: Tensor) -> EvaluationRecord:
     }
 
 
+def validation_record(sums: Tensor) -> ValidationRecord:
+    """Metrics of the validation split, as :func:`test_record` those of the test images."""
+    record = test_record(sums)
+    return {
+        "validation_images": record["test_images"],
+        "validation_loss": record["test_loss"],
+        "validation_top1": record["test_top1"],
+        "validation_top5": record["test_top5"],
+    }
+
+
 def summarise(
     config: TrainingConfig,
     data: ImageData,
@@ -86,20 +120,23 @@ def summarise(
     view: str | None,
     params: int,
     macs: int,
+    best_epoch: int | None = None,
 ) -> RunMetrics:
     """The metrics of a finished run, without those on what made it.
 
     Args:
         config: of the run.
         data: it was trained on.
-        history: records of its epochs, the last one tested.
+        history: records of its epochs, of which the one that the run keeps is tested.
         view: the network's own, where the configuration names none.
         params: trainable parameters.
         macs: multiply-adds of one image.
+        best_epoch: the epoch that the run keeps, counted from 1, where a validation split chose it; else the last.
     """
-    tested, seconds = cast(EvaluationRecord, history[-1]), sum(record["seconds"] for record in history)
+    kept = history[best_epoch - 1 if best_epoch else -1]
+    tested, seconds = cast(EvaluationRecord, kept), sum(record["seconds"] for record in history)
     images = sum(record["images_per_second"] * record["seconds"] for record in history)
-    return {
+    metrics: RunMetrics = {
         "model": config.model,
         "view": config.view or config.convert or view,
         "data": config.data,
@@ -115,3 +152,9 @@ def summarise(
         "train_seconds": seconds,
         "images_per_second": images / max(seconds, 1e-9),
     }
+    if best_epoch:
+        chosen = cast(ValidationRecord, kept)
+        metrics["validation_images"] = chosen["validation_images"]
+        metrics["validation_top1"] = chosen["validation_top1"]
+        metrics["best_epoch"], metrics["trained_epochs"] = best_epoch, len(history)
+    return metrics

@@ -8,11 +8,11 @@ import copy
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from timm.utils import ModelEmaV3
@@ -21,15 +21,27 @@ from torch import Tensor, nn
 from cmpe_se.data import ImageData
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.freezing import Backbone
 from cmpe_se.training.interruption import Interruption, TrainingInterrupted
+from cmpe_se.training.loss import balanced_class_weights, cross_entropy
 from cmpe_se.training.metrics import collect_logits, count_correct
+from cmpe_se.training.model_choice import BestEpoch
 from cmpe_se.training.optimisation import create_mixup, create_optimizer, learning_rate
 from cmpe_se.training.progress import TensorBoardLogs, TrainingProgress
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.seeding import seed_everything
 from cmpe_se.training.step_sums import StepSums, TrainingMetrics, part_sums
-from cmpe_se.training.summary import UNTESTED, EpochRecord, EvaluationRecord, RunResult, summarise, test_record
+from cmpe_se.training.summary import (
+    UNTESTED,
+    EpochRecord,
+    EvaluationRecord,
+    RunResult,
+    ValidationRecord,
+    summarise,
+    test_record,
+    validation_record,
+)
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.plots import plot_curves
 from cmpe_se.utils.text import in_one_line
@@ -44,13 +56,14 @@ class Trainer:
         self,
         config: TrainingConfig,
         data: ImageData,
+        validation: ImageData | None,
         model: nn.Module,
         model_args: dict[str, Any],
         run: RunFolder,
         accelerator: Accelerator,
         interruption: Interruption,
     ):
-        self.config, self.data, self.run, self.model_args = config, data, run, model_args
+        self.config, self.data, self.validation, self.run, self.model_args = config, data, validation, run, model_args
         self.accelerator, self.interruption = accelerator, interruption
         self.shard = {
             "rank": accelerator.process_index,
@@ -64,6 +77,9 @@ class Trainer:
 
         self.params, self.macs = count_parameters(model), count_multiply_adds(model, (data.in_chans, *data.image_size))
         self.network = model.to(accelerator.device).to(memory_format=self.layout)
+        self.backbone = Backbone(self.network, config.model) if config.freeze_epochs else None
+        weights = balanced_class_weights(data).to(accelerator.device) if config.class_weights else None
+        self.loss = partial(cross_entropy, weights=weights)
         self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
         self.optimizer, self.schedule = create_optimizer(config, self.network, self.steps_per_epoch)
         if config.compile:
@@ -74,6 +90,7 @@ class Trainer:
         self.sums = StepSums(accelerator)
         self.epoch_seconds = 0.0
         self.history: list[EpochRecord] = []
+        self.best = BestEpoch() if validation else None
         self.last_checkpoint: Path | None = None
 
     @property
@@ -95,19 +112,21 @@ class Trainer:
         if main:
             self.run.write_config(self.config)  # now that the settings are known to work
         with TrainingProgress(self.config.epochs, total, enabled=main) as self.progress, logs or nullcontext():
+            held = f" {self.validation.test_size:,} validation" if self.validation else ""
             self.progress.say(
                 f"{self.config.model} ({self.params:,} parameters) on {self.config.data}: {self.data.train_size:,} "
-                f"training and {self.data.test_size:,} test images, run folder {self.run.path}"
+                f"training{',' + held if held else ''} and {self.data.test_size:,} test images, run folder "
+                f"{self.run.path}"
             )
             if self.last_checkpoint:
                 self.progress.say(f"resuming after step {self.step} of {total}, from {self.last_checkpoint}")
             self.progress.start(self.step)
             if main and self.epoch < self.config.epochs:  # what was measured on these weights is void
                 self.run.corruptions.unlink(missing_ok=True)
-            while self.epoch < self.config.epochs:
+            while self.epoch < self.config.epochs and not self._has_waited_enough():
                 record = self._train_epoch()
                 if self._is_tested():
-                    record = {**record, **self._test()}
+                    record = {**record, **(self._validate() if self.best else self._test())}
                 self.history.append(record)
                 self._save_checkpoint()
                 if main:
@@ -120,6 +139,8 @@ class Trainer:
     def _train_epoch(self) -> EpochRecord:
         """The rest of the epoch under way, untested; afterwards ``epoch`` counts it and ``batch`` is 0."""
         self.parallel.train()
+        if self.backbone:
+            self.backbone.freeze(self.epoch < self.config.freeze_epochs)
         started, self._seconds_before = time.perf_counter(), self.epoch_seconds
         batches = self.data.train_batches(
             self.epoch,
@@ -170,7 +191,7 @@ class Trainer:
             last = number == len(parts)
             with self.accelerator.no_sync(self.parallel) if not last else nullcontext():
                 logits = self._forward(part)  # (B, classes)
-                loss = F.cross_entropy(logits.float(), part_targets, label_smoothing=smoothing)
+                loss = self.loss(logits.float(), part_targets, label_smoothing=smoothing)
                 self.accelerator.backward(loss * (len(part) / len(images)))
             sums += part_sums(logits.detach(), part_targets, loss.detach())
         self.sums.add(self.step + 1, self._rate, sums)
@@ -214,23 +235,47 @@ class Trainer:
     def _is_tested(self) -> bool:
         return self.epoch % self.config.test_interval == 0 or self.epoch == self.config.epochs
 
+    def _has_waited_enough(self) -> bool:
+        """Whether patience is at its end."""
+        return bool(self.best and self.config.patience and self.best.waited(self.epoch) >= self.config.patience)
+
+    @property
+    def _tested_network(self) -> nn.Module:
+        """What is tested and saved: the averaged weights if there are any."""
+        return self.ema.module if self.ema else self.network
+
+    def _validate(self) -> ValidationRecord:
+        """Metrics of the validation split, by which the best epoch is chosen."""
+        assert self.validation is not None
+        assert self.best is not None
+        record = validation_record(self._count_correct(self.validation))
+        self._check_loss("validation", record["validation_loss"])
+        self.best.offer(self.epoch, record, self._tested_network)
+        return record
+
     def _test(self) -> EvaluationRecord:
-        """Metrics of the test images, each of which one process tests once."""
+        """Metrics of the test images."""
+        record = test_record(self._count_correct(self.data))
+        self._check_loss("test", record["test_loss"])
+        return record
+
+    def _check_loss(self, part: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            self._refuse(f"the {part} loss is {loss}", self.step, self._rate)
+
+    def _count_correct(self, data: ImageData) -> Tensor:
+        """Sums over the test images of ``data`` (4,), each of which one process tests once."""
         if self.accelerator.num_processes > 1:
             # Running statistics differ between processes: the first one's count, as they do in a checkpoint.
             for module in (self.network, *([self.ema.module] if self.ema else [])):
                 for buffer in module.buffers():
                     buffer.copy_(broadcast(buffer))
-        tested = self.ema.module if self.ema else self.network
-        tested.eval()
-        batches = self.data.test_batches(batch_size=4 * self.config.batch_size, **self.shard)
+        tested = self._tested_network.eval()
+        batches = data.test_batches(batch_size=4 * self.config.batch_size, **self.shard)
         with self.accelerator.autocast():
             logits, labels = collect_logits(tested, batches, channels_last=self.config.channels_last)
         sums = count_correct(logits, labels) if len(labels) else torch.zeros(4, dtype=torch.float64)
-        metrics = test_record(self.accelerator.reduce(sums.to(self.accelerator.device)))
-        if not math.isfinite(metrics["test_loss"]):
-            self._refuse(f"the test loss is {metrics['test_loss']}", self.step, self._rate)
-        return metrics
+        return self.accelerator.reduce(sums.to(self.accelerator.device))
 
     def _save_checkpoint(self) -> None:
         """Write a checkpoint, a good one: every loss before it has been finite, and the weights are."""
@@ -251,6 +296,7 @@ class Trainer:
                 "sums": self.sums.total,
                 "epoch_seconds": self.epoch_seconds,
                 "history": self.history,
+                "best": self.best.state_dict() if self.best else None,
                 "preprocessing": self.data.preprocessing.to_dict(),
             }
         )
@@ -284,14 +330,31 @@ class Trainer:
         self.sums.total = tree["sums"]
         for name in ("epoch", "batch", "epoch_seconds", "history"):
             setattr(self, name, tree[name])
+        if self.best:
+            self.best.load_state_dict(tree["best"])
 
     def _finish(self) -> RunResult:
         """Write the network and its metrics."""
-        last = self.history[-1]
-        if last["test_top1"] is None:  # a run that is resumed to end where it stands
-            last = self.history[-1] = {**last, **self._test()}
-        view = getattr(self.network, "view", None)
-        metrics = summarise(self.config, self.data, self.history, view=view, params=self.params, macs=self.macs)
+        if self.best:
+            if self.epoch < self.config.epochs:
+                self.progress.say(
+                    f"stopped early, after epoch {self.epoch}: none since epoch {self.best.epoch} has a better "
+                    "validation accuracy"
+                )
+            self.best.load_into(self._tested_network)
+        kept = self.best.epoch - 1 if self.best else len(self.history) - 1
+        # Not yet tested: a network that validation chose, and that of a run that is resumed to end where it stands.
+        if (record := self.history[kept])["test_top1"] is None:
+            record = self.history[kept] = {**record, **self._test()}
+        metrics = summarise(
+            self.config,
+            self.data,
+            self.history,
+            view=getattr(self.network, "view", None),
+            params=self.params,
+            macs=self.macs,
+            best_epoch=self.best.epoch if self.best else None,
+        )
         result: RunResult = {
             **metrics,
             "processes": self.accelerator.num_processes,
@@ -303,7 +366,7 @@ class Trainer:
             tested = self.ema.module if self.ema else self.accelerator.unwrap_model(self.parallel, False)
             tested = copy.deepcopy(tested).cpu().to(memory_format=torch.contiguous_format)
             self.run.save_model(tested, model_args=self.model_args, data=self.data)
-            title = f"{self.config.model} on {self.config.data}: top-1 {last['test_top1']:.2f} %"
+            title = f"{self.config.model} on {self.config.data}: top-1 {record['test_top1']:.2f} %"
             plot_curves(self.history, title, self.run.curves)
             self.run.write_result(result)
         self.accelerator.wait_for_everyone()

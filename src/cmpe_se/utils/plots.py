@@ -28,7 +28,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for axes, kind, label in ((loss, "loss", "cross-entropy"), (accuracy, "top1", "top-1 accuracy, %")):
-        for part, colour in (("train", GREY), ("test", BLUE)):
+        for part, colour in (("train", GREY), ("validation", ORANGE), ("test", BLUE)):
             values = {record["epoch"]: record.get(f"{part}_{kind}") for record in history}
             known = {epoch: value for epoch, value in values.items() if value is not None}
             if not known:

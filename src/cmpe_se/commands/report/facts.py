@@ -1,6 +1,7 @@
 """The facts of a run, at the top of its report."""
 
 from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.training.summary import RunResult
 from cmpe_se.utils.text import duration, gate_words
 
 
@@ -21,10 +22,10 @@ def facts_of(folder: RunFolder, test_top1: float) -> list[tuple[str, str]]:
         ("Test accuracy", f"{test_top1:.2f} %{trained}"),
         ("Network", result["model"]),
         ("View", (config.convert or result.get("view") or "the network's own") + gate_words(config.gate_settings)),
-        ("Data", f"{config.data}, {result['train_images']:,} training and {result['test_images']:,} test images"),
+        ("Data", f"{config.data}, {_images(result)}"),
         ("Parameters", f"{result['params']:,}"),
         ("Multiply-adds of an image", f"{result['macs']:,}"),
-        ("Training", f"{result['epochs']} epochs in {duration(result['train_seconds'])}, seed {result['seed']}"),
+        ("Training", f"{_epochs(result)} in {duration(result['train_seconds'])}, seed {result['seed']}"),
         ("Hardware", hardware.get("gpu") or cpu),
         (
             "Versions",
@@ -33,3 +34,22 @@ def facts_of(folder: RunFolder, test_top1: float) -> list[tuple[str, str]]:
         ("Repeat it", f"cmpe-se train --recipe {folder.config}"),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _images(result: RunResult) -> str:
+    """How many images were used for what."""
+    train, test = f"{result['train_images']:,} training", f"{result['test_images']:,} test images"
+    if "validation_images" not in result:
+        return f"{train} and {test}"
+    return f"{train}, {result['validation_images']:,} validation (held out, they chose the epoch) and {test}"
+
+
+def _epochs(result: RunResult) -> str:
+    """How many epochs it was trained, and which of them the run keeps."""
+    if "best_epoch" not in result:
+        return f"{result['epochs']} epochs"
+    early = f", stopped early of {result['epochs']}," if result["trained_epochs"] < result["epochs"] else ""
+    return (
+        f"{result['trained_epochs']} epochs{early} of which epoch {result['best_epoch']} is kept (validation "
+        f"{result['validation_top1']:.2f} %),"
+    )
