@@ -81,7 +81,7 @@ def test_the_loss_of_a_run(kind, tmp_path):
     logits = RunFolder(tmp_path / "run").load_model().train()(images)
     weights = torch.tensor([33 / 60, 33 / 6] if kind else [1.0, 1.0])
     expected = (weights[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
-    assert metrics(tmp_path / "run")[0]["train_loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert metrics(tmp_path / "run")[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_a_kind_that_does_not_exist():
