@@ -1,6 +1,7 @@
 """A network and its training step, on a GPU as one CUDA graph that is captured once and serves run after run."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +16,26 @@ from cmpe_se.training.seeding import seed_everything
 from cmpe_se.training.step_sums import part_sums
 
 _WARM_UP_STEPS = 3  # the libraries choose their kernels and take their memory before the capture
-_OFF = {"mixup": 0, "cutmix": 0, "drop_rate": 0, "drop_path_rate": 0, "clip_grad": 0, "ema": 0, "accumulate": 1}
-_ONLY = _OFF | {"optimizer": "sgd", "precision": "float32"}
+_KNOWN = """
+model view convert start reduction min_hidden bias mask pretrained
+data data_dir download image_size workers epochs batch_size seed
+lr momentum weight_decay layer_decay gate_lr schedule min_lr warmup_epochs decay_milestones decay_epochs decay_rate
+label_smoothing crop_padding flip cutout channels_last device checkpoint_steps test_interval
+"""  # settings; the step here does what the others' defaults mean
 
 
 def check_config(config: TrainingConfig) -> None:
-    """Refuse settings that the step here does not know.
+    """Refuse settings that the step here does not know, also those that come to the trainer later.
 
     Raises:
         UserError: one of them is set.
     """
-    for name, value in _ONLY.items():
-        if getattr(config, name) != value:
+    for field in fields(config):
+        name = field.name
+        if name not in _KNOWN.split() and getattr(config, name) != field.default:
             raise UserError(
-                f"many runs at a time train with {name} {value}, not {getattr(config, name)}; use `cmpe-se compare`"
+                f"many runs at a time train with {name} {field.default}, not {getattr(config, name)}; use "
+                "`cmpe-se compare`"
             )
 
 

@@ -229,9 +229,11 @@ def test_a_loss_that_is_not_finite_ends_its_run(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--mixup=0.2"], "train with mixup 0, not 0.2"),
+        (["--mixup=0.2"], "train with mixup 0.0, not 0.2"),
         (["--precision", "bfloat16"], "train with precision float32, not bfloat16"),
         (["--optimizer=adamw"], "train with optimizer sgd, not adamw"),
+        (["--class_weights=balanced"], "train with class_weights None, not balanced"),
+        (["--validation=0.1"], "train with validation 0.0, not 0.1"),
         (["--epoch=3"], "setting epoch does not exist"),
         (["epochs=3"], "'epochs' is no setting"),
         (["--model", "a,b"], "a comparison sets model by itself; give --models, --views and --seeds"),

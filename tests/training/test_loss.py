@@ -77,7 +77,9 @@ def test_the_loss_of_a_run(kind, tmp_path):
     settings = {"data": "folder", "data_dir": str(folder), "epochs": 1, "batch_size": 33, "lr": 0.0, "workers": 0}
     train(**settings, class_weights=kind, output=tmp_path / "run")
     data = load_data("folder", folder, workers=0)
-    [(images, labels)] = data.train_batches(0, batch_size=33, seed=0, augmentation=TrainingConfig.from_recipe().augmentation)
+    [(images, labels)] = data.train_batches(
+        0, batch_size=33, seed=0, augmentation=TrainingConfig.from_recipe().augmentation
+    )
     logits = RunFolder(tmp_path / "run").load_model().train()(images)
     weights = torch.tensor([33 / 60, 33 / 6] if kind else [1.0, 1.0])
     expected = (weights[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
