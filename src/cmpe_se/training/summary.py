@@ -32,7 +32,10 @@ class EpochRecord(TrainingMetrics):
 
 
 class RunMetrics(EvaluationMetrics):
-    """What :func:`summarise` says of a run; ``view`` is None for a network without gates."""
+    """What :func:`summarise` says of a run; ``view`` is None for a network without gates.
+
+    ``gates`` are those of the network as it was trained, view to number, where ``view`` is of the settings.
+    """
 
     model: str
     view: str | None
@@ -41,6 +44,7 @@ class RunMetrics(EvaluationMetrics):
     epochs: int
     params: int
     macs: int
+    gates: dict[str, int]
     train_images: int
     test_images: int
     train_seconds: float
@@ -86,6 +90,7 @@ def summarise(
     view: str | None,
     params: int,
     macs: int,
+    gates: dict[str, int],
 ) -> RunMetrics:
     """The metrics of a finished run, without those on what made it.
 
@@ -96,6 +101,7 @@ def summarise(
         view: the network's own, where the configuration names none.
         params: trainable parameters.
         macs: multiply-adds of one image.
+        gates: in the network, view to number.
     """
     tested, seconds = cast(EvaluationRecord, history[-1]), sum(record["seconds"] for record in history)
     images = sum(record["images_per_second"] * record["seconds"] for record in history)
@@ -107,6 +113,7 @@ def summarise(
         "epochs": config.epochs,
         "params": params,
         "macs": macs,
+        "gates": gates,
         "test_top1": tested["test_top1"],
         "test_top5": tested["test_top5"],
         "test_loss": tested["test_loss"],

@@ -23,6 +23,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.interruption import Interruption, TrainingInterrupted
 from cmpe_se.training.metrics import collect_logits, count_correct
+from cmpe_se.training.network import count_gates
 from cmpe_se.training.optimisation import create_mixup, create_optimizer, learning_rate
 from cmpe_se.training.progress import TensorBoardLogs, TrainingProgress
 from cmpe_se.training.provenance import provenance
@@ -291,7 +292,10 @@ class Trainer:
         if last["test_top1"] is None:  # a run that is resumed to end where it stands
             last = self.history[-1] = {**last, **self._test()}
         view = getattr(self.network, "view", None)
-        metrics = summarise(self.config, self.data, self.history, view=view, params=self.params, macs=self.macs)
+        gates = count_gates(self.network)
+        metrics = summarise(
+            self.config, self.data, self.history, view=view, params=self.params, macs=self.macs, gates=gates
+        )
         result: RunResult = {
             **metrics,
             "processes": self.accelerator.num_processes,
