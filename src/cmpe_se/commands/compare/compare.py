@@ -24,6 +24,7 @@ from cmpe_se.training.data_settings import with_whole_paths, without_foreign_aug
 from cmpe_se.training.gate_settings import without_recipe_gates
 from cmpe_se.training.run_folder import write_text
 from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.terminal import steady_stderr
 from cmpe_se.utils.text import split_names
 
 
@@ -94,7 +95,7 @@ def compare(
         UserError: settings that cannot be used, runs in the folder that were made with others, or runs that failed.
         ComparisonInterrupted: Ctrl-C or SIGTERM; current runs have saved checkpoints.
     """
-    console = Console(stderr=True)
+    console = Console(file=steady_stderr())
     planned = {name: value for name, value in (("effect", effect), ("sd", sd), ("power", power)) if value is not None}
     if plan:
         others = {"models": models, "views": views, "preset": preset, "jobs": jobs, "ray": ray, "primary": primary}
@@ -149,6 +150,9 @@ def compare(
                 measure_corruptions(grid, shares[grid.folder], console)
             rows += _report(grid, question, console, corruptions=corruptions)
             finish_or_complain(failures)
+    except BaseException:
+        place.stop()  # or closing waits for the end of what is being trained
+        raise
     finally:
         place.close()
     return rows

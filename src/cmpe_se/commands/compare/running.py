@@ -41,8 +41,8 @@ def run_cells(grid: Grid, cells: Sequence[Cell], place: Place, console: Console)
         highlight=False,
     )
     board = _Board(grid, failures)
-    futures = {place.submit(_job(grid, cell)): cell for cell in waiting}
     with Interruption() as interruption, Live(console=console, transient=True, auto_refresh=False) as live:
+        futures = {place.submit(_job(grid, cell)): cell for cell in waiting}
         stopping = False
         while futures:
             if interruption.requested and not stopping:
