@@ -3,10 +3,16 @@
 It stands beside the package and not in it: importing the package imports PyTorch and timm, which takes seconds.
 """
 
-import argparse
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
-from difflib import get_close_matches
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
 
 COMMANDS = {
     "train": "Train a network and write a run folder: settings, metrics, curves and weights.",
@@ -24,7 +30,7 @@ COMMANDS = {
 
 _DESCRIPTION = """Competitive inner-imaging squeeze-and-excitation (arXiv 1807.08920): train, test and use residual
 networks in which residual and identity compete. `cmpe-se train` alone trains on real handwritten digits."""
-_FAILED, _USAGE = 1, 2
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +39,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: of the command line, without the program's name; those of this process if left out.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    before = end_at_once_when_stopped()
+    try:
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        if arguments is not None:  # called by other code; else the process ends now, and Python takes a moment to
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def end_at_once_when_stopped() -> dict[int, Any]:
+    """Let Ctrl-C, SIGTERM and SIGHUP end this process without a trace; returns the handlers before.
+
+    For the seconds of imports, in which there is nothing to save, and KeyboardInterrupt would surface anywhere.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    if hasattr(signal, "SIGHUP") and before[signal.SIGHUP] is signal.SIG_IGN:  # nohup
+        del before[signal.SIGHUP]
+    for number in before:
+        signal.signal(number, _end)
+    return before
+
+
+def _end(*_: object) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        with suppress(OSError):
+            os.write(2, b"cmpe-se: stopped\n")
+    os._exit(_INTERRUPTED)
+
+
+def _main(arguments: list[str]) -> int:
     first = arguments[0] if arguments else "--help"
     if first in COMMANDS:
         return _run(first, arguments[1:])
@@ -46,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif first.startswith("-"):
         return complain(f"unrecognized arguments: {first} (cmpe-se --help)", _USAGE)
     else:
+        from difflib import get_close_matches
+
         close = get_close_matches(first, COMMANDS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         return complain(f"there is no command '{first}'{hint} (cmpe-se --help)", _USAGE)
@@ -54,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def complain(message: str, status: int) -> int:
     """Print a message as one line on stderr; returns the status."""
-    print(f"cmpe-se: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # a terminal that was closed, or a closed file
+        print(f"cmpe-se: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
 
 
@@ -71,8 +112,10 @@ def _run(command: str, arguments: list[str]) -> int:
     return run([command, *arguments])
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> "argparse.ArgumentParser":
     """What the help is printed from; a command's own arguments are parsed by ``cmpe_se.cli``."""
+    import argparse  # here, since all that is imported at the top comes before Ctrl-C is handled
+
     parser = argparse.ArgumentParser(prog="cmpe-se", description=_DESCRIPTION)
     parser.add_argument("--version", action="store_true", help="show the version and exit")
     commands = parser.add_subparsers(

@@ -17,7 +17,7 @@ from cmpe_se.data import SmallImages
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.metrics import collect_logits, count_correct
-from cmpe_se.training.network import create_network
+from cmpe_se.training.network import count_gates, create_network
 from cmpe_se.training.seeding import seed_everything
 from cmpe_se.training.summary import UNTESTED, summarise, test_record
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
@@ -122,7 +122,8 @@ def train_cell(
         with torch.no_grad():
             after(network, cell)
     view = getattr(network, "view", None)
-    result = summarise(config, data, history, view=view, params=begun.params, macs=begun.macs)
+    sizes = {"params": begun.params, "macs": begun.macs, "gates": count_gates(network)}
+    result = summarise(config, data, history, view=view, **sizes)
     result |= {"processes": 1, "run": str(cell.run.path), **source}
     result["tf32"] = program.on_gpu and torch.backends.cudnn.allow_tf32
     cell.run.write_config(config)

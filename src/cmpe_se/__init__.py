@@ -7,7 +7,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cmpe_se import moved
+from cmpe_se import early, moved  # noqa: F401  # the first one before PyTorch is imported
 from cmpe_se.conversion import conversion_report, convert
 from cmpe_se.inspecting import forced_gates, inspect, inspect_gates
 from cmpe_se.layers.attention import CompetitiveSE

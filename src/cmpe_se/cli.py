@@ -2,9 +2,11 @@
 
 import argparse
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from importlib import import_module
 from typing import Any
@@ -12,10 +14,14 @@ from typing import Any
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
+from cmpe_se.data.large import lost_worker
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
-from cmpe_se.training.launching import failed_elsewhere, is_main_process, processes_left_out
+from cmpe_se.training.launching import LOST_PROCESS, lost_process, may_speak, processes_left_out
+from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.signals import raised
+from cmpe_se_command import complain
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 _IMAGES_OR_RUNS = str | Sequence[str]
@@ -37,26 +43,46 @@ def main(arguments: Sequence[str]) -> int:
         arguments = _as_parsed(function, arguments)
         parsed = _parser(command, arguments).parse_args(arguments)
         if command == "train" and (warning := processes_left_out()):
-            _complain(warning, 0)
-        function(**_values(function, parsed, arguments))
+            complain(warning, 0)
+        with raised():
+            function(**_values(function, parsed, arguments))
+            _flush()
         return 0
     except ArgumentError as error:
-        return _complain(f"{error.message or error} (cmpe-se {command} --help)", _USAGE)
+        return _say(f"{error.message or error} (cmpe-se {command} --help)", _USAGE)
     except Interrupted as interruption:
-        return _complain(str(interruption), _INTERRUPTED) if is_main_process() else _INTERRUPTED
+        return _say(str(interruption), _INTERRUPTED)
     except KeyboardInterrupt:
-        return _complain("stopped", _INTERRUPTED)
+        return _say("stopped", _INTERRUPTED)
     except UserError as error:
-        return _complain(f"error: {error}", _FAILED)
+        return _say(f"error: {error}", _FAILED)
     except BrokenPipeError:  # `cmpe-se models | head`
         sys.stderr.close()
         return 0
-    except RuntimeError as error:
-        if failed_elsewhere(error):
+    except OSError as error:  # a full disk, or no permission, in a place without a message of its own
+        return _say(f"error: {error}", _FAILED)
+    except Exception as error:
+        if reason := lost_worker(error) or (LOST_PROCESS if lost_process(error) else None):
+            return _say(f"error: {reason}", _FAILED)
+        if not may_speak():  # the same fault, or what follows from another process's end
             return _FAILED
         raise
-    except OSError as error:  # a full disk, or no permission, in a place without a message of its own
-        return _complain(f"error: {error}", _FAILED)
+
+
+def _say(message: str, status: int) -> int:
+    """Print why a command ends, unless another process of the same run has said so; returns the status."""
+    return complain(message, status) if may_speak() else status
+
+
+def _flush() -> None:
+    """Write what is still in stdout's buffer, while there is a sentence for a disk that is full."""
+    try:
+        with os_errors_as("cannot write to the standard output"):
+            sys.stdout.flush()
+    except UserError:
+        with suppress(OSError, ValueError):  # else Python tries once more as it ends, and prints a trace
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _function(command: str) -> Callable:
@@ -186,8 +212,3 @@ def _as_parsed(function: Callable, arguments: Sequence[str]) -> list[str]:
                 argument += "=true"
         parsed.append(argument)
     return parsed
-
-
-def _complain(message: str, status: int) -> int:
-    print(f"cmpe-se: {' '.join(message.split())}", file=sys.stderr)
-    return status

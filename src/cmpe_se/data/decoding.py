@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cmpe_se.data.large import FileSource, joined
+from cmpe_se.data.large import FileSource, joined, started
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import read_image
 from cmpe_se.errors import UserError
+from cmpe_se.utils.signals import ignore_in_worker
 
 _CHUNK = 256
 _FORMAT = 2  # part of the cache's key: count it up when the same files come to decode to other pixels
@@ -56,9 +57,13 @@ def decode(
     chunks = _Chunks(joined(train, test), preprocessing, resize)
     # Chunks rather than images go through the loader: one small image is less work than handing it over.
     loader = DataLoader(
-        chunks, batch_size=None, num_workers=min(workers, len(chunks) // 4), generator=torch.Generator()
+        chunks,
+        batch_size=None,
+        num_workers=min(workers, len(chunks) // 4),
+        generator=torch.Generator(),
+        worker_init_fn=ignore_in_worker,
     )
-    for part, part_errors in _with_progress(loader, len(chunks), f"Decoding {name}"):
+    for part, part_errors in _with_progress(started(loader), len(chunks), f"Decoding {name}"):
         images.append(part)
         errors += part_errors
     if len(errors) > 1:

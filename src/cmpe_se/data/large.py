@@ -16,6 +16,7 @@ from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image, read_image
 from cmpe_se.data.seeds import derive_seed, seeded
 from cmpe_se.errors import UserError
+from cmpe_se.utils.signals import held, ignore_in_worker
 
 
 class Source(Protocol):
@@ -102,6 +103,7 @@ class LargeImages(ImageData):
             num_workers=min(self._workers, len(plan)),
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else it draws a seed from the global one, which belongs to the caller
+            worker_init_fn=ignore_in_worker,
         )
         return batches_on(device, loader)
 
@@ -131,9 +133,32 @@ def _part(source: Source, indices: Tensor) -> Source:
     return part
 
 
+def started(loader: DataLoader) -> Iterator:
+    """The batches of ``loader``, whose workers no signal reaches before they ignore it."""
+    with held():
+        return iter(loader)
+
+
+def lost_worker(error: BaseException | None) -> str | None:
+    """What to say where PyTorch found that a worker of a DataLoader has ended by itself; None of another error.
+
+    PyTorch raises it in the main thread wherever that is, not only where a batch is asked for.
+    """
+    said = []
+    while error is not None:
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            said.append(str(error))
+        error = error.__cause__ or error.__context__
+    if not said:
+        return None
+    signals = [text.split("signal: ")[1].split(".")[0] for text in said if "signal: " in text]
+    how = f"was ended by a signal ({signals[0]})" if signals else "has ended by itself"
+    return f"a process that decodes images {how}, perhaps for want of memory; give fewer --workers"
+
+
 def batches_on(device: torch.device, loader: DataLoader) -> Iterator[Batch]:
     """The batches of ``loader`` moved to ``device``."""
-    batches = iter(loader)
+    batches = started(loader)
     while True:
         try:
             images, labels = next(batches)

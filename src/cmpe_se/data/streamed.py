@@ -18,6 +18,7 @@ from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image
 from cmpe_se.data.seeds import derive_seed, generator, seeded
 from cmpe_se.errors import UserError
+from cmpe_se.utils.signals import ignore_in_worker
 
 
 class StreamedImages(ImageData):
@@ -141,6 +142,7 @@ class StreamedImages(ImageData):
             num_workers=workers,
             pin_memory=device.type == "cuda",
             generator=random or torch.Generator(),
+            worker_init_fn=ignore_in_worker,
         )
 
     def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:

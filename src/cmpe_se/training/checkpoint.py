@@ -7,6 +7,7 @@ rest, with a mark where each tensor was, becomes JSON in that file's header.
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,12 @@ class Checkpoints:
             os.replace(temporary, self.newest)
             self._torn = False
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(
                 f"cannot write checkpoint {self.newest}: {error}; the last good one is kept, make room and resume"
             ) from None
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)  # also where Ctrl-C came in between
 
     def load(self, *, tensors: bool = True) -> tuple[dict[str, Any], Path] | None:
         """The newest checkpoint that can be read, and its path; None where no checkpoint was written yet.

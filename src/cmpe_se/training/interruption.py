@@ -1,14 +1,13 @@
-"""Ctrl-C and SIGTERM, as something that a loop asks for between two steps."""
+"""Ctrl-C, SIGTERM and a closed terminal, as something that a loop asks for between two steps."""
 
-import signal
-import threading
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import torch
 from accelerate import Accelerator
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from cmpe_se.utils.signals import Repeats, handled
 
 
 class Interrupted(Exception):
@@ -29,19 +28,18 @@ class TrainingInterrupted(Interrupted):
 
 
 class Interruption:
-    """While active, the first Ctrl-C (or SIGTERM) is only noted; the second one ends the process at once."""
+    """While active, a stop signal is only noted; a second Ctrl-C, later than a second, raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.requested = False
-        self._handlers: dict[int, Any] = {}
+        self._repeats, self._handlers = Repeats(), ExitStack()
 
     def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
-            self._handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._handlers.enter_context(handled(self._note))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        self._handlers.close()
 
     def agreed(self, accelerator: Accelerator, *, now: bool) -> bool:
         """Whether to stop. Several processes stop at the same step: they ask each other, but only if ``now``."""
@@ -52,11 +50,7 @@ class Interruption:
         wishes = torch.tensor(float(self.requested), device=accelerator.device)
         return accelerator.reduce(wishes).item() > 0
 
-    def _note(self, *_: object) -> None:
+    def _note(self, number: int, _: FrameType | None) -> None:
         self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        if self._repeats.insists(number):
+            raise KeyboardInterrupt

@@ -1,8 +1,12 @@
 """A run of several processes, which ``torchrun`` or ``accelerate launch`` has started."""
 
 import os
+from datetime import timedelta
 
 import torch
+import torch.distributed
+
+_PATIENCE = timedelta(seconds=5)
 
 
 def processes_left_out() -> str | None:
@@ -25,9 +29,41 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def failed_elsewhere(error: RuntimeError) -> bool:
-    """Whether this is only the echo, in another process, of the main one's failure."""
-    return not is_main_process() and "onnection closed by peer" in str(error)
+LOST_PROCESS = "another process of this run has ended without a word, perhaps for want of memory"
+"""What to say after :func:`lost_process`, if nobody has said better."""
+
+
+def may_speak() -> bool:
+    """Whether this process is the one to say why the run has ended: of several, the first that asks.
+
+    They ask the store at which they met. Where it is gone, its process has ended, and has spoken.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    try:
+        store = _store()
+        if store is None:
+            return is_main_process()
+        return store.add(f"cmpe_se/ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except (RuntimeError, ValueError):  # of the store: PyTorch's DistError is a RuntimeError
+        return False
+
+
+def lost_process(error: Exception) -> bool:
+    """Whether this is what a process sees of another one's end, through the connection between them."""
+    if not torch.distributed.is_available() or os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    words = ("gloo", "onnection closed by peer", "onnection reset by peer", "roken pipe")
+    return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in words)
+
+
+def _store() -> torch.distributed.Store | None:
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun has one, from before the processes met
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return torch.distributed.TCPStore(address, port, is_master=False, timeout=_PATIENCE, wait_for_workers=False)
+    if torch.distributed.is_initialized():
+        return torch.distributed.distributed_c10d._get_default_store()
+    return None
 
 
 def _under_mpi() -> bool:

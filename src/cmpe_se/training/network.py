@@ -1,11 +1,13 @@
 """The network of a run's settings."""
 
+from collections import Counter
 from typing import Any, Protocol
 
 import timm
 from torch import nn
 
 from cmpe_se.errors import UserError
+from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.gate_settings import has_gates
 from cmpe_se.training.pretrained import weights_source
@@ -60,3 +62,8 @@ def create_network(config: TrainingConfig, data: ImageShape) -> tuple[nn.Module,
             raise
         reason = in_one_line(error)  # timm, torch and the hub raise many kinds
         raise UserError(f"{config.model} cannot start from {config.pretrained}: {reason}") from None
+
+
+def count_gates(network: nn.Module) -> dict[str, int]:
+    """The gates that are in a network, whatever its settings say: view to their number, empty if there are none."""
+    return dict(sorted(Counter(gate.view for gate in network.modules() if isinstance(gate, CompetitiveSE)).items()))

@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cmpe_se.errors import UserError
 from cmpe_se.training.summary import EpochRecord
+from cmpe_se.utils.terminal import steady_stderr
 
 
 class TrainingProgress:
@@ -20,7 +21,7 @@ class TrainingProgress:
 
     def __init__(self, epochs: int, steps: int, *, enabled: bool = True):
         self.epochs, self.enabled = epochs, enabled
-        self.console = Console(stderr=True, quiet=not enabled)
+        self.console = Console(file=steady_stderr(), quiet=not enabled)
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),

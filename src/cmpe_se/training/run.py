@@ -11,12 +11,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from cmpe_se.data import load_data, validation_split
+from cmpe_se.data.large import lost_worker
 from cmpe_se.errors import UserError
 from cmpe_se.layers.precision import emulation_warning
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig
 from cmpe_se.training.data_settings import with_whole_paths, without_foreign_augmentation
 from cmpe_se.training.gate_settings import with_pretrained_gates, without_foreign_gates
 from cmpe_se.training.interruption import Interruption
+from cmpe_se.training.launching import LOST_PROCESS, lost_process
 from cmpe_se.training.network import create_network
 from cmpe_se.training.run_data import image_options
 from cmpe_se.training.run_folder import RunFolder
@@ -53,6 +55,7 @@ def train(
             finite.
         TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
+    before: TrainingConfig | None = None
     if resume is not None:
         if output is not None:
             raise UserError(f"a resumed run stays in its folder {resume}; leave --output {output} out")
@@ -68,6 +71,7 @@ def train(
             if config != before:
                 raise UserError(f"{resume} has finished its {before.epochs} epochs; continue it with a larger --epochs")
             return run.read_result()
+        run.check_continues()
         images = image_options(config, run, before)
     else:
         run, config = None, TrainingConfig.from_recipe(recipe, **settings)
@@ -106,9 +110,27 @@ def train(
             trainer = Trainer(config, data, validation, model, model_args, run, accelerator, interruption)
             # Only now: locking makes the run's folder, which wrong settings shall not leave.
             with run.locked() if accelerator.is_main_process else nullcontext():
+                if accelerator.is_main_process:
+                    _check_again(run, before)
                 return trainer.fit()
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None
+    except RuntimeError as error:
+        reason = lost_worker(error) or (LOST_PROCESS if lost_process(error) else None)
+        if reason is None:
+            raise
+        advice = (
+            f"resume with: cmpe-se train --resume {run.path}" if run.checkpoints.exist() else "nothing is saved yet"
+        )
+        raise UserError(f"{reason}; {advice}") from None
+
+
+def _check_again(run: RunFolder, before: TrainingConfig | None) -> None:
+    """Refuse a folder that another command has changed since this one has looked at it; no other can any more."""
+    if before is None:
+        RunFolder.new(run.path)
+    elif run.read_config() != before:
+        raise UserError(f"{run.path} has got other settings meanwhile, by another command; give this one again")
 
 
 def _waits_longer(config: TrainingConfig, before: TrainingConfig) -> bool:

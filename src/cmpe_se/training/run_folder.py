@@ -51,6 +51,11 @@ class RunFolder:
             raise UserError(f"{path} holds a run already; resume it with --resume {path}, or name another --output")
         if run.checkpoints.exist():  # training would resume from them, with other settings than theirs
             raise UserError(f"{path} holds {_ORPHANED} name another --output")
+        traces = (run.metrics, run.result, run.model, run.curves, run.corruptions, run.logs)
+        if left := [trace.name for trace in traces if trace.exists()]:  # they would be taken for the new run's
+            raise UserError(
+                f"{path} holds what is left of another run ({', '.join(left)}); delete that, or name another --output"
+            )
         return run
 
     @classmethod
@@ -62,6 +67,18 @@ class RunFolder:
         if not run.config.is_file():
             raise UserError(f"{path} is no run folder: it has no config.yaml; `cmpe-se train` makes one under runs/")
         return run
+
+    def check_continues(self) -> None:
+        """Refuse to resume a run that has finished epochs and has no checkpoint: it would begin at the first again.
+
+        Raises:
+            UserError: such a run.
+        """
+        if not self.checkpoints.exist() and (self.metrics.exists() or self.result.exists()):
+            raise UserError(
+                f"{self.path} has finished epochs but no checkpoint in state/ to continue from; put state/ back, or "
+                f"train again with another --output (--pretrained {self.path} starts from its network)"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -192,6 +209,5 @@ def write_text(path: Path, text: str) -> None:
         try:
             temporary.write_text(text)
             os.replace(temporary, path)
-        except OSError:
+        finally:
             temporary.unlink(missing_ok=True)
-            raise

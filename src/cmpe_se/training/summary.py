@@ -50,6 +50,7 @@ class EpochRecord(TrainingMetrics):
 class RunMetrics(EvaluationMetrics):
     """What :func:`summarise` says of a run; ``view`` is None for a network without gates.
 
+    ``gates`` are those of the network as it was trained, view to number, where ``view`` is of the settings.
     With a validation split ``best_epoch`` is the one that the run keeps, of ``trained_epochs``.
     """
 
@@ -60,6 +61,7 @@ class RunMetrics(EvaluationMetrics):
     epochs: int
     params: int
     macs: int
+    gates: dict[str, int]
     train_images: int
     test_images: int
     train_seconds: float
@@ -120,6 +122,7 @@ def summarise(
     view: str | None,
     params: int,
     macs: int,
+    gates: dict[str, int],
     best_epoch: int | None = None,
 ) -> RunMetrics:
     """The metrics of a finished run, without those on what made it.
@@ -131,6 +134,7 @@ def summarise(
         view: the network's own, where the configuration names none.
         params: trainable parameters.
         macs: multiply-adds of one image.
+        gates: in the network, view to number.
         best_epoch: the epoch that the run keeps, counted from 1, where a validation split chose it; else the last.
     """
     kept = history[best_epoch - 1 if best_epoch else -1]
@@ -144,6 +148,7 @@ def summarise(
         "epochs": config.epochs,
         "params": params,
         "macs": macs,
+        "gates": gates,
         "test_top1": tested["test_top1"],
         "test_top5": tested["test_top5"],
         "test_loss": tested["test_loss"],

@@ -26,6 +26,7 @@ from cmpe_se.training.interruption import Interruption, TrainingInterrupted
 from cmpe_se.training.loss import balanced_class_weights, cross_entropy
 from cmpe_se.training.metrics import collect_logits, count_correct
 from cmpe_se.training.model_choice import BestEpoch
+from cmpe_se.training.network import count_gates
 from cmpe_se.training.optimisation import create_mixup, create_optimizer, learning_rate
 from cmpe_se.training.progress import TensorBoardLogs, TrainingProgress
 from cmpe_se.training.provenance import provenance
@@ -353,6 +354,7 @@ class Trainer:
             view=getattr(self.network, "view", None),
             params=self.params,
             macs=self.macs,
+            gates=count_gates(self.network),
             best_epoch=self.best.epoch if self.best else None,
         )
         result: RunResult = {

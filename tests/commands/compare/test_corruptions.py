@@ -33,7 +33,7 @@ def grid(tmp_path):
     """Finished runs of three networks and three seeds, with corruption accuracies and without weights."""
     grid = Grid(tmp_path, parse_entries(MODELS, []), range(3), TrainingConfig(device="cpu"), {})
     for cell in grid.cells:
-        cell.run.path.mkdir(parents=True)
+        cell.run.write_config(grid.config_of(cell))
         cell.run.write_result(RESULT | {"test_top1": 90.0 + cell.seed})
         cell.run.write_metrics([{"epoch": 1, "train_loss": 1.0, "test_top1": 90.0}])
         mean = CORRUPTED[cell.entry.label][cell.seed]

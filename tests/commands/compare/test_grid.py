@@ -11,7 +11,9 @@ import torch
 
 from cmpe_se.cli import _as_parsed, _parser
 from cmpe_se.commands.compare.compare import compare
-from cmpe_se.commands.compare.grid import Entry, Grid, parse_entries
+from cmpe_se.commands.compare.grid import VARIED, Entry, Grid, parse_entries
+from cmpe_se.commands.compare.networks import check_networks
+from cmpe_se.commands.compare.outcomes import collect
 from cmpe_se.commands.compare.presets import COLUMNS, PRESETS, preset_grids
 from cmpe_se.commands.compare.running import _job
 from cmpe_se.commands.train import train
@@ -154,12 +156,69 @@ def test_each_run_is_told_all_that_it_varies(names, recipe, settings, tmp_path):
     told = [_job(compared, cell) for cell in compared.cells]
     assert all(isinstance(value, str | int | float | None) for job in told for _, value in job.settings)
     for cell, job in zip(compared.cells, told, strict=True):
+        assert set(VARIED) <= dict(job.settings).keys()
         arguments = _as_parsed(train, job.command[4:])  # behind python -m cmpe_se train
         parsed = _parser("train", arguments).parse_args(arguments)
         config = TrainingConfig.from_recipe(
             parsed["recipe"], **{name: value for name, value in vars(parsed).items() if name in FIELDS}
         )
         assert config == compared.config_of(cell)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("preact_resnet20:se", "se_preact_resnet20"),
+        ("cmpe_se_preact_resnet20", "preact_resnet20:folded_3x3"),
+        ("preact_resnet20:se", "preact_resnet20:se:start=half"),
+        ("resnet18:folded_3x3", "cmpe_se_resnet18"),
+        ("resnet18:se:start=one", "cmpe_se_resnet18:se"),
+    ],
+)
+def test_one_network_by_two_names_is_refused(names, tmp_path):
+    first, other = names
+    with pytest.raises(UserError, match=f"{first} and {other} are the same network; name it once"):
+        compare(models=f"preact_resnet20,{first},{other}", output=tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_that_differ_in_one_setting_are_not_one():
+    variants = ["", ":se", ":se:start=one", ":se:mask=0.1", ":se:reduction=4", ":double_fc", ":folded_3x3", ":static"]
+    configs = {
+        name: TrainingConfig().changed(**entry.settings)
+        for name, entry in zip(variants, parse_entries([f"preact_resnet20{one}" for one in variants], []), strict=True)
+    }
+    check_networks(configs, load_data("digits"))
+
+
+def test_a_network_with_other_gates_than_asked_for_is_no_result(tmp_path):
+    """As of a run whose settings are right and whose network is not: seen in the gates that were trained."""
+    compared = grid(tmp_path, ("preact_resnet20", "preact_resnet20:se"))
+    plain, se = compared.cells[:2]
+    tested = {"test_top1": 50.0, "params": 1, "macs": 1, "train_seconds": 1.0}
+    for cell, gates in ((plain, {}), (se, {"se": 9})):
+        cell.run.write_config(compared.config_of(cell))
+        cell.run.write_metrics([])
+        cell.run.write_result(tested | {"gates": gates})
+    compared.check_runs()
+    assert [outcome.label for outcome in collect(compared, {})] == ["preact_resnet20", "preact_resnet20:se"]
+
+    plain.run.write_result(tested | {"gates": {"folded_3x3": 9}})
+    se.run.write_result(tested | {"gates": {"se": 8}})
+    assert collect(compared, {}) == []
+    assert not any(map(compared.is_finished, compared.cells))
+    with pytest.raises(UserError, match="seed0 has 9 gates of view folded_3x3, and preact_resnet20 has no gates; give"):
+        compared.check_runs()
+    assert compared.mismatch(se).endswith("has 8 gates of view se, and preact_resnet20:se has 9 gates of view se")
+
+
+def test_a_result_without_settings_is_refused(tmp_path):
+    compared = grid(tmp_path)
+    run = compared.cells[0].run
+    run.path.mkdir(parents=True)
+    run.write_result({"test_top1": 50.0})
+    with pytest.raises(UserError, match=r"has a result but no config\.yaml"):
+        compared.check_runs()
 
 
 def test_only_what_is_compared_differs_between_cells(tmp_path):

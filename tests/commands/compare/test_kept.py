@@ -2,6 +2,8 @@
 
 import csv
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +13,10 @@ from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.gate_settings import without_recipe_gates
-from cmpe_se.training.network import create_network
+from cmpe_se.training.network import count_gates, create_network
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.utils.cost import count_parameters
 
 SETTINGS = {"recipe": "digits", "epochs": 1, "device": "cpu"}
 MODELS = {"preact_resnet20": [90.0, 91.0], "cmpe_se_preact_resnet20": [91.5, 92.0]}
@@ -77,3 +80,17 @@ def test_weights_are_used_where_they_are_left(kept, monkeypatch):
     torch.testing.assert_close(loaded, trained.eval()(images), rtol=1e-3, atol=1e-4)
     assert drawn.shape == loaded.shape
     assert json.loads((kept / "latency.json").read_text())["networks"] == list(MODELS)
+
+
+PUBLISHED = sorted((Path(__file__).parents[3] / "results" / "experiments").glob("*/cells/*/*/config.yaml"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=[path.parent.name for path in PUBLISHED])
+def test_a_published_run_is_of_the_network_that_its_folder_names(path):
+    run = RunFolder(path.parent)
+    config, result = run.read_config(), run.read_result()
+    model, *view = path.parent.name.rpartition("-seed")[0].split("-")
+    assert (config.model, config.view, config.convert) == (model, view[0] if view else None, None)
+    network, _ = create_network(config, SimpleNamespace(classes=range(100), in_chans=3))
+    assert count_parameters(network) == result["params"]
+    assert count_gates(network) == ({view[0]: 27 if model == "preact_resnet56" else 18} if view else {})

@@ -8,8 +8,9 @@ from rich.console import Console
 from cmpe_se.commands.compare.corruptions import CorruptionOutcomes, measure_corruptions
 from cmpe_se.commands.compare.differences import USUAL, Question, ask
 from cmpe_se.commands.compare.estimate import estimate, table_of_costs
-from cmpe_se.commands.compare.grid import Cell, Grid, parse_entries
+from cmpe_se.commands.compare.grid import VARIED, Cell, Grid, parse_entries
 from cmpe_se.commands.compare.latency import measure_latencies
+from cmpe_se.commands.compare.networks import check_networks
 from cmpe_se.commands.compare.outcomes import Latency, collect
 from cmpe_se.commands.compare.places import Machine, Place, RayCluster
 from cmpe_se.commands.compare.power import POWER, seeds_needed
@@ -21,13 +22,10 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, recipe_names
 from cmpe_se.training.data_settings import with_whole_paths, without_foreign_augmentation
 from cmpe_se.training.gate_settings import without_recipe_gates
-from cmpe_se.training.network import create_network
 from cmpe_se.training.run_folder import write_text
 from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.terminal import steady_stderr
 from cmpe_se.utils.text import split_names
-
-VARIED = ("model", "view", "convert", "seed")
-"""Fields of a configuration that a comparison sets by itself."""
 
 
 def compare(
@@ -97,7 +95,7 @@ def compare(
         UserError: settings that cannot be used, runs in the folder that were made with others, or runs that failed.
         ComparisonInterrupted: Ctrl-C or SIGTERM; current runs have saved checkpoints.
     """
-    console = Console(stderr=True)
+    console = Console(file=steady_stderr())
     planned = {name: value for name, value in (("effect", effect), ("sd", sd), ("power", power)) if value is not None}
     if plan:
         others = {"models": models, "views": views, "preset": preset, "jobs": jobs, "ray": ray, "primary": primary}
@@ -152,6 +150,9 @@ def compare(
                 measure_corruptions(grid, shares[grid.folder], console)
             rows += _report(grid, question, console, corruptions=corruptions)
             finish_or_complain(failures)
+    except BaseException:
+        place.stop()  # or closing waits for the end of what is being trained
+        raise
     finally:
         place.close()
     return rows
@@ -183,8 +184,7 @@ def _own_grid(
     config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
     grid = Grid(Path(output or f"runs/compare-{config.data.replace('/', '_')}"), entries, seeds, config, {})
     grid.check_entries()
-    for entry in entries:  # a network that cannot be made is found before the first run
-        create_network(config.changed(**entry.settings, pretrained=None), data)
+    check_networks({entry.label: config.changed(**entry.settings) for entry in entries}, data)
     return grid
 
 
@@ -229,7 +229,7 @@ def _place(grids: list[Grid], shares: dict[Path, list[Cell]], jobs: int | None, 
 
 def _report(grid: Grid, question: Question, console: Console, *, corruptions: bool) -> list[dict[str, Any]]:
     """Write and print what is known; forward passes are timed once all runs have finished."""
-    open_cells = [cell for cell in grid.cells if not cell.run.result.exists()]
+    open_cells = [cell for cell in grid.cells if not grid.is_finished(cell)]
     if len(open_cells) == len(grid.cells):
         return []
     latencies: dict[str, Latency] = {}

@@ -47,7 +47,7 @@ def measure_corruptions(grid: Grid, cells: Sequence[Cell], console: Console) -> 
         UserError: streamed data, or a network or folder that cannot be used.
     """
     config = grid.config
-    waiting = [cell for cell in cells if cell.run.result.exists() and _read(grid, cell) is None and _has_weights(cell)]
+    waiting = [cell for cell in cells if grid.is_finished(cell) and _read(grid, cell) is None and _has_weights(cell)]
     if not waiting:
         return
     device = choose_device(config.device)
@@ -88,7 +88,7 @@ class CorruptionOutcomes:
         self.missing: list[Cell] = []
         """Finished runs without a corruption accuracy: neither weights nor a file of it are there."""
         for cell in grid.cells:
-            if not cell.run.result.exists():
+            if not grid.is_finished(cell):
                 continue
             metrics = _read(grid, cell)
             if metrics is None:

@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from cmpe_se.commands.compare.networks import gates_of
 from cmpe_se.errors import UserError
 from cmpe_se.layers.views import TABLE
 from cmpe_se.networks.registry import is_ours, view_of
 from cmpe_se.training.config import GATE_FIELDS, TrainingConfig
 from cmpe_se.training.gate_settings import with_pretrained_gates
 from cmpe_se.training.run_folder import RunFolder
+
+VARIED = ("model", "view", "convert", "seed")
+"""Fields of a configuration that a comparison sets by itself."""
 
 _COMPETITIVE = "cmpe_se_"
 _WITHOUT_GATES = {field.name: field.default for field in fields(TrainingConfig) if field.name in GATE_FIELDS}
@@ -108,13 +112,13 @@ class Grid:
         return with_pretrained_gates(config, dict(cell.entry.options)) if config.pretrained else config
 
     def settings_of(self, cell: Cell) -> dict[str, Any]:
-        """What a run is told beside the recipe: its network, its seed, and every other field that it has of its own.
+        """What a run is told beside the recipe: all that a comparison varies, and every other field of its own.
 
-        Also those that it takes back: a network without gates in a recipe that converts is told ``convert: None``.
+        A field is told even where it is None: a recipe that converts would else convert the plain network too.
         """
         shared = asdict(self.config)
         own = asdict(self.config_of(cell))
-        return {name: own[name] for name in own if name in ("model", "seed") or own[name] != shared[name]}
+        return {name: own[name] for name in own if name in VARIED or own[name] != shared[name]}
 
     def check_runs(self) -> None:
         """Refuse runs in the folder that were made with other settings: they would not be a matched comparison."""
@@ -123,9 +127,13 @@ class Grid:
                 raise UserError(f"{mismatch}; give the same settings, or name another --output")
 
     def mismatch(self, cell: Cell) -> str | None:
-        """The first setting in which a run differs from what this comparison asks for; None if there is none."""
+        """The first thing in which a run differs from what this comparison asks for; None if there is none.
+
+        Its settings and, once it has finished, the gates of the network that was trained.
+        """
         if not cell.run.config.is_file():
-            return None
+            left = f"{cell.run.path} has a result but no config.yaml, so nothing tells what it was trained with"
+            return left if cell.run.result.exists() else None
         found, wanted = cell.run.read_config(), self.config_of(cell)
         for name in (field.name for field in fields(wanted)):
             if getattr(found, name) != getattr(wanted, name):
@@ -133,7 +141,15 @@ class Grid:
                     f"{cell.run.path} was made with {name} {getattr(found, name)}, and this comparison has "
                     f"{getattr(wanted, name)}"
                 )
+        made = cell.run.read_result().get("gates") if cell.run.result.exists() else None  # earlier runs do not say
+        asked = gates_of(wanted.model, wanted.view, wanted.convert) if made is not None else None
+        if made != asked:
+            return f"the network in {cell.run.path} has {_words(made)}, and {cell.entry.label} has {_words(asked)}"
         return None
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether a run has a result, and one of what this comparison asks for."""
+        return cell.run.result.exists() and self.mismatch(cell) is None
 
     def check_entries(self) -> None:
         """Refuse two entries that are one network, and settings that no network can have."""
@@ -202,6 +218,10 @@ def _parse_entry(text: str) -> Entry:
             raise UserError(f"{text}: {name} is given twice")
         options.append((name, value))
     return Entry(model, view or None, tuple(options))
+
+
+def _words(gates: dict[str, int] | None) -> str:
+    return ", ".join(f"{number} gates of view {view}" for view, number in (gates or {}).items()) or "no gates"
 
 
 def _value(text: str) -> Any:

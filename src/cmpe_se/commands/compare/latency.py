@@ -64,8 +64,7 @@ def measure_latencies(grid: Grid, console: Console) -> dict[str, Latency]:
 
 def _runs(grid: Grid, entry: Entry) -> list[RunFolder]:
     """The finished ones."""
-    runs = [grid.cell(entry, seed).run for seed in grid.seeds]
-    return [run for run in runs if run.result.exists()]
+    return [cell.run for cell in grid.cells if cell.entry == entry and grid.is_finished(cell)]
 
 
 def _network(grid: Grid, entry: Entry) -> tuple[nn.Module, tuple[int, ...]]:

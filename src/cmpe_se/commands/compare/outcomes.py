@@ -36,8 +36,8 @@ def collect(grid: Grid, latencies: dict[str, Latency]) -> list[Outcome]:
     """The outcomes of the networks that have at least one finished run, in the grid's order."""
     outcomes = []
     for entry in grid.entries:
-        runs = {seed: grid.cell(entry, seed).run for seed in grid.seeds}
-        results = {seed: run.read_result() for seed, run in runs.items() if run.result.exists()}
+        runs = {cell.seed: cell.run for cell in grid.cells if cell.entry == entry and grid.is_finished(cell)}
+        results = {seed: run.read_result() for seed, run in runs.items()}
         if not results:
             continue
         any_result = next(iter(results.values()))

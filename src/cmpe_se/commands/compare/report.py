@@ -40,7 +40,7 @@ def write_report(
     sections = [corruptions.to_markdown()] if corruptions else []
     data = Path(config.data_dir).name if config.data == "folder" and config.data_dir else config.data
     title = f"{len(outcomes)} networks on {data}, {config.epochs} epochs"
-    results = [(cell, cell.run.read_result()) for cell in grid.cells if cell.run.result.exists()]
+    results = [(cell, cell.run.read_result()) for cell in grid.cells if grid.is_finished(cell)]
     notes = _notes(grid, [result for _, result in results], missing)
     with os_errors_as(f"cannot write to {folder}"):
         write_table(folder / "compare.csv", rows)

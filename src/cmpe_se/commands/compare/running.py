@@ -41,8 +41,8 @@ def run_cells(grid: Grid, cells: Sequence[Cell], place: Place, console: Console)
         highlight=False,
     )
     board = _Board(grid, failures)
-    futures = {place.submit(_job(grid, cell)): cell for cell in waiting}
     with Interruption() as interruption, Live(console=console, transient=True, auto_refresh=False) as live:
+        futures = {place.submit(_job(grid, cell)): cell for cell in waiting}
         stopping = False
         while futures:
             if interruption.requested and not stopping:
@@ -91,8 +91,9 @@ class _Board:
         table.add_column("mean", justify="right")
         for entry in self.grid.entries:
             cells = [self.grid.cell(entry, seed) for seed in self.grid.seeds]
-            finished = [cell.run.read_result()["test_top1"] for cell in cells if cell.run.result.exists()]
-            mean = f"{fmean(finished):.2f}" if finished else ""
+            finished = [cell for cell in cells if cell.run.result.exists() and cell not in self.failures]
+            accuracies = [cell.run.read_result()["test_top1"] for cell in finished]
+            mean = f"{fmean(accuracies):.2f}" if finished else ""
             table.add_row(entry.label, *(self.state(cell) for cell in cells), mean)
         return table
 
@@ -102,10 +103,10 @@ class _Board:
 
     def state(self, cell: Cell) -> str:
         """Accuracy of a finished run, epochs of one under way."""
-        if cell.run.result.exists():
-            return f"{cell.run.read_result()['test_top1']:.2f}"
         if cell in self.failures:
             return self.failures[cell] if self.failures[cell] in (STOPPED, ELSEWHERE) else "failed"
+        if cell.run.result.exists():
+            return f"{cell.run.read_result()['test_top1']:.2f}"
         if not cell.run.config.exists():
             return "-"
         try:
