@@ -16,6 +16,8 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
 from cmpe_se.training.launching import failed_elsewhere, is_main_process, processes_left_out
+from cmpe_se.utils.escaping import visible
+from cmpe_se.utils.terminal import print_plainly
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 _IMAGES_OR_RUNS = str | Sequence[str]
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: of the command line; the first is a command's name.
     """
     command, *arguments = arguments
+    print_plainly()
     try:
         function = _function(command)
         arguments = _as_parsed(function, arguments)
@@ -189,5 +192,5 @@ def _as_parsed(function: Callable, arguments: Sequence[str]) -> list[str]:
 
 
 def _complain(message: str, status: int) -> int:
-    print(f"cmpe-se: {' '.join(message.split())}", file=sys.stderr)
+    print(f"cmpe-se: {visible(' '.join(message.split()))}", file=sys.stderr)
     return status

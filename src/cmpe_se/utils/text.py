@@ -16,6 +16,17 @@ def gate_words(settings: dict[str, Any]) -> str:
     return "".join(f", {name}" if value is True else f", {name} {value}" for name, value in settings.items())
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one: ``counted(1, "epoch")`` is "1 epoch"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def shortened(name: str, most: int = 36) -> str:
+    """A name that fits on a plot: its beginning and its end, where names tend to differ."""
+    end = (most - 1) // 2
+    return name if len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"
+
+
 def split_names(names: str) -> list[str]:
     """Names with commas between, as a flag takes several."""
     return [name.strip() for name in names.split(",") if name.strip()]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -37,6 +36,7 @@ from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.packages import require
 from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.terminal import Terminal
 
 _MOST_IMAGES = 12  # that a page shows
 _RIGHT, _WRONG = 2, 2  # test images that are shown by themselves
@@ -87,7 +87,7 @@ def report(
     target = Path(output).expanduser() if output else folder.path / "report"
     _make(target)
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with console.status("loading test images"):
         data = load_run_data(folder)
     model.to(choose_device(config.device))
@@ -244,7 +244,7 @@ def _mistakes(data: ImageData, tested: Gathered) -> Section:
 
 
 def _print(page: Path, seen: dict[str, str]) -> None:
-    console = Console()
+    console = Terminal()
     for sentence in seen.values():
         console.print(f"- {sentence}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{page}", highlight=False, markup=False, soft_wrap=True)
