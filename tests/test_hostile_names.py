@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 import unicodedata
 from html.parser import HTMLParser
@@ -210,16 +209,16 @@ def test_compare(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_terminals_of_another_encoding(trained, data, encoding):
-    script = (
-        "import sys; from cmpe_se_command import main;"
-        "print('[x] \\u732b', file=sys.stderr); sys.exit(main(['predict', sys.argv[1], sys.argv[2]]))"
-    )
-    env = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "300"}
-    done = subprocess.run([sys.executable, "-c", script, trained[0], data / "猫"], env=env, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert b"Traceback" not in done.stderr
-    assert b"\\u732b" in done.stdout
+def test_terminals_of_another_encoding(trained, data, encoding, monkeypatch):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))  # as PYTHONIOENCODING makes them
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main(["predict", str(trained[0]), str(data / "猫")]) == 0
+    assert main(["predict", str(trained[0]), "猫"]) == 1
+    for stream in (out, err):
+        stream.flush()
+    assert b"\\u732b" in out.buffer.getvalue()
+    assert b"no image at \\u732b" in err.buffer.getvalue()
 
 
 def test_every_figure_is_written_by_one_function():

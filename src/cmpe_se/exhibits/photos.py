@@ -205,10 +205,10 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Exhibit:
     accuracy = counts.diagonal() / counts.sum(1).clamp(min=1)
     seen = torch.where(counts.sum(1) > 0, accuracy, torch.nan)
     best, worst = (int(torch.nan_to_num(seen, nan=fill).mul(sign).argmax()) for fill, sign in ((-1, 1), (2, -1)))
-    title = (
-        f"Hardest class: '{classes[worst]}' ({100 * accuracy[worst].item():.1f} % correct); easiest: '{classes[best]}' "
-        f"({100 * accuracy[best].item():.1f} %)"
-    )
+    low, high = (f"{100 * accuracy[place].item():.1f} %" for place in (worst, best))
+    title = f"Hardest class: '{classes[worst]}' ({low} correct); easiest: '{classes[best]}' ({high})"
+    if low == high:
+        title = f"All classes are as hard: {low} correct"
     return Exhibit(
         "confusion",
         title,

@@ -1,5 +1,6 @@
 """Text that people read and type: durations, settings of gates, lists of names."""
 
+from pathlib import Path
 from typing import Any
 
 
@@ -19,6 +20,16 @@ def gate_words(settings: dict[str, Any]) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun, in the plural where it is not one: ``counted(1, "epoch")`` is "1 epoch"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def data_name(data: str, data_dir: str | None) -> str:
+    """What people call a data set: the name of its folder, where the setting ``data`` names no more than its layout."""
+    kind, _, rest = data.partition("/")
+    if rest.startswith(("/", ".", "~")):  # hfds or wds with a path
+        return Path(rest).expanduser().absolute().name or data
+    if kind in ("folder", "imagenet", "wds") and data_dir:
+        return Path(data_dir).expanduser().absolute().name or data
+    return data
 
 
 def shortened(name: str, most: int = 36) -> str:

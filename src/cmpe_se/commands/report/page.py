@@ -30,6 +30,7 @@ class Section:
         text: before its plots.
         exhibits: its plots.
         table: behind them, or None.
+        finding: what there is to see without a plot, for the list at the top.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Section:
     text: str = ""
     exhibits: Sequence[Exhibit] = field(default_factory=tuple)
     table: Table | None = None
+    finding: str = ""
 
 
 def write_page(path: Path, title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> None:
