@@ -94,8 +94,13 @@ def _main(arguments: list[str]) -> int:
 
 def complain(message: str, status: int) -> int:
     """Print a message as one line on stderr; returns the status."""
+    line = f"cmpe-se: {' '.join(message.split())}"
+    if not (line.isascii() and line.isprintable()):
+        from cmpe_se.utils.escaping import for_terminal
+
+        line = for_terminal(line, sys.stderr.encoding)
     with suppress(OSError, ValueError):  # a terminal that was closed, or a closed file
-        print(f"cmpe-se: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
     return status
 
 

@@ -21,6 +21,7 @@ from cmpe_se.training.interruption import Interrupted
 from cmpe_se.training.launching import LOST_PROCESS, lost_process, may_speak, processes_left_out
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.signals import raised
+from cmpe_se.utils.terminal import print_plainly
 from cmpe_se_command import complain
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: of the command line; the first is a command's name.
     """
     command, *arguments = arguments
+    print_plainly()
     try:
         function = _function(command)
         arguments = _as_parsed(function, arguments)

@@ -4,6 +4,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 
 from cmpe_se.commands.evaluate import evaluate
 from cmpe_se.commands.report.facts import facts_of
@@ -19,6 +20,12 @@ SETTINGS = ("--validation=0.25", "--epochs=4", "--schedule=constant", "--lr=0.4"
 @pytest.fixture(scope="module")
 def validated():
     return trained_run(*SETTINGS)
+
+
+def facts(folder) -> dict[str, str]:
+    run = RunFolder.open(folder)
+    classes = run.preprocessing().classes
+    return dict(facts_of(run, result(folder)["test_top1"], classes, torch.arange(len(classes))))
 
 
 def best(folder) -> dict:
@@ -48,9 +55,9 @@ def test_what_images_were_used_for(validated, short_run):
     assert said["validation_images"] == pytest.approx(without["train_images"] / 4, abs=5)
     assert said["test_images"] == without["test_images"]
     assert "validation_images" not in without
-    facts = dict(facts_of(RunFolder.open(validated), said["test_top1"]))
-    assert f"{said['validation_images']} validation (held out, they chose the epoch)" in facts["Data"]
-    assert f"4 epochs of which epoch {said['best_epoch']} is kept" in facts["Training"]
+    seen = facts(validated)
+    assert f"{said['validation_images']} validation (held out, they chose the epoch)" in seen["Data"]
+    assert f"4 epochs of which epoch {said['best_epoch']} is kept" in seen["Training"]
 
 
 def test_killed_and_resumed(validated, tmp_path):
@@ -73,8 +80,8 @@ def test_patience(patient):
     folder, done = patient
     assert (result(folder)["best_epoch"], result(folder)["trained_epochs"], result(folder)["epochs"]) == (1, 3, 9)
     assert "stopped early, after epoch 3: none since epoch 1 has a better validation accuracy" in done.err
-    facts = dict(facts_of(RunFolder.open(folder), result(folder)["test_top1"]))
-    assert "3 epochs, stopped early of 9, of which epoch 1 is kept" in facts["Training"]
+    seen = facts(folder)
+    assert "3 epochs, stopped early of 9, of which epoch 1 is kept" in seen["Training"]
 
 
 def test_more_patience(patient, tmp_path):

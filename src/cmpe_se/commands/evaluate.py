@@ -1,12 +1,9 @@
 """The ``evaluate`` command: metrics of a finished run's network on test images."""
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -15,9 +12,12 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.metrics import collect_logits, test_metrics
 from cmpe_se.training.run_folder import RunFolder, write_text
 from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.escaping import to_json
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.plots import plot_confusion
 from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.tables import write_csv
+from cmpe_se.utils.terminal import Terminal
 
 _PRINTED_CLASSES = 20  # in the table on the screen; the files have them all
 
@@ -87,7 +87,7 @@ def evaluate(
         # compare looks into the run's folder: only what is of the run's own test images belongs there.
         place = folder.path / "evaluation" if data or data_dir else folder.path
         write_corruptions(Path(output) if output else place, metrics["corruptions"], dataset)
-        Console().print(table_of_corruptions(metrics["corruptions"]))
+        Terminal().print(table_of_corruptions(metrics["corruptions"]))
     return metrics
 
 
@@ -137,19 +137,14 @@ def _write(folder: Path, metrics: dict[str, Any], classes: tuple[str, ...]) -> N
     with os_errors_as(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         summary = {key: value for key, value in metrics.items() if key != "confusion"}
-        write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
-        with open(folder / "per_class.csv", "w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["class", "images", "top1"])
-            for name, count, accuracy in zip(
-                classes, metrics["confusion"].sum(1).tolist(), metrics["per_class"].values(), strict=True
-            ):
-                rows.writerow([name, count, f"{accuracy:.2f}"])
-        with open(folder / "confusion.csv", "w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["true \\ predicted", *classes])
-            for name, row in zip(classes, metrics["confusion"].tolist(), strict=True):
-                rows.writerow([name, *row])
+        write_text(folder / "evaluation.json", to_json(summary, indent=2) + "\n")
+        counts, accuracies = metrics["confusion"].sum(1).tolist(), metrics["per_class"].values()
+        with open(folder / "per_class.csv", "w", newline="", encoding="utf-8") as file:
+            each = zip(classes, counts, accuracies, strict=True)
+            write_csv(file, ["class", "images", "top1"], [[name, n, f"{top1:.2f}"] for name, n, top1 in each])
+        with open(folder / "confusion.csv", "w", newline="", encoding="utf-8") as file:
+            matrix = zip(classes, metrics["confusion"].tolist(), strict=True)
+            write_csv(file, ["true \\ predicted", *classes], [[name, *row] for name, row in matrix])
         plot_confusion(metrics["confusion"], classes, folder / "confusion.png")
 
 
@@ -165,4 +160,4 @@ def _print(run: Path, metrics: dict[str, Any]) -> None:
         table.add_row(name, f"{accuracy:.2f}")
     if len(worst_first) > _PRINTED_CLASSES:
         table.add_row(f"... {len(worst_first) - _PRINTED_CLASSES} better ones in per_class.csv", "")
-    Console().print(table)
+    Terminal().print(table)

@@ -5,13 +5,13 @@ from typing import Any
 
 import timm
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from cmpe_se.errors import UserError
 from cmpe_se.layers.views import TABLE
 from cmpe_se.networks.registry import PLAIN_NETWORKS, PREFIXES
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
+from cmpe_se.utils.terminal import Terminal
 
 
 def models(
@@ -41,7 +41,7 @@ def models(
     if as_json:
         print(json.dumps(records, indent=2))
     else:
-        Console().print(_table(records, view, image_size))
+        Terminal().print(_table(records, view, image_size))
     return records
 
 

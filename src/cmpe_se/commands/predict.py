@@ -1,12 +1,10 @@
 """The ``predict`` command: the predictions of a trained network for images."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -15,6 +13,8 @@ from cmpe_se.data.reading import image_files
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import is_exported, load_exported
 from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.utils.escaping import to_json
+from cmpe_se.utils.terminal import Terminal
 
 _SHOWN = 3  # classes a line of the table
 
@@ -45,7 +45,7 @@ def predict(
     paths = [path for image in images for path in image_files(Path(image))]
     if not paths:
         raise UserError("no images given; name image files, or folders of them")
-    console = Console()
+    console = Terminal()
     predictions = []
     for start in range(0, len(paths), batch_size):
         some = paths[start : start + batch_size]
@@ -57,7 +57,7 @@ def predict(
         ]
         if as_json:
             for record in records:
-                print(json.dumps(record), flush=True)
+                print(to_json(record), flush=True)
         predictions += records
     if not as_json:
         console.print(_table(predictions))

@@ -1,5 +1,6 @@
 """The ``push`` command: a finished run's network to a folder or to the Hugging Face hub, in timm's format."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,6 +10,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.pretrained import HUB
 from cmpe_se.training.run_folder import RunFolder, write_text
 from cmpe_se.training.summary import RunResult
+from cmpe_se.utils.escaping import markdown
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.text import gate_words, in_one_line
 
@@ -45,7 +47,7 @@ import timm
 
 import cmpe_se  # registers the network's name with timm
 
-model = timm.create_model("{address}", pretrained=True)
+model = timm.create_model({address}, pretrained=True)
 ```
 """
 
@@ -93,13 +95,16 @@ def _write(run: RunFolder, target: Path, metrics: RunResult, address: str) -> No
     words = gate_words(run.read_config().gate_settings)
     view = f" (view {metrics['view']}{words})" if metrics["view"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())
-    shown: dict[str, Any] = {**metrics, "view": view, "versions": versions}
+    names = {"model": markdown(metrics["model"]), "data": markdown(metrics["data"])}
+    shown: dict[str, Any] = {**metrics, **names, "view": view, "versions": versions}
     with os_errors_as(f"cannot write to {target}"):
         target.mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             shutil.copyfile(run.model / name, target / name)
-    title = f"{metrics['model']} on {metrics['data']}"
-    write_text(target / "README.md", _CARD.format(title=title, address=address, **shown))
+    title = f"{names['model']} on {names['data']}"
+    write_text(
+        target / "README.md", _CARD.format(title=title, address=json.dumps(address, ensure_ascii=False), **shown)
+    )
 
 
 def _upload(folder: Path, repository: str, private: bool) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,7 +22,9 @@ from cmpe_se.data.large import FileSource, joined, started
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import read_image
 from cmpe_se.errors import UserError
+from cmpe_se.utils.escaping import for_markup
 from cmpe_se.utils.signals import ignore_in_worker
+from cmpe_se.utils.terminal import Terminal
 
 _CHUNK = 256
 _FORMAT = 2  # part of the cache's key: count it up when the same files come to decode to other pixels
@@ -63,7 +65,7 @@ def decode(
         generator=torch.Generator(),
         worker_init_fn=ignore_in_worker,
     )
-    for part, part_errors in _with_progress(started(loader), len(chunks), f"Decoding {name}"):
+    for part, part_errors in _with_progress(started(loader), len(chunks), for_markup(f"Decoding {name}")):
         images.append(part)
         errors += part_errors
     if len(errors) > 1:
@@ -111,7 +113,7 @@ class _Chunks(Dataset):
 def _with_progress(items: Iterable, total: int, description: str) -> Iterator:
     """``items``, with a progress bar once they have taken a second, on a terminal."""
     started = time.monotonic()
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total, visible=False)
         for item in items:
@@ -126,9 +128,12 @@ def _cache_file(name: str, files: Sequence[str], preprocessing: Preprocessing, r
     digest = hashlib.sha256(json.dumps([_FORMAT, name, geometry, resize]).encode())
     for path in files:
         status = os.stat(path)
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        # A file's name is bytes, which need not be UTF-8.
+        digest.update(os.fsencode(path) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     folder = Path(os.environ.get("CMPE_SE_CACHE") or default)
-    return folder / f"{Path(name).name}-{digest.hexdigest()[:32]}.safetensors"
+    # safetensors takes no path that is not UTF-8, and no system a name above 255 bytes.
+    readable = re.sub(r"[^\w.-]", "_", Path(name).name, flags=re.ASCII)[:100]
+    return folder / f"{readable}-{digest.hexdigest()[:32]}.safetensors"
 
 
 def _read_cache(path: Path, shapes: list[tuple[int, ...]]) -> tuple[Tensor, Tensor] | None:

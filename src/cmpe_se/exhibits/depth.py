@@ -28,7 +28,7 @@ def standstill(blocks: Sequence[BlockStatistics]) -> str | None:
     if not any(block.moved for block in blocks):
         moved = "are learned constants, and none has moved" if constant else "have hardly moved: none has moved"
         start = f"its initial value, {blocks[0].neutral:g}"
-        return f"The gates {moved} by as much as {MOVED:g} of its largest value from {start}."
+        return f"The gates {moved} by as much as {MOVED:g} of its largest value from {start}; train longer."
     if constant:
         return "The gates are learned constants, the same for every image and class."
     return (
@@ -43,9 +43,12 @@ def gates_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
     low, high = quantiles[:, 0], quantiles[:, 4]
     spread = high - low
     wide, narrow = int(spread.argmax()), int(spread.argmin())
-    title = f"Gates range most in {blocks[wide].name} (middle 90 % from {_both(low[wide], high[wide], 'to')})"
-    if wide != narrow:
-        title += f", least in {blocks[narrow].name} ({_both(low[narrow], high[narrow], 'to')})"
+    most, least = (_both(low[place], high[place], "to") for place in (wide, narrow))
+    title = (
+        f"Gates range most in {blocks[wide].name} (middle 90 % from {most}), least in {blocks[narrow].name} ({least})"
+    )
+    if most == least:
+        title = f"Gates range alike in {_all(blocks)} (middle 90 % from {most})"
     largest = max(blocks, key=lambda block: block.gain)
     gain, neutral = largest.gain, largest.neutral
     undecided = "a gate is neutral (its initial value)" if gain == 1 else "the block is as one without a gate"
@@ -69,10 +72,11 @@ def shares_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit | None:
     parts = torch.tensor((0.1, 0.5, 0.9), dtype=torch.float64)
     quantiles = torch.stack([shares.quantile(parts) for _, shares in seen]).numpy()
     most, least = _extremes(quantiles[:, 1])
-    title = (
-        f"The gated residual has {_percent(quantiles[most, 1])} of the energy in {blocks[most].name} (most) and "
-        f"{_percent(quantiles[least, 1])} in {blocks[least].name} (least)"
-    )
+    high, low = _percent(quantiles[most, 1]), _percent(quantiles[least, 1])
+    title = f"The gated residual has {high} of the energy in {blocks[most].name} (most) and {low} in "
+    title += f"{blocks[least].name} (least)"
+    if high == low:
+        title = f"The gated residual has {high} of the energy in {_all(blocks)}"
     return Exhibit(
         "shares-over-depth",
         title,
@@ -115,12 +119,12 @@ def closing_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
 
 
 def class_differences(blocks: Sequence[BlockStatistics], classes: Sequence[str]) -> Exhibit:
-    """Where the gates of different classes differ."""
+    """Where the gates of different classes differ; one of the blocks is telling, at least."""
     means = np.stack([block.class_means.mean(1).numpy() for block in blocks], axis=1)  # (K, B)
     differences = means - np.array([block.mean.mean().item() for block in blocks])
     explained = np.array([block.explained for block in blocks])
-    # A share of rounding noise is no finding.
-    most = int(np.where([block.varies for block in blocks], explained, -1).argmax())
+    # A share of rounding noise, or one that chance would give, is no finding.
+    most = int(np.where([block.telling for block in blocks], explained, -1).argmax())
     kept = _most_telling(differences)
     label, place = np.unravel_index(np.abs(differences).argmax(), differences.shape)
     way = "closed" if differences[label, place] < 0 else "open"
@@ -149,10 +153,10 @@ def telling_channels(blocks: Sequence[BlockStatistics], classes: Sequence[str]) 
     """The channels that distinguish classes best, in the block whose gates the class explains best.
 
     Args:
-        blocks: one of which varies, at least.
+        blocks: one of which is telling, at least.
         classes: names.
     """
-    block = max((block for block in blocks if block.varies), key=lambda block: block.explained)
+    block = max((block for block in blocks if block.telling), key=lambda block: block.explained)
     order = block.between.argsort(descending=True, stable=True).tolist()
     shown, means = order[:_CHANNELS], block.class_means.numpy()
     kept = _most_telling(means[:, shown] - means[:, shown].mean(0))
@@ -196,6 +200,10 @@ def definitions(*, constant: bool) -> str:
         f"Thresholds, as parts of a gate's largest value: closed below {CLOSED:g}, saturated above {OPEN:g}; always "
         f"closed or open: for {100 * ALWAYS:.0f} % of the test images{dead}."
     )
+
+
+def _all(blocks: Sequence[BlockStatistics]) -> str:
+    return "every block" if len(blocks) > 1 else blocks[0].name
 
 
 def _names(blocks: Sequence[BlockStatistics]) -> list[str]:

@@ -1,12 +1,14 @@
 """One plot of a report, with a sentence on what it shows and the numbers behind it."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from cmpe_se.utils import tables
+from cmpe_se.utils.figures import save_figure
 
 _DPI = 130
 
@@ -43,14 +45,12 @@ class Exhibit:
 
     def save(self, folder: Path) -> None:
         """Write both into a folder."""
-        self.figure.savefig(folder / self.picture, dpi=_DPI)
+        save_figure(self.figure, folder / self.picture, dpi=_DPI)
         write_csv(folder / self.table, self.columns, self.rows)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a table; floats with six digits, None as an empty cell."""
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for row in rows:
-            writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row])
+        six_digits = ([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+        tables.write_csv(file, columns, six_digits)

@@ -1,7 +1,7 @@
 """Exhibits of single images: squeezes and gates, attributions, and confusions."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,22 +17,36 @@ from cmpe_se.inspecting.attribution import Attribution
 from cmpe_se.inspecting.statistics import CLOSED, BlockStatistics
 from cmpe_se.layers.views import TABLE
 from cmpe_se.training.summary import EpochRecord
+from cmpe_se.utils.escaping import visible
 from cmpe_se.utils.plots import draw_confusion, draw_curves
+from cmpe_se.utils.text import counted, shortened
 
 
-def answer(photo: Photo, probabilities: Tensor, classes: Sequence[str]) -> str:
-    """The prediction for an image, and whether it is correct."""
+class Said(NamedTuple):
+    """The prediction for an image, and whether it is correct, in a sentence and below the image; ``wrong`` if not."""
+
+    text: str
+    caption: str
+    wrong: bool
+
+
+def answer(photo: Photo, probabilities: Tensor, classes: Sequence[str]) -> Said:
+    """What to say of an image's probabilities (K,)."""
     best = int(probabilities.argmax())
-    said = f"prediction {classes[best]} ({100 * probabilities[best].item():.0f} %)"
-    if photo.label is None or photo.label == best:
-        return said if photo.label is None else f"{said}, correct"
-    return f"{said}, true class {classes[photo.label]}"
+    percent = f"({100 * probabilities[best].item():.0f} %)"
+    text, caption = f"prediction {classes[best]} {percent}", f"{visible(shortened(classes[best], 18))} {percent}"
+    if photo.label is None:
+        return Said(text, caption, wrong=False)
+    if photo.label == best:
+        return Said(f"{text}, correct", f"{caption},\ncorrect", wrong=False)
+    truth = classes[photo.label]
+    return Said(f"{text}, true class {truth}", f"{caption},\ntrue class\n{visible(shortened(truth, 24))}", wrong=True)
 
 
 def inside(
     number: int,
     photo: Photo,
-    said: str,
+    said: Said,
     views: Sequence[BlockView],
     index: int,
     statistics: dict[str, BlockStatistics],
@@ -62,7 +76,7 @@ def inside(
         seen = f"{depths[most].name} closes {shut[most]} of {len(depths[most].gate)} channels"
     else:
         seen = "no channel is closed at these depths"
-    title = f"{photo.name[-48:]}: {said}; {seen}"
+    title = f"{shortened(photo.name, 48)}: {said.text}; {seen}"
     pictured = views[0].picture is not None
     drawn = "picture" if pictured else "squeezes"
     shows, special = _reading(views[0].view)
@@ -71,7 +85,7 @@ def inside(
         title,
         f"Rows r are the residual's squeezes, rows i the identity's{shows}. Purple: above zero; orange: below. After "
         f"gating, the residual's rows are multiplied by the gates. {special}",
-        draw_inside(title, photo.pixels, said.replace(", true class", ",\ntrue class"), depths, drawn),
+        draw_inside(title, photo.pixels, said.caption, depths, drawn),
         ["block", "channel", "residual_squeeze", "identity_squeeze", "gate", "mean_gate_of_test"],
         rows,
     )
@@ -119,7 +133,7 @@ def _squeezes(view: BlockView, index: int) -> tuple[Tensor, Tensor]:
 
 
 def attributions(
-    photos: Sequence[Photo], said: Sequence[str], explained: Sequence[tuple[int, Attribution]], classes: Sequence[str]
+    photos: Sequence[Photo], said: Sequence[Said], explained: Sequence[tuple[int, Attribution]], classes: Sequence[str]
 ) -> Exhibit:
     """Attributions of classes, for some images.
 
@@ -135,15 +149,20 @@ def attributions(
         photo, target = photos[index], classes[attribution.target]
         maps = {"input": attribution.pixels, **attribution.blocks}
         heats = [heat.numpy() for heat in maps.values()]
-        rows.append(Explained(photo.pixels, f"{target}\n{_role(photo, attribution.target, said[index])}", heats))
+        rows.append(
+            Explained(
+                photo.pixels,
+                f"{visible(shortened(target, 24))}\n{_role(photo, attribution.target, said[index])}",
+                heats,
+            )
+        )
         for place, heat in maps.items():
             for y, line in enumerate(heat.tolist()):
                 table += [[photo.name, target, place, y, x, value] for x, value in enumerate(line)]
-    wrong = sum(map(_mistaken, said))
-    title = f"Attributions for {len(photos)} images: evidence for a class (purple) and against it (orange)"
+    wrong = sum(each.wrong for each in said)
+    title = f"Attributions for {counted(len(photos), 'image')}: evidence for a class (purple) and against it (orange)"
     if wrong:
-        images = "image" if wrong == 1 else "images"
-        title += f"; for {wrong} misclassified {images}, of the prediction and of the true class"
+        title += f"; for {counted(wrong, 'misclassified image')}, of the prediction and of the true class"
     return Exhibit(
         "attributions",
         title,
@@ -155,20 +174,16 @@ def attributions(
     )
 
 
-def _role(photo: Photo, target: int, said: str) -> str:
+def _role(photo: Photo, target: int, said: Said) -> str:
     if photo.label == target:
-        return "true class" if _mistaken(said) else "prediction, correct"
+        return "true class" if said.wrong else "prediction, correct"
     return "prediction" if photo.label is None else "prediction, wrong"
-
-
-def _mistaken(said: str) -> bool:
-    return ", true class " in said
 
 
 def curves(history: Sequence[EpochRecord]) -> Exhibit:
     """Training curves."""
     tested = [(accuracy, record["epoch"]) for record in history if (accuracy := record.get("test_top1")) is not None]
-    title = epochs = f"{len(history)} epoch{'s' if len(history) != 1 else ''}"
+    title = epochs = counted(len(history), "epoch")
     if tested:
         (best, epoch), (last, _) = max(tested, key=lambda pair: pair[0]), tested[-1]
         title = f"Test accuracy ends at {last:.2f} % after {epochs}"
@@ -190,10 +205,10 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Exhibit:
     accuracy = counts.diagonal() / counts.sum(1).clamp(min=1)
     seen = torch.where(counts.sum(1) > 0, accuracy, torch.nan)
     best, worst = (int(torch.nan_to_num(seen, nan=fill).mul(sign).argmax()) for fill, sign in ((-1, 1), (2, -1)))
-    title = (
-        f"Hardest class: '{classes[worst]}' ({100 * accuracy[worst].item():.1f} % correct); easiest: '{classes[best]}' "
-        f"({100 * accuracy[best].item():.1f} %)"
-    )
+    low, high = (f"{100 * accuracy[place].item():.1f} %" for place in (worst, best))
+    title = f"Hardest class: '{classes[worst]}' ({low} correct); easiest: '{classes[best]}' ({high})"
+    if low == high:
+        title = f"All classes are as hard: {low} correct"
     return Exhibit(
         "confusion",
         title,
@@ -208,7 +223,11 @@ def pairs(confused: Sequence[ConfusedPair], shown: Sequence[Sequence[Photo]], cl
     """The most confused pairs, with some of their images; ``shown`` are those of the first pairs."""
     names = [f"{classes[pair.true]} predicted as {classes[pair.predicted]}" for pair in confused]
     title = f"Most frequent mistake: {names[0]} ({_times(len(confused[0].images))})"
-    captions = [f"{name}\n{_times(len(pair.images))}" for name, pair, _ in zip(names, confused, shown, strict=False)]
+    captions = [
+        f"{visible(shortened(classes[pair.true], 20))} predicted as {visible(shortened(classes[pair.predicted], 20))}\n"
+        f"{_times(len(pair.images))}"
+        for pair, _ in zip(confused, shown, strict=False)
+    ]
     return Exhibit(
         "confused-pairs",
         title,

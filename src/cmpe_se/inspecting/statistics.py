@@ -14,6 +14,8 @@ DEAD = 0.005
 """A gate with a smaller deviation over the images, as a part of its largest value, does not depend on the image."""
 MOVED = 0.01
 """A gate whose mean is closer to its initial value, as a part of the largest value, has not moved."""
+TELLING = 0.01
+"""Part of a block's variance over images, beyond chance, that the class has to explain for classes to differ."""
 _BINS = 2000  # of the histogram that quantiles are read from
 
 
@@ -94,9 +96,10 @@ class BlockStatistics:
     def kinds(self) -> dict[str, list[int]]:
         """Numbers of the channels that are always ``closed``, always ``open``, and ``dead`` (may overlap).
 
-        Gates that are constants by design are not dead: they do not read the image by design.
+        Gates that are constants by design are not dead: they do not read the image by design. Nor are those of a block
+        that has not moved: training has not started there.
         """
-        dead = (self.std < DEAD * self.gain) & (not self.constant)
+        dead = (self.std < DEAD * self.gain) & (not self.constant) & self.moved
         masks = {"closed": self.closed >= ALWAYS, "open": self.open >= ALWAYS, "dead": dead}
         return {kind: mask.nonzero().flatten().tolist() for kind, mask in masks.items()}
 
@@ -117,6 +120,19 @@ class BlockStatistics:
         """Part of the gates' variance over images that the class explains, over all channels (eta squared)."""
         total = self.std.square().sum()
         return (self.between.sum() / total).item() if total > 1e-12 else 0.0
+
+    @property
+    def telling(self) -> bool:
+        """Whether the gates depend on the class: it explains a part of their variance that chance would not.
+
+        With n images of K classes, chance explains (K - 1) / (n - 1) of it; what lies above that is to be
+        :data:`TELLING` of the rest at least. So is no rounding noise, which does not count as variance.
+        """
+        images, classes = int(self.images.sum()), int((self.images > 0).sum())
+        if not self.varies or classes < 2 or images <= classes:
+            return False
+        chance = (classes - 1) / (images - 1)
+        return self.explained - chance >= TELLING * (1 - chance)
 
     @property
     def residual_shares(self) -> Tensor | None:

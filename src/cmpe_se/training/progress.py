@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cmpe_se.errors import UserError
 from cmpe_se.training.summary import EpochRecord
-from cmpe_se.utils.terminal import steady_stderr
+from cmpe_se.utils.terminal import Terminal
 
 
 class TrainingProgress:
@@ -21,7 +20,7 @@ class TrainingProgress:
 
     def __init__(self, epochs: int, steps: int, *, enabled: bool = True):
         self.epochs, self.enabled = epochs, enabled
-        self.console = Console(file=steady_stderr(), quiet=not enabled)
+        self.console = Terminal(stderr=True, quiet=not enabled)
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),

@@ -1,6 +1,5 @@
 """How a result was made: versions, commit, hardware and command."""
 
-import csv
 import datetime
 import json
 import platform
@@ -15,6 +14,7 @@ from typing import Any, TypedDict
 import torch
 
 from cmpe_se import __version__
+from cmpe_se.utils.tables import write_csv
 
 REPORTED_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 
@@ -78,12 +78,11 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], **notes: str) -> 
     source = provenance()
     head: dict[str, Any] = {"command": source["command"], "commit": source["commit"], "versions": source["versions"]}
     head |= {"hardware": source["hardware"], **notes}
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         for key, value in head.items():
             file.write(f"# {key}: {json.dumps(value)}\n")
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+        columns = list(rows[0])
+        write_csv(file, columns, ([row[column] for column in columns] for row in rows))
 
 
 def source_commit() -> str | None:

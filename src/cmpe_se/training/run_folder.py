@@ -24,6 +24,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.summary import EpochRecord, RunResult
+from cmpe_se.utils.escaping import to_json
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.text import in_one_line
 
@@ -128,7 +129,7 @@ class RunFolder:
 
     def write_result(self, result: RunResult) -> None:
         """Write the final metrics."""
-        write_text(self.result, json.dumps(result, indent=2) + "\n")
+        write_text(self.result, to_json(result, indent=2) + "\n")
 
     def save_model(self, model: nn.Module, *, model_args: dict[str, Any], data: ImageData) -> None:
         """Write the network in timm's format: config.json and model.safetensors.
@@ -207,7 +208,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".partial")
     with os_errors_as(f"cannot write {path}"):
         try:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -6,6 +6,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from cmpe_se.utils.terminal import Terminal
+
 _Item = TypeVar("_Item")
 
 
@@ -24,6 +26,6 @@ def with_progress(
         total: number of items; their length if left out.
         console: where to show it; stderr if left out.
     """
-    console = console or Console(stderr=True)
+    console = console or Terminal(stderr=True)
     hidden = description is None or not console.is_terminal
     return track(items, description or "", total, console=console, transient=True, disable=hidden)

@@ -1,9 +1,13 @@
-"""Tables for the screen."""
+"""Tables for the screen, and for spreadsheets."""
 
-from typing import Any
+import csv
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
 
 from rich import box
 from rich.table import Table
+
+from cmpe_se.utils.escaping import csv_cell
 
 
 def number_table(*columns: str, **settings: Any) -> Table:
@@ -18,3 +22,16 @@ def number_table(*columns: str, **settings: Any) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def write_csv(file: IO[str], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table of comma-separated values; None is an empty cell, and no text is a spreadsheet's formula.
+
+    Args:
+        file: to write to, opened with ``newline=""`` in UTF-8.
+        columns: heads.
+        rows: as many cells each.
+    """
+    writer = csv.writer(file)
+    for row in (columns, *rows):
+        writer.writerow([csv_cell(cell) for cell in row])

@@ -1,5 +1,6 @@
 """Text that people read and type: durations, settings of gates, lists of names."""
 
+from pathlib import Path
 from typing import Any
 
 
@@ -14,6 +15,27 @@ def duration(seconds: float) -> str:
 def gate_words(settings: dict[str, Any]) -> str:
     """Settings of gates as they follow a view's name: ``, start one, reduction 4, bias``."""
     return "".join(f", {name}" if value is True else f", {name} {value}" for name, value in settings.items())
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one: ``counted(1, "epoch")`` is "1 epoch"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def data_name(data: str, data_dir: str | None) -> str:
+    """What people call a data set: the name of its folder, where the setting ``data`` names no more than its layout."""
+    kind, _, rest = data.partition("/")
+    if rest.startswith(("/", ".", "~")):  # hfds or wds with a path
+        return Path(rest).expanduser().absolute().name or data
+    if kind in ("folder", "imagenet", "wds") and data_dir:
+        return Path(data_dir).expanduser().absolute().name or data
+    return data
+
+
+def shortened(name: str, most: int = 36) -> str:
+    """A name that fits on a plot: its beginning and its end, where names tend to differ."""
+    end = (most - 1) // 2
+    return name if len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"
 
 
 def split_names(names: str) -> list[str]:

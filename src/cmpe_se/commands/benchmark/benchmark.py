@@ -20,6 +20,7 @@ from cmpe_se.training.provenance import write_results
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.terminal import Terminal
 from cmpe_se.utils.text import split_names
 
 
@@ -103,7 +104,7 @@ def benchmark(
         raise UserError(f"repeats {repeats} should be at least 3, batch_size {batch_size} and threads at least 1")
     if threads:
         torch.set_num_threads(threads)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     place = choose_device(device)
     if warning := next(filter(None, (emulation_warning(dtype, place.type) for dtype in chosen["dtypes"])), None):
         console.print(warning, highlight=False, soft_wrap=True)
@@ -130,7 +131,7 @@ def benchmark(
         rows += _measure(group, steps, repeats, batch_size, place, console)
 
     setup = f"{model}, batch {batch_size}, {side}x{side}, {'channels_last' if channels_last else 'contiguous'}"
-    Console().print(tables_of(rows, setup))
+    Terminal().print(tables_of(rows, setup))
     folder = Path(output)
     with os_errors_as(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)

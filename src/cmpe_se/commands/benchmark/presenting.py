@@ -7,9 +7,11 @@ from typing import TypedDict
 
 from matplotlib.figure import Figure
 from rich.console import Group
+from rich.text import Text
 
 from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN
 from cmpe_se.layers.views import TABLE
+from cmpe_se.utils.figures import save_figure
 from cmpe_se.utils.plots import BLUE, GREY, ORANGE
 from cmpe_se.utils.tables import number_table
 
@@ -39,7 +41,7 @@ def tables_of(rows: Rows, setup: str) -> Group:
     tables = []
     for name, group in _grouped(rows):
         columns = ("images/s", "time", "95 % interval", "MiB", "memory")
-        table = number_table(*columns, title=f"[bold]{name}[/bold]", title_justify="left")
+        table = number_table(*columns, title=Text(name, style="bold"), title_justify="left")
         table.columns[0].min_width = 18
         for row in group:
             plain = row["contender"] == PLAIN
@@ -77,7 +79,7 @@ def plot_ratios(rows: Rows, setup: str, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1, 0].set_xlabel("time over the plain network, %  (line: 95 % confidence interval of the median)")
     figure.suptitle(f"Cost of attention: {setup}", fontsize=11)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def _colour(row: Row) -> str:

@@ -24,7 +24,7 @@ from cmpe_se.training.data_settings import with_whole_paths, without_foreign_aug
 from cmpe_se.training.gate_settings import without_recipe_gates
 from cmpe_se.training.run_folder import write_text
 from cmpe_se.utils.files import os_errors_as
-from cmpe_se.utils.terminal import steady_stderr
+from cmpe_se.utils.terminal import Terminal
 from cmpe_se.utils.text import split_names
 
 
@@ -95,7 +95,7 @@ def compare(
         UserError: settings that cannot be used, runs in the folder that were made with others, or runs that failed.
         ComparisonInterrupted: Ctrl-C or SIGTERM; current runs have saved checkpoints.
     """
-    console = Console(file=steady_stderr())
+    console = Terminal(stderr=True)
     planned = {name: value for name, value in (("effect", effect), ("sd", sd), ("power", power)) if value is not None}
     if plan:
         others = {"models": models, "views": views, "preset": preset, "jobs": jobs, "ray": ray, "primary": primary}
@@ -162,7 +162,7 @@ def _plan(effect: float | None = None, sd: float | None = None, power: float = P
     if effect is None or sd is None:
         raise UserError("a plan needs --effect and --sd in points, such as --effect 0.3 --sd 0.4")
     seeds = seeds_needed(effect, sd, power)
-    Console().print(
+    Terminal().print(
         f"{seeds} seeds show a difference of {effect:g} points with a power of {100 * power:g} %, if the differences "
         f"between two networks have a standard deviation of {sd:g} points (paired t-test, two-sided 5 %)",
         highlight=False,
@@ -207,10 +207,10 @@ def _estimate_all(grids: list[Grid], shares: dict[Path, list[Cell]], console: Co
     rows = []
     for grid in grids:
         costs = estimate(grid, shares[grid.folder], console)
-        Console().print(table_of_costs(grid, costs))
+        Terminal().print(table_of_costs(grid, costs))
         rows += costs
     if len(grids) > 1:
-        Console().print(f"total: {sum(row['hours'] for row in rows):,.1f} hours", highlight=False)
+        Terminal().print(f"total: {sum(row['hours'] for row in rows):,.1f} hours", highlight=False)
     return rows
 
 

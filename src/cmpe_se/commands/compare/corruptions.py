@@ -29,6 +29,7 @@ from cmpe_se.training.robustness import (
     write_corruptions,
 )
 from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.escaping import markdown_code
 from cmpe_se.utils.tables import number_table
 
 _CACHED_BYTES = 2**30
@@ -124,7 +125,7 @@ class CorruptionOutcomes:
         """The measure's part of ``compare.md``: its table, and tables of differences with Holm's adjustment each."""
         parts = ["## Corrupted images", _METHOD]
         if self.missing:
-            names = ", ".join(f"`{cell.entry.label}` seed {cell.seed}" for cell in self.missing)
+            names = ", ".join(f"{markdown_code(cell.entry.label)} seed {cell.seed}" for cell in self.missing)
             parts.append(f"**Left out**: {names}, without weights and corruptions.json.")
         if not self.outcomes:
             return "\n\n".join(parts)
@@ -134,7 +135,7 @@ class CorruptionOutcomes:
             half = half_interval(row["top1_low"], row["top1_high"])
             each = [by_corruption(metrics) for metrics in self._metrics[outcome.label].values()]
             means = [f"{fmean(fmean(accuracies[name]) for accuracies in each):.2f}" for name in CORRUPTIONS]
-            rows.append([f"`{outcome.label}`", f"{row['top1_mean']:.2f}{half}", str(row["seeds"]), *means])
+            rows.append([markdown_code(outcome.label), f"{row['top1_mean']:.2f}{half}", str(row["seeds"]), *means])
         parts.append(markdown_table(head, *rows))
         if not self._has_reference:
             return "\n\n".join(parts)

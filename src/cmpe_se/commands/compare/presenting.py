@@ -10,6 +10,7 @@ from rich.table import Table
 from cmpe_se.commands.compare.differences import USUAL, Comparison, Question, paired_differences, primary_comparison
 from cmpe_se.commands.compare.outcomes import Outcome
 from cmpe_se.commands.compare.statistics import Difference, summarise
+from cmpe_se.utils.escaping import markdown, markdown_code
 from cmpe_se.utils.tables import number_table
 from cmpe_se.utils.text import duration
 
@@ -36,6 +37,7 @@ _DIGITS = {"p": 5, "p_holm": 5, "p_same": 5, "p_same_holm": 5, "primary_p": 5, "
     ("effect", "detectable", "difference_std", "latency_ms", "latency_ratio", "latency_low", "latency_high"), 3
 )
 """Digits behind the point, where they are not 2."""
+_PIPE = r"\|"  # in code too, within a table of GitHub
 
 
 class ComparisonRow(TypedDict):
@@ -149,7 +151,7 @@ def to_markdown(
         sections: of other measures, in Markdown, before every seed's numbers.
     """
     seeds = max(len(outcome.seeds) for outcome in outcomes)
-    parts = [f"# {title}"]
+    parts = [f"# {markdown(title)}"]
     if question.primary:
         parts += [_primary_section(outcomes, question, *question.primary), "## All networks"]
     parts += [_main_table(outcomes)]
@@ -208,7 +210,7 @@ def _main_table(outcomes: Sequence[Outcome]) -> str:
             latency = f"{row['latency_ratio']:.3f} ({row['latency_low']:.3f} to {row['latency_high']:.3f})"
         published = "" if row["published"] is None else f"{row['published']:.2f}"
         rows.append(
-            [f"`{row['model']}`", f"{row['top1_mean']:.2f}{half}", str(row["seeds"]), f"{row['params']:,}",
+            [markdown_code(row['model']), f"{row['top1_mean']:.2f}{half}", str(row["seeds"]), f"{row['params']:,}",
              f"{row['macs'] / 1e6:,.2f} M", duration(row["train_seconds"]), latency, published]
         )  # fmt: skip
     empty = {column for column in range(len(head)) if not any(row[column] for row in rows)}
@@ -216,13 +218,13 @@ def _main_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _primary_section(outcomes: Sequence[Outcome], question: Question, own: str, other: str) -> str:
-    heading = f"## Primary comparison: `{own}` against `{other}`\n\n"
+    heading = f"## Primary comparison: {markdown_code(own)} against {markdown_code(other)}\n\n"
     compared = primary_comparison(outcomes, question)
     if compared is None:
         return heading + "No seed of both has finished."
     head = ["network", "difference in points", "p", "effect g_z", "80 % power from", "p same", ""]
     own_p = p_value(compared.p)
-    row = [f"`{own}`", _interval(compared.difference), own_p, *_strength(compared), compared.verdict]
+    row = [markdown_code(own), _interval(compared.difference), own_p, *_strength(compared), compared.verdict]
     return heading + markdown_table(head, row)
 
 
@@ -237,7 +239,7 @@ def difference_table(
     others = [outcome for outcome in outcomes if outcome is not outcomes[0]]
     head = ["network", "difference in points", "p", "p (Holm)", "effect g_z", "80 % power from", "p same (Holm)", ""]
     rows = [
-        [f"`{label}`", _interval(compared.difference), p_value(compared.difference.p), p_value(compared.p),
+        [markdown_code(label), _interval(compared.difference), p_value(compared.difference.p), p_value(compared.p),
          *_strength(compared), compared.verdict]
         for label, compared in paired_differences(others, reference, question).items()
         if not compared.primary
@@ -245,7 +247,7 @@ def difference_table(
     if not rows:
         return ""
     secondary = " (secondary)" if question.primary else ""
-    return f"{heading} `{reference.label}`{secondary}\n\n" + markdown_table(head, *rows)
+    return f"{heading} {markdown_code(reference.label)}{secondary}\n\n" + markdown_table(head, *rows)
 
 
 def _strength(compared: Comparison) -> list[str]:
@@ -258,7 +260,10 @@ def _seed_table(outcomes: Sequence[Outcome]) -> str:
     seeds = sorted(set().union(*(outcome.seeds for outcome in outcomes)))
     head = ["network", *(f"seed {seed}" for seed in seeds)]
     rows = [
-        [f"`{outcome.label}`", *(f"{outcome.seeds[seed]:.2f}" if seed in outcome.seeds else "" for seed in seeds)]
+        [
+            markdown_code(outcome.label),
+            *(f"{outcome.seeds[seed]:.2f}" if seed in outcome.seeds else "" for seed in seeds),
+        ]
         for outcome in outcomes
     ]
     return markdown_table(head, *rows)
@@ -293,7 +298,7 @@ def _plus_minus(difference: Difference) -> str:
 def markdown_table(head: Sequence[str], *rows: Sequence[str]) -> str:
     """A table for GitHub, numbers to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell.replace('|', _PIPE) for cell in line)} |" for line in lines)
 
 
 def _rounded(name: str, value: Any) -> Any:

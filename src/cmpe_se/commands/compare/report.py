@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from cmpe_se.commands.compare.corruptions import CorruptionOutcomes
 from cmpe_se.commands.compare.differences import USUAL, Question
 from cmpe_se.commands.compare.grid import Cell, Grid
@@ -14,7 +12,9 @@ from cmpe_se.commands.compare.presenting import references, summary_rows, to_mar
 from cmpe_se.training.provenance import Hardware, provenance, write_table
 from cmpe_se.training.run_folder import write_text
 from cmpe_se.training.summary import RunResult
+from cmpe_se.utils.escaping import markdown_code
 from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.terminal import Terminal
 
 
 def write_report(
@@ -55,7 +55,7 @@ def write_report(
         if corruptions and corruptions.outcomes:
             below = f"{title}, mean corruption accuracy"
             plot_differences(corruptions.outcomes, below, folder / "differences_corruptions.png")
-    console = Console()
+    console = Terminal()
     console.print(to_rich(outcomes, question))
     if corruptions:
         corruptions.show(console)
@@ -104,7 +104,7 @@ def _notes(grid: Grid, results: list[RunResult], missing: int) -> list[str]:
         "Training time is the median over seeds, as it was: of runs beside others where several shared the machine. "
         "Latency is of merged networks (`cmpe_se.merge`, the same outputs), in float32 and in turns on one device, "
         "as a ratio to the first network with its 95 % interval.",
-        f"Command: `{source['command']}`",
+        f"Command: {markdown_code(source['command'])}",
     ]
     if missing:
         notes.insert(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jinja2 import Environment, Template
+from jinja2 import Template
 from matplotlib.figure import Figure
 
 from cmpe_se.commands.explore.network import Answer, Force, Network
@@ -16,6 +16,8 @@ from cmpe_se.exhibits.choosing import Photo
 from cmpe_se.exhibits.drawing import draw_block, draw_one_image, draw_overlay
 from cmpe_se.exhibits.photos import depth_of
 from cmpe_se.inspecting import BlockView
+from cmpe_se.utils.figures import save_figure
+from cmpe_se.utils.html import html_environment
 
 ATTRIBUTIONS = ("Grad-CAM at this block", "Integrated gradients")
 """Methods of attribution."""
@@ -141,11 +143,11 @@ def _view(said: Answer, block: str) -> BlockView:
 
 def _embedded(figure: Figure) -> str:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=_DPI)
+    save_figure(figure, file, dpi=_DPI)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 @cache
 def _template() -> Template:
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = html_environment()
     return environment.from_string((files("cmpe_se.commands.explore") / "answer.html.j2").read_text(encoding="utf-8"))

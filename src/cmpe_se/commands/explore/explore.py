@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from cmpe_se.commands.explore.settings import only_our_settings
 from cmpe_se.errors import UserError
 from cmpe_se.training.interruption import Interruption
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.packages import require
+from cmpe_se.utils.terminal import Terminal
 
 if TYPE_CHECKING:
     from cmpe_se.commands.explore.network import Networks
@@ -49,7 +48,7 @@ def explore(runs: str | Sequence[str] = (), *, port: int | None = None) -> None:
             folders = folders[1:]
             networks = Networks(folders)
         with serve(build(networks), port=port, largest_file=LARGEST_FILE) as address:
-            console = Console()
+            console = Terminal()
             console.print(f"{', '.join(networks.names)}: {address} (stop with Ctrl-C)", soft_wrap=True, highlight=False)
             with Interruption() as interruption:
                 while not interruption.requested:

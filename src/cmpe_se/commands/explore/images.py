@@ -9,6 +9,8 @@ from PIL import Image
 
 from cmpe_se.data import read_image
 from cmpe_se.errors import UserError
+from cmpe_se.utils.escaping import visible
+from cmpe_se.utils.text import shortened
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Pillow's names. Every decoder more is one more to attack; TIFF's tiles may be larger than the image that they say."""
@@ -42,8 +44,9 @@ class Picture(NamedTuple):
         """A few words below a small copy of it."""
         if self.truth is None:
             return self.name
-        truth = self.classes[self.truth]
-        return f"{truth} → {self.predicted}" if self.predicted else truth
+        truth = shortened(self.classes[self.truth])
+        # Gradio sends it as JSON, which must be UTF-8.
+        return visible(f"{truth} → {shortened(self.predicted)}" if self.predicted else truth)
 
 
 def thumbnail(image: Image.Image) -> Image.Image:

@@ -24,6 +24,7 @@ from cmpe_se.merging import MergedGate
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.escaping import visible
 from cmpe_se.utils.progress import with_progress
 
 _SAMPLE = 500  # test images that the mean gates are of, and the examples are chosen from
@@ -166,9 +167,10 @@ class Networks:
     """
 
     def __init__(self, runs: Sequence[RunFolder]):
-        names = [Path(os.path.abspath(run.path)).name for run in runs]  # also of `.`; a link keeps its name
+        names = [visible(Path(os.path.abspath(run.path)).name) for run in runs]  # also of `.`; a link keeps its name
         self._folders = {
-            name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs, strict=True)
+            name if names.count(name) == 1 else visible(str(run.path)): run
+            for name, run in zip(names, runs, strict=True)
         }
         self._load = functools.lru_cache(maxsize=_KEPT)(self._loaded)
         self._data = functools.lru_cache(maxsize=_KEPT)(load_data)

@@ -11,6 +11,7 @@ from cmpe_se.commands.explore.images import FORMATS, LARGEST_FILE, UPLOADS_KEPT,
 from cmpe_se.commands.explore.network import FORCES, Network, Networks
 from cmpe_se.commands.explore.visit import AS_TRAINED, HERE, ONE, TWO_IMAGES, TWO_NETWORKS, Answers, Choices, Chosen
 from cmpe_se.errors import UserError
+from cmpe_se.utils.escaping import visible
 
 
 class _Picker(NamedTuple):
@@ -187,4 +188,4 @@ def _telling(answer: Callable[..., Any], outputs: int) -> Callable[..., list]:
 
 
 def _told(sentence: str) -> str:
-    return f'<p role="alert">{escape(sentence[:1].upper() + sentence[1:])}.</p>' if sentence else ""
+    return f'<p role="alert">{escape(visible(sentence[:1].upper() + sentence[1:]))}.</p>' if sentence else ""

@@ -22,6 +22,7 @@ from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.packages import require
+from cmpe_se.utils.terminal import Terminal
 
 
 def export(
@@ -60,7 +61,7 @@ def export(
     folder = RunFolder.open(run)
     network, preprocessing = folder.load_model(), folder.preprocessing()
     target = Path(output).expanduser() if output else folder.path / "export" / f"model{SUFFIXES[to]}"
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with console.status("loading test images"):
         data = _data(folder, needed=int8)
     count = sum(BATCH_SIZES)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cmpe_se.exhibits.exhibit import Exhibit
 from cmpe_se.training.run_folder import write_text
+from cmpe_se.utils.html import html_environment
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Section:
         text: before its plots.
         exhibits: its plots.
         table: behind them, or None.
+        finding: what there is to see without a plot, for the list at the top.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Section:
     text: str = ""
     exhibits: Sequence[Exhibit] = field(default_factory=tuple)
     table: Table | None = None
+    finding: str = ""
 
 
 def write_page(path: Path, title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> None:
@@ -47,9 +50,7 @@ def write_page(path: Path, title: str, facts: Sequence[tuple[str, str]], section
         facts: names and values, first on the page.
         sections: parts, in order.
     """
-    from jinja2 import Environment
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = html_environment()
     environment.filters["embedded"] = lambda name: _embedded(path.parent / name)
     template = environment.from_string((files("cmpe_se.commands.report") / "page.html.j2").read_text(encoding="utf-8"))
     write_text(path, template.render(title=title, facts=facts, sections=sections))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -37,6 +36,8 @@ from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.packages import require
 from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.terminal import Terminal
+from cmpe_se.utils.text import data_name
 
 _MOST_IMAGES = 12  # that a page shows
 _RIGHT, _WRONG = 2, 2  # test images that are shown by themselves
@@ -69,7 +70,7 @@ def report(
     Returns:
         ``page`` (path of the HTML file), ``test_top1`` (percent), ``blocks`` (those shown), ``images`` (those shown),
         and ``seen``: a sentence for each plot, by its file's name, and one called ``gates`` where they are
-        the same for every image.
+        the same for every image, or for every class.
 
     Raises:
         UserError: no finished run, no competition in its network, its data set gone, unknown blocks, a file that is no
@@ -80,6 +81,7 @@ def report(
         raise UserError(f"batch_size is {batch_size}, should be at least 1")
     folder = RunFolder.open(run)
     result, config = folder.read_result(), folder.read_config()
+    name = data_name(config.data, config.data_dir)
     model, preprocessing = folder.load_model(), folder.preprocessing()
     known = _known_blocks(model, folder)
     shown_blocks = named_blocks(blocks, known) if blocks is not None else None
@@ -87,7 +89,7 @@ def report(
     target = Path(output).expanduser() if output else folder.path / "report"
     _make(target)
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with console.status("loading test images"):
         data = load_run_data(folder)
     model.to(choose_device(config.device))
@@ -104,11 +106,11 @@ def report(
     with console.status("drawing"):
         sections = [
             Section("run", "The run", exhibits=[photo_exhibits.curves(folder.read_metrics())]),
-            Section("inside", "Squeezes and gates of single images", _inside_text(tested.blocks), inside),
             _gates(tested, data, still),
             _competition(tested.blocks, still),
-            Section("attribution", "Attributions of the predictions", exhibits=[attributions]),
             _mistakes(data, tested),
+            Section("inside", "Squeezes and gates of single images", _inside_text(tested.blocks), inside),
+            Section("attribution", "Attributions of the predictions", exhibits=[attributions]),
         ]
     exhibits = [exhibit for section in sections for exhibit in section.exhibits]
     page, top1 = target / "report.html", 100 * (tested.predicted == tested.labels).double().mean().item()
@@ -116,8 +118,10 @@ def report(
         for exhibit in with_progress(exhibits, "saving"):
             exhibit.save(target)
         write_csv(target / "channels.csv", depth_exhibits.CHANNEL_COLUMNS, depth_exhibits.channel_rows(tested.blocks))
-        write_page(page, f"{result['model']} on {data.name}: the competition", facts_of(folder, top1), sections)
-    seen = {exhibit.name: exhibit.title for exhibit in exhibits} | ({"gates": still} if still else {})
+        facts = facts_of(folder, top1, data.classes, tested.labels)
+        write_page(page, f"{result['model']} on {name}: the competition", facts, sections)
+    findings = [(section.name, section.finding) for section in sections if section.finding]
+    seen = dict(findings) | {exhibit.name: exhibit.title for exhibit in exhibits}
     _print(page, seen)
     return {
         "page": str(page),
@@ -192,18 +196,21 @@ def _single_images(
 
 
 def _gates(tested: Gathered, data: ImageData, still: str | None) -> Section:
-    """Gates over depth and by class; the latter not of gates that are the same for every image (``still``)."""
-    blocks, exhibits = tested.blocks, []
+    """Gates over depth and by class; the latter not of gates that are alike for every image (``still``) or class."""
+    blocks, exhibits, finding = tested.blocks, [], still or ""
     if any(block.moved for block in blocks):
         exhibits.append(depth_exhibits.gates_over_depth(blocks))
-    if not still:
+    by_class = any(block.telling for block in blocks)
+    if not still and not by_class:
+        finding = "The gates do not differ between classes by more than chance would make them."
+    if by_class:
         exhibits.append(depth_exhibits.class_differences(blocks, data.classes))
         exhibits.append(depth_exhibits.telling_channels(blocks, data.classes))
     text = f"Over {len(tested.labels):,} test images."
     if any(TABLE[block.view].by_position for block in blocks):
         text += " A gate that differs from position to position is shown by its mean over them."
-    heading = "Gates over depth" if still else "Gates over depth, and by class"
-    return Section("gates", heading, f"{text} {still}" if still else text, exhibits)
+    heading = "Gates over depth, and by class" if by_class else "Gates over depth"
+    return Section("gates", heading, f"{text} {finding}".rstrip(), exhibits, finding=finding)
 
 
 def _competition(blocks: Sequence[BlockStatistics], still: str | None) -> Section:
@@ -244,7 +251,7 @@ def _mistakes(data: ImageData, tested: Gathered) -> Section:
 
 
 def _print(page: Path, seen: dict[str, str]) -> None:
-    console = Console()
+    console = Terminal()
     for sentence in seen.values():
         console.print(f"- {sentence}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{page}", highlight=False, markup=False, soft_wrap=True)

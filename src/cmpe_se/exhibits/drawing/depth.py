@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cmpe_se.utils.escaping import visible
 from cmpe_se.utils.plots import BLUE, GREY, ORANGE
 
 WIDTH = 10.0  # inches, of every plot of a report
@@ -23,7 +24,8 @@ def short_name(name: str) -> str:
 def titled(figure: Figure, title: str) -> Figure:
     """The figure with a title, broken into lines that fit."""
     width = round(figure.get_figwidth() * 10.5)
-    figure.suptitle("\n".join(textwrap.wrap(title, width)), fontsize=11.5, x=0.01, ha="left", fontweight="bold")
+    lines = textwrap.wrap(visible(title), width, max_lines=4, placeholder=" …")
+    figure.suptitle("\n".join(lines), fontsize=11.5, x=0.01, ha="left", fontweight="bold")
     return figure
 
 
