@@ -63,8 +63,10 @@ class _Plain(logging.Formatter):
 def print_plainly() -> None:
     """What a command does first: no character stops it from printing, and warnings cannot command the terminal."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a test's or a notebook's has none
-            stream.reconfigure(errors="backslashreplace")
+        # A test's or a notebook's has none, and it flushes, where a terminal may have been closed.
+        if hasattr(stream, "reconfigure"):
+            with suppress(OSError, ValueError):
+                stream.reconfigure(errors="backslashreplace")
     if not logging.root.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(_Plain())

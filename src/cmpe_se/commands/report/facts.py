@@ -57,10 +57,8 @@ def _epochs(result: RunResult) -> str:
     if "best_epoch" not in result:
         return counted(result["epochs"], "epoch")
     early = f", stopped early of {result['epochs']}," if result["trained_epochs"] < result["epochs"] else ""
-    return (
-        f"{counted(result['trained_epochs'], 'epoch')}{early} of which epoch {result['best_epoch']} is kept (validation "
-        f"{result['validation_top1']:.2f} %),"
-    )
+    kept = f"epoch {result['best_epoch']} is kept (validation {result['validation_top1']:.2f} %)"
+    return f"{counted(result['trained_epochs'], 'epoch')}{early} of which {kept},"
 
 
 def _chance(classes: Sequence[str], labels: Tensor) -> str:
