@@ -1,7 +1,7 @@
 """The metrics of ``result.json``, from a run's records of epochs."""
 
 from collections.abc import Sequence
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from torch import Tensor
 
@@ -52,6 +52,25 @@ class RunResult(RunMetrics, Provenance):
 
     processes: int
     run: str
+
+
+class _LaterParts(TypedDict, total=False):
+    batch_size: int
+    preprocessing: Any
+
+
+class CheckpointTree(_LaterParts):
+    """A checkpoint: state of network, optimiser and loop; ``_LaterParts`` are missing in the first version's."""
+
+    network: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None
+    epoch: int
+    batch: int
+    sums: Tensor
+    epoch_seconds: float
+    history: list[EpochRecord]
 
 
 class Untested(TypedDict):
