@@ -161,7 +161,8 @@ def test_what_a_recipe_says_of_gates_is_for_its_own_network(tmp_path):
 
 MISTAKES = {
     "nothing there": (["--pretrained", "nowhere"], "no weights at nowhere"),
-    "no safetensors": (["--pretrained", "weights.bin"], r"no weights at /.*/weights\.bin; give .*\.safetensors file"),
+    "no weights": (["--pretrained", "weights.txt"], r"no weights at /.*/weights\.txt; give .*\(\.safetensors, \.pth, "),
+    "no state dict": (["--pretrained", "weights.bin"], r"weights\.bin cannot be read as a state dict of PyTorch"),
     "torn": (["--pretrained", "torn.safetensors"], "torn.safetensors cannot be read"),
     "another network's": (["--pretrained", "BASE", "--model", "resnet34"], "resnet34 cannot start from"),
     "unknown view": (["--convert", "folded"], "unknown convert 'folded'.*folded_3x3"),
@@ -173,7 +174,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("flags", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes(flags, message, base_run, digit_folder, tmp_path):
-    (tmp_path / "weights.bin").write_bytes(b"x")
+    for name in ("weights.txt", "weights.bin"):
+        (tmp_path / name).write_bytes(b"x")
     (tmp_path / "torn.safetensors").write_bytes(b"x" * 100)
     flags = [str(base_run) if flag == "BASE" else flag for flag in flags]
     model = [] if "--model" in flags else ["--model=resnet18"]

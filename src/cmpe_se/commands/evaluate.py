@@ -10,10 +10,10 @@ from torch import Tensor
 from cmpe_se.data import ImageData, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.training.metrics import collect_logits, test_metrics
-from cmpe_se.training.run_folder import RunFolder, write_text
+from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.escaping import to_json
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, write_text
 from cmpe_se.utils.plots import plot_confusion
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.tables import write_csv

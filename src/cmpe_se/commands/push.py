@@ -8,10 +8,10 @@ from typing import Any
 
 from cmpe_se.errors import UserError
 from cmpe_se.training.pretrained import HUB
-from cmpe_se.training.run_folder import RunFolder, write_text
+from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.summary import RunResult
 from cmpe_se.utils.escaping import markdown
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, write_text
 from cmpe_se.utils.text import gate_words, in_one_line
 
 _FILES = ("config.json", "model.safetensors")

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from cmpe_se.errors import UserError
+from cmpe_se.utils.files import replacing
+from cmpe_se.utils.records import check_shape, parse_json
+from cmpe_se.utils.tensor_files import UnreadableFileError, load_header, load_tensors, save_tensors
 
-_TENSOR, _PAIRS = "__tensor__", "__pairs__"
+_TENSOR, _PAIRS, _TREE = "__tensor__", "__pairs__", "tree"
 
 
 class Checkpoints:
@@ -25,11 +27,14 @@ class Checkpoints:
 
     Args:
         folder: where they are; made at the first save.
+        kind: shape of the tree, as of ``cmpe_se.utils.records.check_shape``.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, kind: Any = dict):
         self.newest, self.previous = folder / "checkpoint.safetensors", folder / "previous.safetensors"
-        self._torn = False  # whether the newest one was found unreadable
+        self._kind = kind
+        self.unreadable: list[str] = []
+        """Why checkpoints were passed over at the last :meth:`load`, each with its path."""
 
     def exist(self) -> bool:
         """Whether there is one, good or torn."""
@@ -41,18 +46,16 @@ class Checkpoints:
         Raises:
             UserError: it cannot be written (a full disk); the checkpoints that exist are untouched.
         """
-        temporary = self.newest.with_suffix(".partial")
         tensors: dict[str, torch.Tensor] = {}
         skeleton = json.dumps(_strip(tree, tensors))
+        torn = any(reason.startswith(str(self.newest)) for reason in self.unreadable)
         try:
             self.newest.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, metadata={"tree": skeleton})
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            if self.newest.exists() and not self._torn:  # a torn one must not replace the good one before it
-                os.replace(self.newest, self.previous)
-            os.replace(temporary, self.newest)
-            self._torn = False
+            with replacing(self.newest) as temporary:
+                save_tensors(tensors, temporary, {_TREE: skeleton})
+                if self.newest.exists() and not torn:  # a torn one must not replace the good one before it
+                    os.replace(self.newest, self.previous)
+            self.unreadable = []
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"cannot write checkpoint {self.newest}: {error}; the last good one is kept, make room and resume"
@@ -65,33 +68,45 @@ class Checkpoints:
         """The newest checkpoint that can be read, and its path; None where no checkpoint was written yet.
 
         Args:
-            tensors: read them too; else each is None, and only the file's header is read.
+            tensors: read them too, and compare the checksum; else each is an empty one, and only the file's header is
+                read.
 
         Raises:
             UserError: there are checkpoints, and none of them can be read.
         """
-        errors = []
+        self.unreadable = []
         for path in (self.newest, self.previous):  # in this order: a run that is saving moves the first to the second
             if not path.exists():
                 continue
             try:
-                with safe_open(path, framework="pt") as file:
-                    keys = file.keys()  # it is no dict, and has no iterator of its own
-                    found = {key: file.get_tensor(key) if tensors else None for key in keys}
-                    return _restore(json.loads(file.metadata()["tree"]), found), path
-            except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
-                errors.append(f"{path}: {error}")
-                self._torn = self._torn or path == self.newest
-        if errors:
-            raise UserError(f"no checkpoint can be read ({'; '.join(errors)}); start again with another --output")
+                return self._read(path, tensors), path
+            except ValueError as error:
+                self.unreadable.append(f"{path}: {error}")
+        if self.unreadable:
+            reasons = "; ".join(self.unreadable)
+            raise UserError(f"no checkpoint can be read ({reasons}); start again with another --output")
         return None
+
+    def _read(self, path: Path, tensors: bool) -> dict[str, Any]:
+        if tensors:
+            found, texts = load_tensors(path)
+        else:
+            names, texts = load_header(path)
+            found = {name: torch.empty(0) for name in names}
+        if _TREE not in texts:
+            raise UnreadableFileError("it is not a checkpoint of a run")
+        try:
+            tree = _restore(parse_json(texts[_TREE], finite=False), found)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise UnreadableFileError(f"its tree is damaged ({type(error).__name__}: {error})") from None
+        return check_shape(tree, self._kind)
 
 
 def _strip(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """The tree with marks for its tensors, which go to ``tensors``; dicts become pairs: JSON's keys are text."""
     if isinstance(tree, torch.Tensor):
         key = str(len(tensors))
-        tensors[key] = tree.detach().cpu().contiguous().clone()  # safetensors takes no two tensors of one storage
+        tensors[key] = tree
         return {_TENSOR: key}
     if isinstance(tree, dict):
         return {_PAIRS: [[key, _strip(value, tensors)] for key, value in tree.items()]}
@@ -100,7 +115,7 @@ def _strip(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return tree
 
 
-def _restore(tree: Any, tensors: Mapping[str, torch.Tensor | None]) -> Any:
+def _restore(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(tree, dict):
         if _TENSOR in tree:
             return tensors[tree[_TENSOR]]

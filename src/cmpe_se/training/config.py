@@ -1,17 +1,18 @@
 """Settings of a training run, and the recipes that set them."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from cmpe_se.data import Augmentation
 from cmpe_se.errors import UserError
 from cmpe_se.layers.views import GATE_SETTINGS, STARTS, TABLE
-from cmpe_se.utils.text import in_one_line
+from cmpe_se.training.settings_file import is_as_written, parse_settings, refuse_incomplete, settings_text
 
 DEFAULT_RECIPE = "digits"
 
@@ -153,6 +154,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UserError(f"{name} is {value}, should be at least {least}")
+        for name, value in asdict(self).items():
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+                raise UserError(f"{name} is {value}, should be a finite number")
         for name in ("momentum", "mask", "label_smoothing", "drop_rate", "drop_path_rate", "ema", "validation"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, should be at least 0 and below 1")
@@ -205,6 +210,30 @@ class TrainingConfig:
         check_names(settings, "setting")
         return cls(**(read_recipe(recipe) | _typed(settings, "")))
 
+    @classmethod
+    def of_run(cls, path: Path, *, as_written: bool = False) -> "TrainingConfig":
+        """All settings of a run, from its config.yaml.
+
+        Args:
+            path: of the file.
+            as_written: refuse one that has changed since it was written.
+
+        Raises:
+            UserError: a file that cannot be read, is not complete, or has changed.
+        """
+        where = str(path)
+        text = _read(path, where)
+        values = _parse(text, where, of_a_run=True)
+        if as_written and not is_as_written(text):
+            raise UserError(
+                f"{where} has changed since it was written, by hand or by damage, and training would go on with other "
+                "settings; put it back and give changes as flags, or delete its line '# settings' if it is right"
+            )
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
     def changed(self, **settings: Any) -> "TrainingConfig":
         """A copy with other values in some fields."""
         check_names(settings, "setting")
@@ -213,7 +242,7 @@ class TrainingConfig:
     def to_yaml(self) -> str:
         """The text of a recipe file that repeats the run."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return "# repeat: cmpe-se train --recipe THIS_FILE\n" + yaml.safe_dump(values, sort_keys=False)
+        return settings_text(values)
 
 
 GATE_FIELDS = GATE_SETTINGS
@@ -251,27 +280,47 @@ def recipe_names() -> list[str]:
 
 def read_recipe(recipe: str | Path) -> dict[str, Any]:
     """Fields that a recipe sets, from its name or from the path of its YAML file."""
+    where = f"recipe {recipe}"
     if str(recipe) in recipe_names():
         text = files("cmpe_se.training.recipes").joinpath(f"{recipe}.yaml").read_text()
     elif Path(recipe).is_file():
-        try:
-            text = Path(recipe).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"recipe {recipe} cannot be read: {error}") from None
+        text = _read(Path(recipe), where)
     else:
         raise UserError(f"no recipe '{recipe}'; give one of {', '.join(recipe_names())}, or the path of a YAML file")
+    return _parse(text, where, of_a_run=False)
+
+
+def _read(path: Path, where: str) -> str:
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {recipe} is not YAML: {in_one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"recipe {recipe} should map settings to values, such as 'epochs: 30'")
-    check_names(values, f"recipe {recipe}: setting")
-    return _typed(values, f"recipe {recipe}: ")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where} cannot be read: {error}") from None
+
+
+def _parse(text: str, where: str, *, of_a_run: bool) -> dict[str, Any]:
+    """Typed settings of a file's text."""
+    advice = (
+        "put it back, from a copy or another run"
+        if of_a_run
+        else "put them back, or delete its line '# settings' for defaults"
+    )
+    try:
+        values = parse_settings(text)
+    except ValueError as error:
+        raise UserError(f"{where} {error}") from None
+    check_names(values, f"{where}: setting")
+    try:
+        refuse_incomplete(text, values, [field.name for field in fields(TrainingConfig)], of_a_run=of_a_run)
+    except ValueError as error:
+        raise UserError(f"{where} {error}; {advice}") from None
+    return _typed(values, f"{where}: ")
 
 
 def _typed(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Each value in its field's type; ``where`` begins the message for one that cannot be."""
+    hints = get_type_hints(TrainingConfig)
+    if empty := [name for name, value in values.items() if value is None and NoneType not in get_args(hints[name])]:
+        raise UserError(f"{where}setting {empty[0]} is null, should be {hints[empty[0]].__name__}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainingConfig, as_group=False)
     try:

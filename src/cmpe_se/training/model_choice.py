@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from cmpe_se.training.summary import ValidationRecord
+from cmpe_se.training.summary import BestState, ValidationRecord
 
 
 class BestEpoch:
@@ -31,10 +31,13 @@ class BestEpoch:
         """Give a network the weights of the best epoch."""
         network.load_state_dict(self._weights)
 
-    def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+    def state_dict(self) -> BestState | None:
+        """For a checkpoint; None before the first epoch."""
+        if not self.epoch:
+            return None
         return {"epoch": self.epoch, "score": list(self._score), "weights": self._weights}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: BestState) -> None:
         """From a checkpoint."""
-        self.epoch, self._score, self._weights = state["epoch"], tuple(state["score"]), state["weights"]
+        accuracy, loss = state["score"]
+        self.epoch, self._score, self._weights = state["epoch"], (accuracy, loss), state["weights"]

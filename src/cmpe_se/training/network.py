@@ -1,6 +1,7 @@
 """The network of a run's settings."""
 
 from collections import Counter
+from functools import partial
 from typing import Any, Protocol
 
 import timm
@@ -10,7 +11,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.gate_settings import has_gates
-from cmpe_se.training.pretrained import weights_source
+from cmpe_se.training.pretrained import say_what_timm_changed, start_from
 from cmpe_se.utils.text import in_one_line
 
 
@@ -44,13 +45,15 @@ def create_network(config: TrainingConfig, data: ImageShape) -> tuple[nn.Module,
         near = timm.list_models(f"*{config.model.split('_')[-1]}*", module="registry")[:5]
         hint = f"did you mean {', '.join(near)}?" if near else "`cmpe-se models` lists those of cmpe_se"
         raise UserError(f"no network '{config.model}'; {hint}")
-    weights: dict[str, Any] = {}
-    if config.pretrained is not None:
-        own = timm.get_pretrained_cfg(config.model)
-        weights["pretrained"] = True
-        weights["pretrained_cfg_overlay"] = weights_source(config.pretrained, own.classifier if own else None)
+    create = partial(timm.create_model, name, **model_args, **dropping)
     try:
-        return timm.create_model(name, **model_args, **dropping, **weights), model_args
+        if config.pretrained is None:
+            return create(), model_args
+        if config.pretrained != "timm":
+            return start_from(config.pretrained, config.model, create), model_args
+        network, own = create(pretrained=True), timm.get_pretrained_cfg(config.model)
+        say_what_timm_changed(config.model, len(data.classes), own.num_classes if own else None)
+        return network, model_args
     except UserError:
         raise
     except ValueError as error:  # a sentence, about a setting that does not fit
@@ -58,7 +61,7 @@ def create_network(config: TrainingConfig, data: ImageShape) -> tuple[nn.Module,
     except TypeError as error:
         raise UserError(f"cannot make {config.model} with {model_args | dropping}: {error}") from None
     except Exception as error:
-        if not weights:
+        if config.pretrained is None:
             raise
         reason = in_one_line(error)  # timm, torch and the hub raise many kinds
         raise UserError(f"{config.model} cannot start from {config.pretrained}: {reason}") from None

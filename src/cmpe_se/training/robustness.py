@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from cmpe_se.data import ImageData
 from cmpe_se.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from cmpe_se.training.provenance import Provenance, provenance, write_table
-from cmpe_se.training.run_folder import write_text
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, write_text
 from cmpe_se.utils.plots import plot_corruptions
 from cmpe_se.utils.progress import with_progress
 

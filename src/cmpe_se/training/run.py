@@ -60,7 +60,7 @@ def train(
         if output is not None:
             raise UserError(f"a resumed run stays in its folder {resume}; leave --output {output} out")
         run = RunFolder.open(resume)
-        before = run.read_config()
+        before = run.read_config(as_written=True)
         config = before.changed(**settings)
         if config.data == before.data and config.validation != before.validation:
             raise UserError(

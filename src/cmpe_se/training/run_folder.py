@@ -6,30 +6,50 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict
 
 import timm
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from cmpe_se.data import ImageData, Preprocessing, is_fixed_size
 from cmpe_se.data.preprocessing import KEY, RESIZE
 from cmpe_se.errors import UserError
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.config import TrainingConfig
-from cmpe_se.training.summary import EpochRecord, RunResult
-from cmpe_se.utils.escaping import to_json
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.training.summary import CheckpointTree, EpochRecord, RunResult
+from cmpe_se.utils.files import os_errors_as, replacing, write_json, write_text
+from cmpe_se.utils.records import check_shape, parse_json, read_json
+from cmpe_se.utils.tensor_files import UnreadableFileError, load_tensors, misfit, not_finite, save_tensors
 from cmpe_se.utils.text import in_one_line
 
 _log = logging.getLogger(__name__)
 _ORPHANED = "checkpoints in state/, but no config.yaml with their settings; put config.yaml back, or"
+
+
+class _ModelArguments(TypedDict, total=False):
+    num_classes: int
+    in_chans: int
+
+
+class _Classes(TypedDict, total=False):
+    label_names: list[str]
+
+
+class _Constructed(TypedDict, total=False):
+    model_args: _ModelArguments
+
+
+class ModelConfig(_Constructed):
+    """``model/config.json`` as timm writes it, with ours of the preprocessing under its own key."""
+
+    architecture: str
+    pretrained_cfg: _Classes
 
 
 class RunFolder:
@@ -42,7 +62,7 @@ class RunFolder:
         self.model, self.logs = self.path / "model", self.path / "tensorboard"
         self.corruptions = self.path / "corruptions.json"
         self.lock = self.path / ".lock"
-        self.checkpoints = Checkpoints(self.path / "state")
+        self.checkpoints = Checkpoints(self.path / "state", CheckpointTree)
 
     @classmethod
     def new(cls, path: str | Path) -> "RunFolder":
@@ -100,9 +120,16 @@ class RunFolder:
         finally:
             lock.release()
 
-    def read_config(self) -> TrainingConfig:
-        """The settings that the run was started with, or last resumed with."""
-        return TrainingConfig.from_recipe(self.config)
+    def read_config(self, *, as_written: bool = False) -> TrainingConfig:
+        """The settings that the run was started with, or last resumed with.
+
+        Args:
+            as_written: refuse settings that were changed since, by hand or by damage: no run goes on with them.
+
+        Raises:
+            UserError: a file that cannot be read, or one that is not complete.
+        """
+        return TrainingConfig.of_run(self.config, as_written=as_written)
 
     def write_config(self, config: TrainingConfig) -> None:
         """Write the settings; makes the folder."""
@@ -114,22 +141,34 @@ class RunFolder:
         """The final metrics of a finished run."""
         if not self.result.is_file():
             raise UserError(f"{self.path} has not finished; resume it with `cmpe-se train --resume {self.path}`")
-        return cast(RunResult, _read_json(self.result))
+        return read_json(self.result, RunResult, advice=self._written_again(self.result))
 
     def read_metrics(self) -> list[EpochRecord]:
-        """The epochs' records."""
+        """The epochs' records, from the first one on."""
+        records = []
         try:
-            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+            for number, line in enumerate(self.metrics.read_text(encoding="utf-8").splitlines(), start=1):
+                record = check_shape(parse_json(line), EpochRecord, f"line {number}")
+                if record["epoch"] != number:
+                    raise ValueError(f"line {number} is of epoch {record['epoch']}")
+                records.append(record)
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.metrics} cannot be read: {error}") from None
+            raise UserError(
+                f"{self.metrics} cannot be read: {in_one_line(error)}; {self._written_again(self.result)}"
+            ) from None
+        return records
 
     def write_metrics(self, history: Sequence[EpochRecord]) -> None:
         """Write the epochs' records, one JSON object a line."""
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
+        write_text(self.metrics, "".join(json.dumps(record, allow_nan=False) + "\n" for record in history))
 
     def write_result(self, result: RunResult) -> None:
         """Write the final metrics."""
-        write_text(self.result, to_json(result, indent=2) + "\n")
+        write_json(self.result, result)
+
+    def _written_again(self, path: Path) -> str:
+        """What brings back what a finished run leaves at its end; its checkpoint has all that is needed."""
+        return f"delete {path}, and `cmpe-se train --resume {self.path}` writes it again"
 
     def save_model(self, model: nn.Module, *, model_args: dict[str, Any], data: ImageData) -> None:
         """Write the network in timm's format: config.json and model.safetensors.
@@ -140,7 +179,12 @@ class RunFolder:
             model: made by ``timm.create_model``.
             model_args: keywords that it was made with.
             data: what it was trained on, for its preprocessing.
+
+        Raises:
+            UserError: weights that are not finite, or a folder that cannot be written to.
         """
+        if name := not_finite(model.state_dict()):
+            raise UserError(f"cannot save {self.model}: {name} holds values that are not finite; try a smaller --lr")
         words = data.preprocessing.to_timm()
         labels = {"num_classes": len(data.classes), "label_names": list(data.classes)}
         unfinished = self.model.with_name("model.partial")
@@ -155,24 +199,66 @@ class RunFolder:
             )
             self.model.mkdir(exist_ok=True)
             for file in unfinished.iterdir():
-                os.replace(file, self.model / file.name)
+                with replacing(self.model / file.name) as temporary:
+                    if file.suffix == ".safetensors":  # again, with a checksum
+                        save_tensors(model.state_dict(), temporary, {"format": "pt"})
+                    else:
+                        shutil.copyfile(file, temporary)
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot write {self.model}: {error}; make room and resume") from None
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def load_model(self) -> nn.Module:
-        """The trained network, in eval mode, from config.json and safetensors."""
-        if not (self.model / "model.safetensors").is_file():
+        """The trained network, in eval mode, from config.json and safetensors.
+
+        Raises:
+            UserError: no network, one that is damaged, or weights that are not those of the network in config.json.
+        """
+        tensors, config = self.read_weights(), self._read_model_config()
+        try:
+            if not timm.is_model(config["architecture"]):
+                raise UserError(f"there is no network {config['architecture']}")
+            model = timm.create_model(f"local-dir:{self.model}", pretrained=False)
+            if reason := misfit(tensors, model.state_dict()):
+                raise UserError(f"model.safetensors does not fit the network in config.json: {reason}")
+            model.load_state_dict(tensors)
+            return model.eval()
+        except Exception as error:  # timm raises many kinds
+            advice = self._written_again(self.result)
+            raise UserError(f"cannot load {self.model}: {in_one_line(error)}; {advice}") from None
+
+    def read_weights(self) -> dict[str, Tensor]:
+        """The trained network's weights, on the CPU.
+
+        Raises:
+            UserError: none there, a damaged file, or values that are not finite.
+        """
+        path = self.model / "model.safetensors"
+        if not path.is_file():
             raise UserError(f"{self.path} holds no trained model; finish it: `cmpe-se train --resume {self.path}`")
         try:
-            return timm.create_model(f"local-dir:{self.model}", pretrained=True).eval()
-        except Exception as error:  # timm and safetensors raise many kinds
-            raise UserError(f"cannot load {self.model}: {in_one_line(error)}") from None
+            tensors, _ = load_tensors(path)
+            if name := not_finite(tensors):
+                raise UnreadableFileError(f"{name} holds values that are not finite")
+        except UnreadableFileError as error:
+            raise UserError(f"cannot load {path}: {error}; {self._written_again(self.result)}") from None
+        return tensors
+
+    def _read_model_config(self) -> dict[str, Any]:
+        path = self.model / "config.json"
+        config = read_json(path, ModelConfig, advice=self._written_again(self.result))
+        labels, arguments = config["pretrained_cfg"].get("label_names"), config.get("model_args", {})
+        if labels is not None and arguments.get("num_classes", len(labels)) != len(labels):
+            raise UserError(
+                f"{path} names {len(labels)} classes for a network with {arguments['num_classes']}; "
+                + self._written_again(self.result)
+            )
+        return config
 
     def model_config(self) -> dict[str, Any]:
         """What ``model/config.json`` says: timm's pretrained_cfg, ``architecture``, and ours of the preprocessing."""
-        config = _read_json(self.model / "config.json")
+        config = self._read_model_config()
         return config["pretrained_cfg"] | {key: config[key] for key in ("architecture", KEY) if key in config}
 
     def preprocessing(self) -> Preprocessing:
@@ -194,21 +280,3 @@ class RunFolder:
         """What ``Preprocessing`` calls ``resize``, of a run whose images were held in memory before there was one."""
         config = self.read_config()
         return "fit" if config.image_size is not None and not is_fixed_size(config.data) else RESIZE
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}; delete it, and `cmpe-se train --resume` writes it") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's text as a whole: a reader, or a kill, never meets half of it."""
-    temporary = path.with_name(path.name + ".partial")
-    with os_errors_as(f"cannot write {path}"):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The metrics of ``result.json``, from a run's records of epochs."""
 
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from torch import Tensor
 
@@ -77,6 +77,34 @@ class RunResult(RunMetrics, Provenance):
 
     processes: int
     run: str
+
+
+class BestState(TypedDict):
+    """The best epoch so far by the validation split, its score (accuracy, loss with its sign turned) and weights."""
+
+    epoch: int
+    score: list[float]
+    weights: dict[str, Tensor]
+
+
+class _LaterParts(TypedDict, total=False):
+    batch_size: int
+    best: BestState | None
+    preprocessing: Any
+
+
+class CheckpointTree(_LaterParts):
+    """A checkpoint: state of network, optimiser and loop; ``_LaterParts`` are missing in the first version's."""
+
+    network: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None
+    epoch: int
+    batch: int
+    sums: Tensor
+    epoch_seconds: float
+    history: list[EpochRecord]
 
 
 class Untested(TypedDict):

@@ -10,7 +10,7 @@ import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -35,6 +35,7 @@ from cmpe_se.training.seeding import seed_everything
 from cmpe_se.training.step_sums import StepSums, TrainingMetrics, part_sums
 from cmpe_se.training.summary import (
     UNTESTED,
+    CheckpointTree,
     EpochRecord,
     EvaluationRecord,
     RunResult,
@@ -45,6 +46,7 @@ from cmpe_se.training.summary import (
 )
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.plots import plot_curves
+from cmpe_se.utils.tensor_files import misfit, not_finite
 from cmpe_se.utils.text import in_one_line
 
 _STEPS_BETWEEN_LOOKS = 10  # at losses and, with several processes, at signals: a look waits for the device
@@ -119,6 +121,8 @@ class Trainer:
                 f"training{',' + held if held else ''} and {self.data.test_size:,} test images, run folder "
                 f"{self.run.path}"
             )
+            for reason in self.run.checkpoints.unreadable:
+                self.progress.say(f"damaged checkpoint passed over: {reason}")
             if self.last_checkpoint:
                 self.progress.say(f"resuming after step {self.step} of {total}, from {self.last_checkpoint}")
             self.progress.start(self.step)
@@ -279,10 +283,11 @@ class Trainer:
         return self.accelerator.reduce(sums.to(self.accelerator.device))
 
     def _save_checkpoint(self) -> None:
-        """Write a checkpoint, a good one: every loss before it has been finite, and the weights are."""
+        """Write a checkpoint, a good one: every loss before it has been finite, and weights and statistics are."""
         self._look()
-        if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
-            self._refuse("some weights are not finite", self.step, self._rate)
+        for module in (self.network, *([self.ema.module] if self.ema else [])):
+            if name := not_finite(module.state_dict()):
+                self._refuse(f"some weights are not finite, of {name}", self.step, self._rate)
         if not self.accelerator.is_main_process:
             return
         self.run.checkpoints.save(
@@ -307,19 +312,23 @@ class Trainer:
         loaded = self.run.checkpoints.load()
         if loaded is None:
             return
-        tree, self.last_checkpoint = loaded
-        if tree["batch"] and tree["batch_size"] != self.config.batch_size:
+        tree, self.last_checkpoint = cast(CheckpointTree, loaded[0]), loaded[1]
+        if tree["batch"] and tree.get("batch_size", self.config.batch_size) != self.config.batch_size:
             raise UserError(
                 f"{self.last_checkpoint} is {tree['batch']} batches of {tree['batch_size']} images into an epoch, and "
                 f"batch_size {self.config.batch_size} would divide it differently; resume with {tree['batch_size']}, "
                 "and change it at the end of an epoch"
             )
         try:
-            self.network.load_state_dict(tree["network"])
-            if self.ema:
-                self.ema.module.load_state_dict(tree["ema"] or tree["network"])
+            if not (tree["epoch"] == len(tree["history"]) and 0 <= tree["batch"] <= self.steps_per_epoch):
+                raise ValueError(
+                    f"it is {tree['batch']} batches into epoch {tree['epoch'] + 1}, with records of "
+                    f"{len(tree['history'])} epochs of {self.steps_per_epoch} batches"
+                )
+            self._restore_weights(tree)
             self.optimizer.load_state_dict(tree["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:  # KeyError: another optimiser's state
+        # Another optimiser's state, or a tree of another shape: PyTorch looks at neither.
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = in_one_line(error, most=200)
             raise UserError(f"{self.last_checkpoint} does not fit these settings: {reason}") from None
         for parameter, state in self.optimizer.state.items():
@@ -329,10 +338,21 @@ class Trainer:
         if self.accelerator.scaler and tree["scaler"]:
             self.accelerator.scaler.load_state_dict(tree["scaler"])
         self.sums.total = tree["sums"]
-        for name in ("epoch", "batch", "epoch_seconds", "history"):
-            setattr(self, name, tree[name])
-        if self.best:
-            self.best.load_state_dict(tree["best"])
+        self.epoch, self.batch = tree["epoch"], tree["batch"]
+        self.epoch_seconds, self.history = tree["epoch_seconds"], tree["history"]
+        if self.best and (best := tree.get("best")):
+            self.best.load_state_dict(best)
+
+    def _restore_weights(self, tree: CheckpointTree) -> None:
+        states = [(self.network, tree["network"])]
+        if self.ema:
+            states.append((self.ema.module, tree["ema"] or tree["network"]))
+        for module, state in states:
+            if reason := misfit(state, module.state_dict()):
+                raise ValueError(reason)
+            if name := not_finite(state):
+                raise ValueError(f"{name} holds values that are not finite")
+            module.load_state_dict(state)
 
     def _finish(self) -> RunResult:
         """Write the network and its metrics."""

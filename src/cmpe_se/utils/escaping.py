@@ -84,12 +84,12 @@ def markdown_code(text: str) -> str:
     return f"{fence}{padding}{text}{padding}{fence}"
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
+def to_json(value: Any, *, indent: int | None = None, allow_nan: bool = True) -> str:
     r"""JSON that every reader takes: bytes of names that are no UTF-8 stand in it as ``\xe9``.
 
     For what other programs read. What is read back here keeps such names as they are, with ``json.dumps``.
     """
-    return json.dumps(_without_surrogates(value), indent=indent)
+    return json.dumps(_without_surrogates(value), indent=indent, allow_nan=allow_nan)
 
 
 def _without_surrogates(value: Any) -> Any:

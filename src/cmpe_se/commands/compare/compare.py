@@ -22,8 +22,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, recipe_names
 from cmpe_se.training.data_settings import with_whole_paths, without_foreign_augmentation
 from cmpe_se.training.gate_settings import without_recipe_gates
-from cmpe_se.training.run_folder import write_text
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, write_text
 from cmpe_se.utils.terminal import Terminal
 from cmpe_se.utils.text import split_names
 

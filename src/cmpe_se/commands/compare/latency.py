@@ -15,8 +15,9 @@ from cmpe_se.runtimes.engines import make_step
 from cmpe_se.runtimes.timing import keep_heap, paired_ratio, take_turns
 from cmpe_se.training.network import create_network
 from cmpe_se.training.provenance import provenance
-from cmpe_se.training.run_folder import RunFolder, write_text
+from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
+from cmpe_se.utils.files import write_text
 from cmpe_se.utils.progress import with_progress
 
 _TURNS = 25

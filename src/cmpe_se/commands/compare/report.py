@@ -10,10 +10,9 @@ from cmpe_se.commands.compare.outcomes import Outcome
 from cmpe_se.commands.compare.plots import plot_differences, plot_learning_curves, plot_pareto
 from cmpe_se.commands.compare.presenting import references, summary_rows, to_markdown, to_rich
 from cmpe_se.training.provenance import Hardware, provenance, write_table
-from cmpe_se.training.run_folder import write_text
 from cmpe_se.training.summary import RunResult
 from cmpe_se.utils.escaping import markdown_code
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, write_text
 from cmpe_se.utils.terminal import Terminal
 
 

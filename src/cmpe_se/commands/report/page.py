@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from cmpe_se.exhibits.exhibit import Exhibit
-from cmpe_se.training.run_folder import write_text
+from cmpe_se.utils.files import write_text
 from cmpe_se.utils.html import html_environment
 
 
