@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
         parsed = _parser(command, arguments).parse_args(arguments)
         if command == "train" and (warning := processes_left_out()):
             _complain(warning, 0)
-        function(**_values(function, parsed, arguments))
+        result = function(**_values(function, parsed, arguments))
+        if message := _complaint_about(command, result):
+            return _complain(f"error: {message}", _FAILED)
         return 0
     except ArgumentError as error:
         return _complain(f"{error.message or error} (cmpe-se {command} --help)", _USAGE)
@@ -62,6 +64,12 @@ def main(arguments: Sequence[str]) -> int:
 def _function(command: str) -> Callable:
     """Only the command that is asked for is imported: all of them together take as long as PyTorch."""
     return getattr(import_module(f"cmpe_se.commands.{command}"), command)
+
+
+def _complaint_about(command: str, result: Any) -> str | None:
+    """What is wrong with a result that is there all the same, where the command's module has a function for it."""
+    look = getattr(import_module(f"cmpe_se.commands.{command}"), "complaint", None)
+    return look(result) if look else None
 
 
 def _parameters(function: Callable) -> list[inspect.Parameter]:

@@ -14,12 +14,13 @@ from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
 from cmpe_se.layers.precision import emulation_warning
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig
-from cmpe_se.training.data_settings import with_whole_paths, without_foreign_augmentation
+from cmpe_se.training.data_settings import refuse_idle_folder, with_whole_paths, without_foreign_augmentation
 from cmpe_se.training.gate_settings import with_pretrained_gates, without_foreign_gates
 from cmpe_se.training.interruption import Interruption
 from cmpe_se.training.network import create_network
 from cmpe_se.training.run_data import image_options
 from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.training.run_images import read_listing, warn_of_copies, write_listing
 from cmpe_se.training.seeding import seed_everything
 from cmpe_se.training.summary import RunResult
 from cmpe_se.training.trainer import Trainer
@@ -63,11 +64,12 @@ def train(
             if config != before:
                 raise UserError(f"{resume} has finished its {before.epochs} epochs; continue it with a larger --epochs")
             return run.read_result()
-        images = image_options(config, run, before)
+        images = image_options(config, run, before) | {"listing": read_listing(run)}
     else:
         run, config = None, TrainingConfig.from_recipe(recipe, **settings)
         config = with_pretrained_gates(without_foreign_gates(with_whole_paths(config), recipe, settings), settings)
         images = {"image_size": config.image_size}
+        refuse_idle_folder(config.data, config.data_dir)
 
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
@@ -79,13 +81,15 @@ def train(
     if (warning := emulation_warning(config.precision, accelerator.device.type)) and accelerator.is_main_process:
         _log.warning(warning)
     with accelerator.main_process_first():  # the first one downloads and fills the cache
-        data = load_data(config.data, config.data_dir, download=config.download, workers=config.workers, **images)
+        images |= {"download": config.download, "workers": config.workers, "options": config.data_options}
+        data = load_data(config.data, config.data_dir, **images)
     if run is None:
         config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
     seed_everything(config.seed)
     # A checkpoint has the weights already, and what the run started from may be gone.
     started = run is not None and run.checkpoints.exist()
     model, model_args = create_network(config.changed(pretrained=None) if started else config, data)
+    is_new = run is None
     if run is None:
         run = _new_run(output, config, accelerator)
     try:
@@ -93,6 +97,8 @@ def train(
             trainer = Trainer(config, data, model, model_args, run, accelerator, interruption)
             # Only now: locking makes the run's folder, which wrong settings shall not leave.
             with run.locked() if accelerator.is_main_process else nullcontext():
+                if is_new and accelerator.is_main_process:
+                    write_listing(run, data, warn_of_copies(data))
                 return trainer.fit()
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None
