@@ -47,8 +47,10 @@ def main(arguments: Sequence[str]) -> int:
         if command == "train" and (warning := processes_left_out()):
             complain(warning, 0)
         with raised():
-            function(**_values(function, parsed, arguments))
+            result = function(**_values(function, parsed, arguments))
             _flush()
+        if message := _complaint_about(command, result):
+            return _say(f"error: {message}", _FAILED)
         return 0
     except ArgumentError as error:
         return _say(f"{error.message or error} (cmpe-se {command} --help)", _USAGE)
@@ -90,6 +92,12 @@ def _flush() -> None:
 def _function(command: str) -> Callable:
     """Only the command that is asked for is imported: all of them together take as long as PyTorch."""
     return getattr(import_module(f"cmpe_se.commands.{command}"), command)
+
+
+def _complaint_about(command: str, result: Any) -> str | None:
+    """What is wrong with a result that is there all the same, where the command's module has a function for it."""
+    look = getattr(import_module(f"cmpe_se.commands.{command}"), "complaint", None)
+    return look(result) if look else None
 
 
 def _parameters(function: Callable) -> list[inspect.Parameter]:

@@ -1,5 +1,7 @@
 """Errors for users."""
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """A mistake that its reader can correct: one line that says what is wrong, where, and what would be right.
@@ -16,3 +18,18 @@ class UserError(ValueError):
 
 class MissingPackageError(UserError, ImportError):
     """A package that an extra of this one installs is missing; the message names both."""
+
+
+def unreadable_complaint(reasons: Sequence[str], others: int) -> str | None:
+    """The sentence that a command ends with which has gone on past images that cannot be read; None if there are none.
+
+    Args:
+        reasons: a sentence for each of them, all printed before.
+        others: number of the images that could be read.
+    """
+    if not reasons:
+        return None
+    total = len(reasons) + others
+    return f"{len(reasons)} of {total} images cannot be read" + (
+        f": {reasons[0]}" if len(reasons) == 1 else f", listed above; the first: {reasons[0]}"
+    )

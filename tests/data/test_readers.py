@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from cmpe_se.data import Augmentation, LargeImages, SmallImages, StreamedImages, decoding, load_data, readers
+from cmpe_se.data import shards as shards_module
 from cmpe_se.errors import UserError
 
 PLAIN = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0))
@@ -161,9 +162,11 @@ def test_nothing_for_hugging_face(tmp_path, hugging_face):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "package"), [("hfds/x", "datasets"), ("wds/x", "webdataset")])
-def test_missing_package(name, package, tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "find_spec", lambda name: None)
+@pytest.mark.parametrize(
+    ("name", "package", "module"), [("hfds/x", "datasets", readers), ("wds/x", "webdataset", shards_module)]
+)
+def test_missing_package(name, package, module, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"{name} needs the package {package}: pip install 'cmpe-se\["):
         load_data(name, tmp_path)
 

@@ -1,5 +1,6 @@
 """The ``evaluate`` command: metrics of a finished run's network on test images."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from cmpe_se.data import ImageData, load_data
-from cmpe_se.errors import UserError
+from cmpe_se.data import DataOptions
+from cmpe_se.errors import UserError, unreadable_complaint
 from cmpe_se.training.metrics import collect_logits, test_metrics
+from cmpe_se.training.run_data import load_tested
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.escaping import to_json
@@ -31,6 +33,10 @@ def evaluate(
     workers: int = 2,
     output: str | None = None,
     corruptions: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    test_split: str | None = None,
+    fail_fast: bool = False,
 ) -> dict[str, Any]:
     """Test a finished run's network: accuracy overall and by class, confusion matrix, calibration.
 
@@ -38,8 +44,9 @@ def evaluate(
 
     Args:
         run: run folder.
-        data: data set to test on, with the same classes as the run's; the run's own if left out. Its images are
-            resized, cropped and normalised as the run's were.
+        data: data set to test on, with classes of the run's; the run's own if left out, of which those images are
+            tested that it was not trained on. Of other class folders all images are tested, or those in test/ (or val/)
+            if there is such a folder. Images are resized, cropped and normalised as the run's were.
         data_dir: folder of the data set.
         batch_size: number of images in a batch.
         workers: number of processes that decode images.
@@ -47,30 +54,46 @@ def evaluate(
         corruptions: test on corrupted images too (contrast, brightness, noise, blur and JPEG compression, each at five
             severities), which takes 26 times as long. Writes ``corruptions.json``, ``corruptions.csv`` and
             ``corruptions.png`` into ``output``, or into RUN if that is left out.
+        image_column: column of the images (Hugging Face), if not the run's or the only one.
+        label_column: column of the classes (Hugging Face), if not the run's or the usual one.
+        test_split: split to test on, or its folder, if not the run's or the usual one.
+        fail_fast: stop at the first image that cannot be read. Otherwise the others are tested, those that cannot be
+            read are listed at the end, and the exit status is 1.
 
     Returns:
         ``test_top1``, ``test_top5`` (percent), ``test_loss``, ``calibration_error`` (expected calibration error with
-        15 bins, percent), ``images``, and ``per_class`` (class to accuracy in percent); with ``corruptions``, what
+        15 bins, percent), ``images``, ``per_class`` (class to accuracy in percent, of the classes that have images),
+        ``tested`` (which images these are, in words) and ``unreadable`` (``image`` and ``error`` of each image that
+        could not be read and is not counted); with ``corruptions``, what
         :func:`cmpe_se.training.robustness.corruption_metrics` returns under that name.
 
     Raises:
-        UserError: no finished run, other classes than the run's, or streamed data with ``corruptions``.
+        UserError: no finished run, images of classes that the run does not have, no image that can be read, or
+            streamed data with ``corruptions``.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, should be at least 1")
     folder = RunFolder.open(run)
     config = folder.read_config()
     model = folder.load_model()
-    dataset = load_tested(folder, data, data_dir, workers=workers)
+    options = DataOptions(image_column, label_column, None, test_split)
+    dataset = load_tested(folder, data, data_dir, workers=workers, options=options, skip_unreadable=not fail_fast)
     device = choose_device(config.device)
     model.to(device).to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     steps = -(-dataset.test_size // batch_size)
     batches = dataset.test_batches(batch_size=batch_size, device=device)
     logits, labels = collect_logits(model, with_progress(batches, "testing", steps), channels_last=config.channels_last)
+    if not len(labels):
+        first = f"; the first: {dataset.unreadable[0].reason}" if dataset.unreadable else ""
+        raise UserError(f"none of {dataset.tested} can be read{first}")
 
     metrics = _all_metrics(logits, labels, dataset.classes)
+    metrics["tested"] = dataset.tested
+    metrics["unreadable"] = [{"image": image, "error": reason} for image, reason in dataset.unreadable]
     _write(Path(output) if output else folder.path / "evaluation", metrics, dataset.classes)
     _print(folder.path, metrics)
+    for image in dataset.unreadable:
+        print(f"not tested: {image.reason}", file=sys.stderr)
     del metrics["confusion"]
     if corruptions:
         # Only here: torchvision's second transforms take a while to import, as torchmetrics does below.
@@ -85,36 +108,15 @@ def evaluate(
             progress="testing on corrupted images",
         )
         # compare looks into the run's folder: only what is of the run's own test images belongs there.
-        place = folder.path / "evaluation" if data or data_dir else folder.path
+        place = folder.path / "evaluation" if data or data_dir or test_split else folder.path
         write_corruptions(Path(output) if output else place, metrics["corruptions"], dataset)
         Terminal().print(table_of_corruptions(metrics["corruptions"]))
     return metrics
 
 
-def load_tested(
-    folder: RunFolder, data: str | None = None, data_dir: str | None = None, *, workers: int = 2
-) -> ImageData:
-    """The data set to test a finished run on, with the run's preprocessing, whatever size its images have.
-
-    Args:
-        folder: of the run.
-        data: data set to test on; the run's own if left out.
-        data_dir: folder of that data set.
-        workers: processes that decode images.
-
-    Raises:
-        UserError: no such data set, or other classes than the run's.
-    """
-    config, preprocessing = folder.read_config(), folder.preprocessing()
-    name = data or config.data
-    dataset = load_data(name, data_dir or config.data_dir, preprocessing=preprocessing, workers=workers)
-    if dataset.classes != preprocessing.classes:
-        own, classes = dataset.classes, preprocessing.classes
-        raise UserError(
-            f"{name} has the classes {', '.join(own[:5])}, ... ({len(own)}), but {folder.path} was trained on "
-            f"{', '.join(classes[:5])}, ... ({len(classes)}); test on the same classes"
-        )
-    return dataset
+def complaint(metrics: dict[str, Any]) -> str | None:
+    """What is wrong with what ``evaluate`` has returned, after all: images that cannot be read."""
+    return unreadable_complaint([image["error"] for image in metrics["unreadable"]], metrics["images"])
 
 
 def _all_metrics(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -128,7 +130,11 @@ def _all_metrics(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> di
     return test_metrics(logits, labels) | {
         "calibration_error": 100 * error.item(),
         "images": len(labels),
-        "per_class": dict(zip(classes, accuracy.tolist(), strict=True)),
+        "per_class": {
+            name: percent
+            for name, percent, count in zip(classes, accuracy.tolist(), confusion.sum(1).tolist(), strict=True)
+            if count
+        },
         "confusion": confusion,
     }
 
@@ -138,10 +144,10 @@ def _write(folder: Path, metrics: dict[str, Any], classes: tuple[str, ...]) -> N
         folder.mkdir(parents=True, exist_ok=True)
         summary = {key: value for key, value in metrics.items() if key != "confusion"}
         write_text(folder / "evaluation.json", to_json(summary, indent=2) + "\n")
-        counts, accuracies = metrics["confusion"].sum(1).tolist(), metrics["per_class"].values()
+        counts = dict(zip(classes, metrics["confusion"].sum(1).tolist(), strict=True))
         with open(folder / "per_class.csv", "w", newline="", encoding="utf-8") as file:
-            each = zip(classes, counts, accuracies, strict=True)
-            write_csv(file, ["class", "images", "top1"], [[name, n, f"{top1:.2f}"] for name, n, top1 in each])
+            rows = [[name, counts[name], f"{top1:.2f}"] for name, top1 in metrics["per_class"].items()]
+            write_csv(file, ["class", "images", "top1"], rows)
         with open(folder / "confusion.csv", "w", newline="", encoding="utf-8") as file:
             matrix = zip(classes, metrics["confusion"].tolist(), strict=True)
             write_csv(file, ["true \\ predicted", *classes], [[name, *row] for name, row in matrix])
@@ -149,7 +155,9 @@ def _write(folder: Path, metrics: dict[str, Any], classes: tuple[str, ...]) -> N
 
 
 def _print(run: Path, metrics: dict[str, Any]) -> None:
-    table = Table(title=f"{run}: {metrics['images']:,} test images", title_justify="left")
+    tested = f"{run}: {metrics['images']:,} images tested, {metrics['tested']}"
+    Terminal().print(tested, soft_wrap=True)
+    table = Table()
     table.add_column("")
     table.add_column("%", justify="right")
     table.add_row("top-1", f"{metrics['test_top1']:.2f}")

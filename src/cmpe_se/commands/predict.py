@@ -1,5 +1,6 @@
 """The ``predict`` command: the predictions of a trained network for images."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from cmpe_se.data import Preprocessing
 from cmpe_se.data.reading import image_files
-from cmpe_se.errors import UserError
+from cmpe_se.errors import UserError, unreadable_complaint
 from cmpe_se.runtimes.exported import is_exported, load_exported
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.escaping import to_json
@@ -20,7 +21,13 @@ _SHOWN = 3  # classes a line of the table
 
 
 def predict(
-    run: str, images: str | Sequence[str], *, top: int = 5, batch_size: int = 64, as_json: bool = False
+    run: str,
+    images: str | Sequence[str],
+    *,
+    top: int = 5,
+    batch_size: int = 64,
+    as_json: bool = False,
+    fail_fast: bool = False,
 ) -> list[dict[str, Any]]:
     """Print the predictions of a finished run's network for images.
 
@@ -31,12 +38,15 @@ def predict(
         top: number of classes to report for each image.
         batch_size: number of images in a batch.
         as_json: print a line of JSON for each image instead of a table.
+        fail_fast: stop at the first file that cannot be read. Otherwise the others are predicted, those that cannot be
+            read are listed at the end, and the exit status is 1.
 
     Returns:
-        For each image ``image`` (its path) and ``classes``: ``class`` and ``probability``, most likely first.
+        For each image ``image`` (its path) and ``classes``: ``class`` and ``probability``, most likely first. Of a file
+        that cannot be read ``image`` and ``error``, a sentence.
 
     Raises:
-        UserError: no finished run, no exported file of one, no images, or a file that is no image.
+        UserError: no finished run, no exported file of one, no images, or, with ``fail_fast``, a file that is no image.
     """
     if top < 1 or batch_size < 1:
         raise UserError(f"top {top} and batch_size {batch_size} should be at least 1")
@@ -46,22 +56,50 @@ def predict(
     if not paths:
         raise UserError("no images given; name image files, or folders of them")
     console = Terminal()
-    predictions = []
+    predictions: list[dict[str, Any]] = []
     for start in range(0, len(paths), batch_size):
-        some = paths[start : start + batch_size]
-        batch = preprocessing.normalise(torch.stack([preprocessing.read(path) for path in some]))
-        with torch.inference_mode():
-            probabilities = model(batch).softmax(1)  # (B, classes)
-        records = [
-            _record(path, row, preprocessing.classes, top) for path, row in zip(some, probabilities, strict=True)
-        ]
+        records = _predict_batch(model, preprocessing, paths[start : start + batch_size], top, fail_fast=fail_fast)
         if as_json:
             for record in records:
                 print(to_json(record), flush=True)
         predictions += records
-    if not as_json:
-        console.print(_table(predictions))
+    good = [record for record in predictions if "classes" in record]
+    if good and not as_json:
+        console.print(_table(good))
+    for record in predictions:
+        if "error" in record:
+            print(f"not predicted: {record['error']}", file=sys.stderr)
     return predictions
+
+
+def complaint(predictions: list[dict[str, Any]]) -> str | None:
+    """What is wrong with what ``predict`` has returned, after all: files that cannot be read."""
+    errors = [record["error"] for record in predictions if "error" in record]
+    return unreadable_complaint(errors, len(predictions) - len(errors))
+
+
+def _predict_batch(
+    model: Callable[[Tensor], Tensor], preprocessing: Preprocessing, paths: Sequence[Path], top: int, *, fail_fast: bool
+) -> list[dict[str, Any]]:
+    """A record for each file, in their order."""
+    pixels: dict[Path, Tensor] = {}
+    errors: dict[Path, str] = {}
+    for path in paths:
+        try:
+            pixels[path] = preprocessing.read(path)
+        except UserError as error:
+            if fail_fast:
+                raise
+            errors[path] = str(error)
+    records = {path: {"image": str(path), "error": error} for path, error in errors.items()}
+    if pixels:
+        with torch.inference_mode():
+            probabilities = model(preprocessing.normalise(torch.stack(list(pixels.values())))).softmax(
+                1
+            )  # (B, classes)
+        for path, row in zip(pixels, probabilities, strict=True):
+            records[path] = _record(path, row, preprocessing.classes, top)
+    return [records[path] for path in paths]
 
 
 def _load(run: str) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cmpe_se.data.interface import Unreadable
 from cmpe_se.data.large import FileSource, joined, started
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import read_image
@@ -41,12 +42,16 @@ def decode(
     workers: int,
     name: str,
     files: Sequence[str],
+    unreadable: dict[int, Unreadable] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Training and test images as uint8 (N, C, H, W), from the cache or else decoded and put there.
 
     Without ``resize`` an image of another size than ``preprocessing`` has is an error. The cache belongs to ``name``,
     to what ``preprocessing`` makes of pixels, and to the names, sizes and times of ``files``, where the images are;
-    without any there is none. Raises one UserError for all images that cannot be used, which names the first.
+    without any there is none.
+
+    Raises one UserError for all images that cannot be used, which names the first. ``unreadable`` takes them up
+    instead, by their place among the training and then the test images; their pixels are 0 then, and are not cached.
     """
     # Images that all have the size already are the same with and without: a run's test finds what its training cached.
     kinds = (False, True) if resize else (False,)
@@ -68,18 +73,22 @@ def decode(
     for part, part_errors in _with_progress(started(loader), len(chunks), for_markup(f"Decoding {name}")):
         images.append(part)
         errors += part_errors
-    if len(errors) > 1:
-        raise UserError(f"{len(errors)} of {sum(counts)} images in {name} cannot be used; the first: {errors[0]}")
-    if errors:
-        raise UserError(errors[0])
+    if unreadable is not None:
+        unreadable.update(errors)
+    elif len(errors) > 1:
+        raise UserError(
+            f"{len(errors)} of {sum(counts)} images in {name} cannot be used; the first: {errors[0][1].reason}"
+        )
+    elif errors:
+        raise UserError(errors[0][1].reason)
     train_images, test_images = torch.cat(images).split(counts)
-    if caches:
+    if caches and not errors:
         _write_cache(caches[-1], train_images, test_images)
     return train_images, test_images
 
 
 class _Chunks(Dataset):
-    """Files in pieces: item i is the images of piece i, uint8 (n, C, H, W), and the messages of bad files."""
+    """Files in pieces: item i is the images of piece i, uint8 (n, C, H, W), and the places of bad files among all."""
 
     def __init__(self, files: FileSource, preprocessing: Preprocessing, resize: bool):
         self.files, self.preprocessing, self.resize = files, preprocessing, resize
@@ -87,14 +96,15 @@ class _Chunks(Dataset):
     def __len__(self) -> int:
         return -(-len(self.files) // _CHUNK)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
+    def __getitem__(self, index: int) -> tuple[Tensor, list[tuple[int, Unreadable]]]:
         places = range(index * _CHUNK, min((index + 1) * _CHUNK, len(self.files)))
         pixels, errors = torch.zeros(len(places), *self.preprocessing.size, dtype=torch.uint8), []
         for row, place in zip(pixels, places, strict=True):
+            file = self.files[place][0]
             try:
-                row.copy_(self._decode(self.files[place][0]))
+                row.copy_(self._decode(file))
             except UserError as error:
-                errors.append(str(error))
+                errors.append((place, Unreadable(str(getattr(file, "name", file)), str(error))))
         return pixels, errors
 
     def _decode(self, file: str | BinaryIO) -> Tensor:

@@ -2,17 +2,28 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from cmpe_se.data.augmentation import Augmentation
+from cmpe_se.data.class_files import ClassFolders
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.seeds import generator
 from cmpe_se.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
+
+
+class Unreadable(NamedTuple):
+    """An image that cannot be used."""
+
+    image: str
+    """Its path, or other words for where it is."""
+    reason: str
+    """A sentence that names it too."""
 
 
 class ImageData(ABC):
@@ -33,6 +44,12 @@ class ImageData(ABC):
     """Number of test images."""
     augmentation_fields: tuple[str, ...]
     """The fields of ``Augmentation`` that this kind knows."""
+    tested: str
+    """Which images the test part is, in words for a sentence."""
+    unreadable: list[Unreadable]
+    """Test images that were passed over, where that was asked for; complete after a pass over the test images."""
+    folders: ClassFolders | None = None
+    """The files of class folders; None for other data."""
 
     @property
     def classes(self) -> tuple[str, ...]:

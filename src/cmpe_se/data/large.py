@@ -2,16 +2,16 @@
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 
 from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
-from cmpe_se.data.interface import Batch, ImageData
+from cmpe_se.data.interface import Batch, ImageData, Unreadable
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image, read_image
 from cmpe_se.data.seeds import derive_seed, seeded
@@ -44,6 +44,21 @@ def labels_of(source: Source) -> list[int]:
     return known if known is not None else [source[index][1] for index in range(len(source))]
 
 
+class Renumbered:
+    """The items of a source with the class index ``places[index]`` in the place of ``index``."""
+
+    def __init__(self, source: FileSource, places: Sequence[int]):
+        self._source, self._places = source, places
+        self.labels = [places[label] for label in labels] if (labels := getattr(source, "labels", None)) else None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[str | BinaryIO, int]:
+        file, label = self._source[index]
+        return file, self._places[label]
+
+
 Transform = Callable[[Image.Image], Any]
 """An image to what a batch is made of: a tensor, or an array."""
 
@@ -61,13 +76,25 @@ class LargeImages(ImageData):
         test: the test images.
         preprocessing: of the images, with the class names.
         workers: worker processes; 0 decodes in the calling process.
+        skip_unreadable: pass over test images that cannot be used; after a pass over all test images they are in
+            ``unreadable``, and no test images any more.
     """
 
     augmentation_fields = LARGE_FIELDS
 
-    def __init__(self, name: str, train: Source, test: Source, *, preprocessing: Preprocessing, workers: int):
+    def __init__(
+        self,
+        name: str,
+        train: Source,
+        test: Source,
+        *,
+        preprocessing: Preprocessing,
+        workers: int,
+        skip_unreadable: bool = False,
+    ):
         self.name, self.preprocessing = name, preprocessing
         self.train_size, self.test_size = len(train), len(test)
+        self.tested, self.unreadable, self._skip = f"the test images of {name}", [], skip_unreadable
         self._train, self._test, self._workers = train, test, workers
 
     def _train_batches(
@@ -94,9 +121,12 @@ class LargeImages(ImageData):
 
     def _load_test(self, indices: Sequence[int], batch_size: int, device: torch.device) -> Iterator[Batch]:
         plan = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
-        return self._load(_Samples(self._test, self.preprocessing.pixels, self.in_chans), plan, device)
+        samples = _Samples(self._test, self.preprocessing.pixels, self.in_chans)
+        if not self._skip:
+            return self._load(samples, plan, device)
+        return self._load_readable(samples, plan, device)
 
-    def _load(self, samples: Dataset, plan: list[list[int]], device: torch.device) -> Iterator[Batch]:
+    def _load(self, samples: Dataset, plan: list[list[int]], device: torch.device, **options: Any) -> Iterator:
         loader = DataLoader(
             samples,
             batch_sampler=plan,
@@ -104,8 +134,20 @@ class LargeImages(ImageData):
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else it draws a seed from the global one, which belongs to the caller
             worker_init_fn=ignore_in_worker,
+            **options,
         )
         return batches_on(device, loader)
+
+    def _load_readable(self, samples: "_Samples", plan: list[list[int]], device: torch.device) -> Iterator[Batch]:
+        failures: list[_Failure] = []
+        for images, labels, failed in self._load(_Readable(samples), plan, device, collate_fn=_collate_readable):
+            failures += failed
+            if len(labels):
+                yield images, labels
+        if failures and sum(map(len, plan)) == self.test_size:
+            self.unreadable += [failure.unreadable for failure in failures]
+            good = sorted(set(range(self.test_size)) - {failure.place for failure in failures})
+            self._test, self.test_size = Subset(self._test, good), len(good)  # type: ignore[arg-type]  # see joined
 
     def train_labels(self) -> Tensor:
         """See ``ImageData.train_labels``."""
@@ -156,12 +198,12 @@ def lost_worker(error: BaseException | None) -> str | None:
     return f"a process that decodes images {how}, perhaps for want of memory; give fewer --workers"
 
 
-def batches_on(device: torch.device, loader: DataLoader) -> Iterator[Batch]:
-    """The batches of ``loader`` moved to ``device``."""
+def batches_on(device: torch.device, loader: DataLoader) -> Iterator:
+    """The batches of ``loader`` moved to ``device``, with whatever follows images and labels in them."""
     batches = started(loader)
     while True:
         try:
-            images, labels = next(batches)
+            images, labels, *others = next(batches)
         except StopIteration:
             return
         except Exception as error:
@@ -170,7 +212,7 @@ def batches_on(device: torch.device, loader: DataLoader) -> Iterator[Batch]:
             traceback.clear_frames(error.__traceback__)
             del batches
             raise
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True), *others
 
 
 class _Samples(Dataset):
@@ -192,6 +234,37 @@ class _Samples(Dataset):
                 raise UserError(f"{getattr(file, 'name', file)}: {error}") from None
         with seeded(derive_seed("sample", *self.seeds, index)):
             return self.transform(image), label
+
+
+class _Failure(NamedTuple):
+    """A test image that cannot be used, and its index."""
+
+    place: int
+    unreadable: Unreadable
+
+
+class _Readable(Dataset):
+    """Samples, with a ``_Failure`` in the place of those that cannot be used."""
+
+    def __init__(self, samples: _Samples):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int] | _Failure:
+        try:
+            return self.samples[index]
+        except UserError as error:
+            file = self.samples.source[index][0]
+            return _Failure(index, Unreadable(str(getattr(file, "name", file)), str(error)))
+
+
+def _collate_readable(items: list) -> tuple[Tensor, Tensor, list[_Failure]]:
+    failures = [item for item in items if isinstance(item, _Failure)]
+    good = [item for item in items if not isinstance(item, _Failure)]
+    images, labels = default_collate(good) if good else (torch.empty(0), torch.empty(0, dtype=torch.int64))
+    return images, labels, failures
 
 
 def _read(source: Source, index: int, in_chans: int) -> tuple[Image.Image, int]:

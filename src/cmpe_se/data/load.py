@@ -10,14 +10,18 @@ from typing import NamedTuple
 
 import torch
 
+from cmpe_se.data.class_files import Listing
 from cmpe_se.data.decoding import decode
-from cmpe_se.data.folders import ClassFolders, common_size, scan_class_folders
-from cmpe_se.data.interface import ImageData
-from cmpe_se.data.large import FileSource, LargeImages, joined, labels_of
+from cmpe_se.data.folders import common_size, scan_class_folders, scan_hold_out
+from cmpe_se.data.image_files import broken_link
+from cmpe_se.data.interface import ImageData, Unreadable
+from cmpe_se.data.large import FileSource, LargeImages, Renumbered, joined, labels_of
 from cmpe_se.data.named import TORCHVISION, load_digits, load_torchvision
 from cmpe_se.data.preprocessing import RESIZE, Preprocessing
-from cmpe_se.data.readers import load_web_dataset, open_hugging_face
+from cmpe_se.data.readers import DataOptions, open_hugging_face
+from cmpe_se.data.shards import load_web_dataset, refuse_url
 from cmpe_se.data.small import SmallImages, TensorSource, channel_statistics
+from cmpe_se.data.splits import places_of
 from cmpe_se.errors import UserError
 
 DATA_SETS = ("digits", *TORCHVISION, "folder", "imagenet", "hfds/NAME", "wds/NAME")
@@ -42,15 +46,19 @@ def load_data(
     preprocessing: Preprocessing | None = None,
     resize: str = RESIZE,
     workers: int = 2,
+    options: DataOptions | None = None,
+    listing: Listing | None = None,
+    hold_out: bool = False,
+    skip_unreadable: bool = False,
 ) -> ImageData:
     """Loads a data set by name.
 
     - ``digits``: scikit-learn's 8x8 grey digits, 1,437 for training and 360 for the test. Needs no files.
     - ``cifar10``, ``cifar100``, ``svhn``, ``fashion_mnist``: torchvision's, in ``data_dir`` (by default ``data``).
-    - ``folder``: ``data_dir``/train/<class>/ and ``data_dir``/test/<class>/ (or val, or validation); or
-      ``data_dir``/<class>/, of which a fixed fifth of each class becomes the test part. Held in memory
-      (``SmallImages``) when ``image_size`` is 96 or less, or when it is left out and the images are all of one size of
-      at most 96 pixels a side, and when the whole takes at most 4 GiB. Otherwise ``LargeImages``.
+    - ``folder``: ``data_dir``/train/<class>/ and ``data_dir``/test/<class>/ (or training, testing, val, valid,
+      validation, in any case); or ``data_dir``/<class>/, of which a fixed fifth of each class becomes the test part.
+      Held in memory (``SmallImages``) when ``image_size`` is 96 or less, or when it is left out and the images are all
+      of one size of at most 96 pixels a side, and when the whole takes at most 4 GiB. Otherwise ``LargeImages``.
     - ``imagenet``: ``data_dir``/train/<class>/ and ``data_dir``/val/<class>/, always ``LargeImages``.
     - ``hfds/NAME``: a Hugging Face data set, or the path of a local folder of parquet files or images in NAME;
       ``data_dir`` is where ``datasets`` keeps it. It fetches what is not there, whatever ``download`` says. The test
@@ -68,29 +76,42 @@ def load_data(
             and ``resize``.
         resize: as of ``Preprocessing``, for images that are held in memory and not of a fixed size.
         workers: processes that decode images; 0 decodes in the calling process.
+        options: names of columns and splits where they are not the usual ones.
+        listing: what a run has kept of its class folders, for the same images again.
+        hold_out: the data are only tested on, by a network with ``preprocessing``. Then all images of class folders are
+            test images where there is no part for the test (H/<class>/), and the training part is empty.
+        skip_unreadable: pass over test images that cannot be used, and list them as ``unreadable``.
 
     Raises UserError in one line for an unknown name, missing data and images that cannot be used.
     """
+    options = options or DataOptions()
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size is {image_size}: give a number of pixels, such as 32 or 224")
     if workers < 0:
         raise UserError(f"workers is {workers}: give a number of processes, 0 or more")
     if image_size is not None and preprocessing is not None:
         raise UserError(f"image_size is {image_size}, but preprocessing has a size; leave one of them out")
-    wanted = _Wanted(image_size, preprocessing, resize)
+    if hold_out and preprocessing is None:
+        raise UserError("hold_out data are those of a trained network; give its preprocessing")
+    wanted = _Wanted(image_size, preprocessing, resize, workers, skip_unreadable, hold_out)
     prefix, _, rest = name.partition("/")
+    _refuse_foreign(name, prefix, options)
     if prefix == "hfds" and rest:
-        classes, train, test = open_hugging_face(name, rest, data_dir)
-        return _small_or_large(name, classes, train, test, wanted, workers, name, train.files + test.files)
+        return _load_hugging_face(name, rest, data_dir, wanted, options)
     if prefix == "wds" and rest:
-        root = _existing_folder(data_dir or rest)
-        return load_web_dataset(name, root, create=wanted.of_photos, workers=workers)
-    if name == "imagenet":
-        folders = scan_class_folders(_existing_folder(data_dir, name), ("val", "validation"))
-        photos = wanted.of_photos(folders.classes)
-        return LargeImages(name, folders.train, folders.test, preprocessing=photos, workers=workers)
-    if name == "folder":
-        return _load_folder(scan_class_folders(_existing_folder(data_dir, name)), wanted, workers)
+        refuse_url(str(data_dir or rest), f"{name} is at")
+        return load_web_dataset(
+            name,
+            _existing_folder(data_dir or rest),
+            create=wanted.of_photos,
+            workers=workers,
+            train_split=options.train_split,
+            test_split=options.test_split,
+            known=wanted.known,
+            skip_unreadable=skip_unreadable,
+        )
+    if name in ("folder", "imagenet"):
+        return _load_folder(name, _existing_folder(data_dir, name), wanted, options, listing)
     if name == "digits":
         data = load_digits()
     elif name in TORCHVISION:
@@ -102,7 +123,15 @@ def load_data(
     side = data.image_size[0]
     if image_size not in (None, side):
         raise UserError(f"image_size is {image_size}, but {name} has {side} pixels a side; leave image_size out")
-    return data if preprocessing is None else _as_wanted(data, preprocessing, workers)
+    return data if preprocessing is None else _as_wanted(data, preprocessing, wanted)
+
+
+def _refuse_foreign(name: str, prefix: str, options: DataOptions) -> None:
+    """Raise UserError for options that this kind of data set does not know."""
+    for key, value in options._asdict().items():
+        kinds = ("hfds",) if key.endswith("column") else ("folder", "imagenet", "hfds", "wds")
+        if value is not None and prefix not in kinds:
+            raise UserError(f"{key} is {value}, which is for {', '.join(kinds)} and not for {name}; leave it out")
 
 
 class _Wanted(NamedTuple):
@@ -111,12 +140,25 @@ class _Wanted(NamedTuple):
     image_size: int | None
     preprocessing: Preprocessing | None
     resize: str
+    workers: int
+    skip_unreadable: bool
+    hold_out: bool
+
+    @property
+    def known(self) -> tuple[str, ...] | None:
+        """The network's classes, where the data are only tested on."""
+        return self.preprocessing.classes if self.preprocessing and self.hold_out else None
 
     def of_photos(self, classes: tuple[str, ...]) -> Preprocessing:
         """For images that are decoded as they are needed."""
         if self.preprocessing is not None:
             return replace(self.preprocessing, classes=classes)
         return Preprocessing.of_photos(classes, self.image_size or _DEFAULT_SIZE)
+
+    def one_by_one(self, name: str, classes: tuple[str, ...], train: FileSource, test: FileSource) -> LargeImages:
+        """Images that are decoded as they are needed."""
+        photos, skip = self.of_photos(classes), self.skip_unreadable
+        return LargeImages(name, train, test, preprocessing=photos, workers=self.workers, skip_unreadable=skip)
 
     def in_memory(self, classes: tuple[str, ...], images: FileSource) -> Preprocessing | None:
         """For images that all are of one size or brought to one, not normalised yet; None where they are not."""
@@ -129,14 +171,19 @@ class _Wanted(NamedTuple):
         return Preprocessing(classes, (3, *size), mean=(0.0,) * 3, std=(1.0,) * 3, resize=self.resize)
 
 
-def _as_wanted(data: SmallImages, preprocessing: Preprocessing, workers: int) -> ImageData:
+def _as_wanted(data: SmallImages, preprocessing: Preprocessing, wanted: _Wanted) -> ImageData:
     """The images of a fixed size under another preprocessing: as they are where they fit, else one by one."""
-    preprocessing = replace(preprocessing, classes=data.classes)
-    if preprocessing.crop == 1 and preprocessing.size == data.preprocessing.size:
-        return SmallImages(data.name, data.classes, *data.tensors, preprocessing=preprocessing)
     train_images, train_labels, test_images, test_labels = data.tensors
+    classes = data.classes
+    if wanted.known is not None:
+        places = torch.tensor(places_of(classes, wanted.known, data.name))
+        classes, train_labels, test_labels = wanted.known, places[train_labels], places[test_labels]
+    preprocessing = replace(preprocessing, classes=classes)
+    if preprocessing.crop == 1 and preprocessing.size == data.preprocessing.size:
+        tensors = train_images, train_labels, test_images, test_labels
+        return SmallImages(data.name, classes, *tensors, preprocessing=preprocessing)
     train, test = TensorSource(train_images, train_labels), TensorSource(test_images, test_labels)
-    return LargeImages(data.name, train, test, preprocessing=preprocessing, workers=workers)
+    return LargeImages(data.name, train, test, preprocessing=preprocessing, workers=wanted.workers)
 
 
 def _existing_folder(data_dir: str | Path | None, name: str = "") -> Path:
@@ -150,10 +197,45 @@ def _existing_folder(data_dir: str | Path | None, name: str = "") -> Path:
     return folder
 
 
-def _load_folder(folders: ClassFolders, wanted: _Wanted, workers: int) -> ImageData:
+def _load_hugging_face(
+    name: str, path: str, data_dir: str | Path | None, wanted: _Wanted, options: DataOptions
+) -> ImageData:
+    classes, train, test = open_hugging_face(name, path, data_dir, options, hold_out=wanted.hold_out)
+    # Other columns and splits have other images in the same files.
+    place = name if options == DataOptions() else f"{name} ({', '.join(map(str, options))})"
+    files = [*(train.files if train else ()), *test.files]
+    known: FileSource = test
+    if wanted.known is not None:
+        known = Renumbered(test, places_of(classes, wanted.known, name, set(test.labels)))
+        classes = wanted.known
+    data = _small_or_large(name, classes, train or [], known, wanted, place, files)
+    data.tested = f"the split {test.split} of {name}"
+    return data
+
+
+def _load_folder(name: str, root: Path, wanted: _Wanted, options: DataOptions, listing: Listing | None) -> ImageData:
+    roles = ("test", "val") if name == "folder" else ("val",)
+    if wanted.known is not None:
+        folders = scan_hold_out(root, wanted.known, roles, test_split=options.test_split)
+    else:
+        folders = scan_class_folders(
+            root,
+            roles,
+            train_split=options.train_split,
+            test_split=options.test_split,
+            listing=listing,
+            skip_broken=wanted.skip_unreadable,
+        )
     train, test = folders.train, folders.test
-    root, paths = str(folders.root.absolute()), [os.path.abspath(path) for path, _ in train + test]
-    return _small_or_large("folder", folders.classes, train, test, wanted, workers, root, paths)
+    data: ImageData
+    if name == "imagenet":
+        data = wanted.one_by_one(name, folders.classes, train, test)
+    else:
+        paths = [os.path.abspath(path) for path, _ in train + test]
+        data = _small_or_large(name, folders.classes, train, test, wanted, str(root.absolute()), paths)
+    data.folders, data.tested = folders, folders.tested
+    data.unreadable += [Unreadable(link, broken_link(link)) for link in folders.broken]
+    return data
 
 
 def _small_or_large(
@@ -162,7 +244,6 @@ def _small_or_large(
     train: FileSource,
     test: FileSource,
     wanted: _Wanted,
-    workers: int,
     place: str,
     files: Sequence[str],
 ) -> ImageData:
@@ -170,12 +251,19 @@ def _small_or_large(
     small = wanted.in_memory(classes, joined(train, test))
     count = len(train) + len(test)
     if small is None or max(small.size) > _SMALL_SIDE or count * prod(small.size) > _SMALL_BYTES:
-        return LargeImages(name, train, test, preprocessing=wanted.of_photos(classes), workers=workers)
+        return wanted.one_by_one(name, classes, train, test)
     resize = wanted.image_size is not None or wanted.preprocessing is not None
-    images = decode(train, test, small, resize=resize, workers=workers, name=place, files=files)
-    train_labels, test_labels = (torch.tensor(labels_of(source)) for source in (train, test))
+    bad: dict[int, Unreadable] | None = {} if wanted.skip_unreadable else None
+    images = decode(train, test, small, resize=resize, workers=wanted.workers, name=place, files=files, unreadable=bad)
     train_images, test_images = images
+    train_labels, test_labels = (torch.tensor(labels_of(part), dtype=torch.int64) for part in (train, test))
     if wanted.preprocessing is None:
         mean, std = channel_statistics(train_images)
         small = replace(small, mean=mean, std=std)
-    return SmallImages(name, classes, train_images, train_labels, test_images, test_labels, preprocessing=small)
+    unreadable = {index - len(train): image for index, image in (bad or {}).items() if index >= len(train)}
+    if unreadable:
+        good = [index for index in range(len(test)) if index not in unreadable]
+        test_images, test_labels = test_images[good], test_labels[good]
+    data = SmallImages(name, classes, train_images, train_labels, test_images, test_labels, preprocessing=small)
+    data.unreadable += unreadable.values()
+    return data

@@ -1,32 +1,42 @@
-"""Data sets behind timm's readers: Hugging Face data sets and WebDataset shards."""
+"""Hugging Face data sets, behind timm's reader."""
 
 import io
-import json
-import tarfile
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from timm.data import create_dataset
 
-from cmpe_se.data.preprocessing import Preprocessing
-from cmpe_se.data.streamed import StreamedImages
+from cmpe_se.data.splits import choose_splits
 from cmpe_se.errors import UserError
 from cmpe_se.utils.text import in_one_line
 
-_TEST_SPLITS = ("test", "validation", "val", "valid")
+_log = logging.getLogger(__name__)
+
+
+class DataOptions(NamedTuple):
+    """Which columns and parts of a data set are used, by their names; None for the usual ones."""
+
+    image_column: str | None = None
+    """Column of the images (Hugging Face)."""
+    label_column: str | None = None
+    """Column of the classes (Hugging Face)."""
+    train_split: str | None = None
+    test_split: str | None = None
 
 
 def open_hugging_face(
-    name: str, path: str, data_dir: str | Path | None
-) -> tuple[tuple[str, ...], "_HuggingFaceSource", "_HuggingFaceSource"]:
+    name: str, path: str, data_dir: str | Path | None, options: DataOptions, *, hold_out: bool = False
+) -> tuple[tuple[str, ...], "_HuggingFaceSource | None", "_HuggingFaceSource"]:
     """Class names, training and test part of what ``datasets`` finds at ``path``, on the hub or in a folder.
 
-    ``data_dir`` is where it is kept. It needs a split train and one of ``_TEST_SPLITS``, one column of images, and one
-    of classes: ``label``, or the only one of the type ClassLabel.
+    ``data_dir`` is where it is kept. It needs a split train and one for the test (``choose_splits``), one column of
+    images, and one of classes: ``label``, or the only one of the type ClassLabel; ``options`` name others. A
+    ``hold_out`` has no training part.
     """
     if not find_spec("datasets"):
         raise UserError(f"{name} needs the package datasets: pip install 'cmpe-se[hfds]'")
@@ -41,10 +51,15 @@ def open_hugging_face(
             "give another folder, or leave data_dir out"
         )
     try:
-        splits = datasets.get_dataset_split_names(path)
-        test_names = _test_splits(name, splits)
-        image, label = _columns(name, datasets.load_dataset(path, split="train", cache_dir=cache).features, datasets)
-        train = _HuggingFaceSource(name, "train", cache, image, label)
+        splits = [str(split) for split in datasets.get_dataset_split_names(path)]
+        train_name, test_names = choose_splits(
+            name, splits, options.train_split, options.test_split, hold_out=hold_out, slices=True
+        )
+        first = datasets.load_dataset(path, split=train_name or test_names[0], cache_dir=cache)
+        image, label = _columns(name, first.features, options, datasets)
+        if train_name:
+            _refuse_overlap(name, path, cache, train_name, test_names[0], datasets)
+        train = _HuggingFaceSource(name, train_name, cache, image, label) if train_name else None
         # The hub's test parts often come without labels, as -1: then the validation part has to do.
         tests = (_HuggingFaceSource(name, split, cache, image, label) for split in test_names)
         test = next((source for source in tests if source.labelled), None)
@@ -56,32 +71,66 @@ def open_hugging_face(
             f"{name}: datasets cannot load {path} ({reason}); give a name on the hub, or a folder of parquet "
             "files or images"
         ) from None
-    if test is None or not train.labelled:
+    if test is None or (train and not train.labelled):
         raise UserError(
-            f"{name}: the column {label} has to hold class indices from 0 up, for training and for the test"
+            f"{name}: the column {label} has to hold class indices from 0 up, for training and for the test; name "
+            "another by --label-column"
         )
+    if test.split != test_names[0]:
+        _log.warning(f"{name}: the split {test.split} is tested, since {test_names[0]} has no labels")
+    if train is None:
+        return test.names or tuple(map(str, range(test.largest + 1))), None, test
     if train.names != test.names:
         raise UserError(f"{name}: the splits {train.split} and {test.split} name different classes")
     classes = train.names or tuple(map(str, range(max(train.largest, test.largest) + 1)))
+    if unseen := sorted(set(test.labels) - set(train.labels)):
+        _log.warning(
+            f"{name}: the split {train.split} has no images of {len(unseen)} classes of {test.split}, such as "
+            f"{classes[unseen[0]]}"
+        )
     return classes, train, test
 
 
-def _test_splits(name: str, splits: list[str]) -> list[str]:
-    tests = [split for split in _TEST_SPLITS if split in splits]
-    if "train" not in splits or not tests:
-        raise UserError(
-            f"{name} has the splits {', '.join(splits)}; expected train and one of {', '.join(_TEST_SPLITS)}"
-        )
-    return tests
-
-
-def _columns(name: str, features: Mapping[str, Any], datasets: ModuleType) -> tuple[str, str]:
+def _columns(name: str, features: Mapping[str, Any], options: DataOptions, datasets: ModuleType) -> tuple[str, str]:
+    """The columns of images and of classes."""
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    labels = ["label"] if "label" in features else labels
-    if len(images) != 1 or len(labels) != 1:
-        raise UserError(f"{name} has the columns {', '.join(features)}; expected one of images and a column label")
-    return images[0], labels[0]
+    classes = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    numbers = [key for key, feature in features.items() if "int" in str(getattr(feature, "dtype", ""))]
+    image = _column(name, "image", options.image_column, images, images, list(features))
+    usual = ["label"] if "label" in features else classes
+    choices = list(dict.fromkeys(classes + numbers))
+    return image, _column(name, "label", options.label_column, usual, choices, list(features))
+
+
+def _column(name: str, kind: str, wanted: str | None, usual: list[str], choices: list[str], columns: list[str]) -> str:
+    flag = f"--{kind}-column"
+    if wanted is not None:
+        if wanted not in choices:
+            other = f"is none of its columns {', '.join(columns)}" if wanted not in columns else f"holds no {kind}s"
+            raise UserError(f"{name}: {flag} {wanted} {other}; choose one of {', '.join(choices) or 'none'}")
+        return wanted
+    if len(usual) != 1:
+        found = f"choose the one of {kind}s among {', '.join(choices)} by {flag}" if choices else f"none holds {kind}s"
+        raise UserError(f"{name} has the columns {', '.join(columns)}; {found}")
+    return usual[0]
+
+
+def _refuse_overlap(name: str, path: str, cache: str | None, train: str, test: str, datasets: ModuleType) -> None:
+    """Raise UserError where slices of one split share images."""
+    if "[" not in train + test and "+" not in train + test:
+        return
+    bases = {part.partition("[")[0] for part in (train + "+" + test).split("+")}
+    lengths = {base: len(datasets.load_dataset(path, split=base, cache_dir=cache)) for base in bases}
+    rows = [
+        {
+            (one.splitname, row)
+            for one in datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+            for row in range(one.from_ or 0, lengths[one.splitname] if one.to is None else one.to)
+        }
+        for split in (train, test)
+    ]
+    if shared := len(rows[0] & rows[1]):
+        raise UserError(f"{name}: {train} and {test} share {shared} images; name splits that share none")
 
 
 class _HuggingFaceSource:
@@ -106,55 +155,3 @@ class _HuggingFaceSource:
         if isinstance(file, io.BytesIO):
             file.name = f"image {index} of the split {self.split} of {self.name}"  # for messages, files have theirs
         return file, label
-
-
-def load_web_dataset(
-    name: str, root: Path, *, create: Callable[[tuple[str, ...]], Preprocessing], workers: int
-) -> StreamedImages:
-    """The shards of ``root``, described by timm's ``_info.json``.
-
-    The file may also hold ``classes``, a list of names; without it the shards are gone through once for their labels
-    (``.cls``). ``create`` makes the preprocessing of the class names.
-    """
-    if not find_spec("webdataset"):
-        raise UserError(f"{name} needs the package webdataset: pip install 'cmpe-se[wds]'")
-    info_file = root / "_info.json"
-    try:
-        info = json.loads(info_file.read_text())
-        test = _test_splits(name, list(info["splits"]))[0]
-        shards = [root / shard for split in ("train", test) for shard in info["splits"][split]["filenames"]]
-        classes = tuple(info.get("classes") or ())
-    except FileNotFoundError:
-        raise UserError(f"{root} has no _info.json; expected timm's description of the shards there") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{info_file} cannot be used ({type(error).__name__}: {error}); expected "
-            '{"splits": {"train": {"name": "train", "num_samples": N, "filenames": [...], "shard_lengths": [...]}}}'
-        ) from None
-    missing = [shard for shard in shards if not shard.is_file()]
-    if missing:
-        raise UserError(f"{info_file} names {len(missing)} shards that are not there, the first {missing[0]}")
-    if not classes:
-        classes = tuple(map(str, range(_largest_label(info_file, shards) + 1)))
-    try:
-        return StreamedImages(
-            name, root, preprocessing=create(classes), train_split="train", test_split=test, workers=workers
-        )
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{info_file} cannot be used ({type(error).__name__}: {error})") from None
-
-
-def _largest_label(info_file: Path, shards: list[Path]) -> int:
-    labels = []
-    for shard in shards:
-        try:
-            with tarfile.open(shard) as tar:
-                files = (tar.extractfile(member) for member in tar if member.name.endswith(".cls"))
-                labels += [int(file.read()) for file in files if file is not None]  # a folder has none
-        except (OSError, ValueError, tarfile.TarError) as error:
-            raise UserError(
-                f"{shard} is no complete tar file of images and .cls files ({error}); write it again"
-            ) from None
-    if not labels:
-        raise UserError(f'the shards hold no labels as .cls files; add "classes": [names] to {info_file}')
-    return max(labels)

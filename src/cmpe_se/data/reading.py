@@ -1,5 +1,6 @@
 """The one reader of image files, for training and prediction alike."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from cmpe_se.data.image_files import broken_link, find_images, notes_on, register_plugins
 from cmpe_se.errors import UserError
 from cmpe_se.utils.text import in_one_line
 
+_log = logging.getLogger(__name__)
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -35,6 +37,7 @@ def read_image(
     Pillow takes it for a decompression bomb.
     """
     name = str(getattr(path_or_file, "name", "the image") if hasattr(path_or_file, "read") else path_or_file)
+    register_plugins()
     try:
         with Image.open(path_or_file, formats=None if formats is None else tuple(formats)) as image:
             if most_pixels is not None and image.width * image.height > most_pixels:
@@ -45,6 +48,8 @@ def read_image(
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     except FileNotFoundError:
+        if os.path.islink(name):
+            raise UserError(broken_link(name)) from None
         raise UserError(f"{name}: there is no such file; give the path of an image") from None
     except IsADirectoryError:
         raise UserError(f"{name} is a folder; give the path of an image") from None
@@ -81,12 +86,18 @@ def convert_image(image: Image.Image, *, in_chans: int = 3) -> Image.Image:
 
 
 def image_files(path: Path) -> list[Path]:
-    """An image file itself, or all of a folder; raises UserError where there is none."""
+    """An image file itself, or all of a folder and of those below it; raises UserError where there is none.
+
+    Files of a folder that are no images are passed over, and the log says how many. Links with the name of an image
+    that lead nowhere are among the files, so that they are not passed over too.
+    """
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in IMG_EXTENSIONS)
-        if not found:
-            raise UserError(f"folder {path} holds no images (png, jpg, ...)")
-        return found
+        found = find_images([str(path)])
+        for note in notes_on(found):
+            _log.warning(f"{path}: {note}")
+        if files := sorted(map(Path, [*found.images[0], *found.broken])):
+            return files
+        raise UserError(f"folder {path} holds no images (png, jpg, ...)")
     if not path.exists():
         raise UserError(f"no image at {path}; name image files, or folders of them")
     return [path]

@@ -54,6 +54,7 @@ class SmallImages(ImageData):
         preprocessing: Preprocessing | None = None,
     ):
         self.name, self.train_size, self.test_size = name, len(train_images), len(test_images)
+        self.tested, self.unreadable = f"the test images of {name}", []
         self._host = _Tensors(train_images, train_labels, test_images, test_labels)
         self._on_device = {torch.device("cpu"): self._host}
         _, channels, height, width = train_images.shape

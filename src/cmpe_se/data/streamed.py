@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
-from cmpe_se.data.interface import Batch, ImageData
+from cmpe_se.data.image_files import image_suffixes
+from cmpe_se.data.interface import Batch, ImageData, Unreadable
 from cmpe_se.data.large import Transform, batches_on, train_transform
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image
@@ -36,10 +37,12 @@ class StreamedImages(ImageData):
     Args:
         name: the name for messages.
         root: folder of the shards and ``_info.json``.
-        train_split: name of the training split in ``_info.json``.
+        train_split: name of the training split in ``_info.json``; empty for none.
         test_split: name of the test split.
         preprocessing: of the images, with the class names.
         workers: worker processes; 0 decodes in the calling process.
+        skip_unreadable: count test images that cannot be read instead of refusing them.
+        places: class index for each label of the shards, where they are numbered otherwise.
     """
 
     augmentation_fields = LARGE_FIELDS
@@ -53,10 +56,15 @@ class StreamedImages(ImageData):
         test_split: str,
         preprocessing: Preprocessing,
         workers: int,
+        skip_unreadable: bool = False,
+        places: Sequence[int] | None = None,
     ):
         self.name, self.preprocessing = name, preprocessing
+        self._class_map = None if places is None else dict(enumerate(places))
         self._root, self._train_split, self._test_split, self._workers = root, train_split, test_split, workers
-        self.train_size, self.test_size = (len(self._dataset(split)) for split in (train_split, test_split))
+        self.tested, self.unreadable, self._skip = f"the split {test_split} of {root}", [], skip_unreadable
+        self.train_size = len(self._dataset(train_split)) if train_split else 0
+        self.test_size = len(self._dataset(test_split))
 
     def _train_batches(
         self,
@@ -100,7 +108,11 @@ class StreamedImages(ImageData):
         for images, labels in batches_on(device, self._loader(stream, rank_batch_size, len(lengths), device)):
             count += len(labels)
             yield self.preprocessing.normalise(images), labels
-        if count != sum(lengths):
+        missing = sum(lengths) - count
+        if missing > 0 and self._skip:
+            reason = f"{missing} of {sum(lengths)} images in the shards cannot be read; the log says why"
+            self.unreadable.append(Unreadable(str(self._root), f"{self._root}: {reason}"))
+        elif missing:
             raise UserError(
                 f"{self.name}: {count} test images could be read where _info.json in {self._root} says {sum(lengths)}; "
                 "the log names the broken ones, write the shards again without them"
@@ -124,7 +136,10 @@ class StreamedImages(ImageData):
         raise UserError(f"{self.name}: shards are read in sequence, and no image of them can be held out")
 
     def _dataset(self, split: str, **options: Any) -> Any:
-        return create_dataset("wds/", root=str(self._root), split=split, input_img_mode="", **options)
+        # An absolute root: webdataset takes what is before a colon in other names for a protocol, or runs a command.
+        root = str(self._root.absolute())
+        options |= {"input_img_mode": "", "input_key": _input_key(), "class_map": self._class_map}
+        return create_dataset("wds/", root=root, split=split, **options)
 
     def _loader(
         self,
@@ -154,6 +169,12 @@ class StreamedImages(ImageData):
             for place, (image, label) in enumerate(stream)
             if place in wanted
         )
+
+
+def _input_key() -> str:
+    """Endings of image members, the first of which that a sample has is its image; timm's own three come first."""
+    usual = ["jpg", "png", "webp"]
+    return ";".join([*usual, *sorted({suffix[1:] for suffix in image_suffixes()} - {*usual})])
 
 
 class _Stream(IterableDataset):

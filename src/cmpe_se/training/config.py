@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from cmpe_se.data import Augmentation
+from cmpe_se.data import Augmentation, DataOptions
 from cmpe_se.errors import UserError
 from cmpe_se.layers.views import GATE_SETTINGS, STARTS, TABLE
 from cmpe_se.training.settings_file import is_as_written, parse_settings, refuse_incomplete, settings_text
@@ -39,6 +39,11 @@ class TrainingConfig:
         data: data set, one of digits, cifar10, cifar100, svhn, fashion_mnist, folder (class folders), imagenet,
             hfds/NAME (Hugging Face) or wds/NAME (WebDataset).
         data_dir: folder of the data set.
+        image_column: column of the images (Hugging Face); null for the only one.
+        label_column: column of the classes (Hugging Face); null for label, or the only one of the type ClassLabel.
+        train_split: split to train on (Hugging Face, also a slice such as train[:5000]; WebDataset), or its folder;
+            null for train.
+        test_split: split to test on, or its folder; null for test, or else validation.
         download: download torchvision's data sets if they are missing.
         image_size: side of the images in pixels; null for the data set's own.
         validation: share of each class's training images, from 0 to below 1, that are held out for validation and
@@ -103,6 +108,10 @@ class TrainingConfig:
     pretrained: str | None = None
     data: str = "digits"
     data_dir: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
     download: bool = False
     image_size: int | None = None
     validation: float = 0.0
@@ -190,6 +199,11 @@ class TrainingConfig:
     def gate_settings(self) -> dict[str, Any]:
         """The fields that describe gates, where they are not the network's own; the view is none of them."""
         return {name: value for name in GATE_FIELDS if (value := getattr(self, name)) != _DEFAULTS[name]}
+
+    @property
+    def data_options(self) -> DataOptions:
+        """The columns and splits of the data set, as ``load_data`` takes them."""
+        return DataOptions(**{name: getattr(self, name) for name in DataOptions._fields})
 
     @property
     def augmentation(self) -> Augmentation:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from cmpe_se.data import Augmentation, ImageData
+from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 
 _log = logging.getLogger(__name__)
@@ -16,6 +17,15 @@ def with_whole_paths(config: TrainingConfig) -> TrainingConfig:
     if config.pretrained and Path(config.pretrained).expanduser().exists():  # else it is a name
         paths["pretrained"] = config.pretrained
     return config.changed(**{key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path})
+
+
+def refuse_idle_folder(data: str, data_dir: str | None) -> None:
+    """Raise UserError for a folder of images that a data set without any would not look at."""
+    if data == "digits" and data_dir is not None:
+        raise UserError(
+            f"data_dir is {data_dir}, but digits come with scikit-learn and the folder would not be looked at; add "
+            "--data folder for its images, or leave it out"
+        )
 
 
 def without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig, data: ImageData) -> TrainingConfig:

@@ -15,13 +15,14 @@ from cmpe_se.data.large import lost_worker
 from cmpe_se.errors import UserError
 from cmpe_se.layers.precision import emulation_warning
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig
-from cmpe_se.training.data_settings import with_whole_paths, without_foreign_augmentation
+from cmpe_se.training.data_settings import refuse_idle_folder, with_whole_paths, without_foreign_augmentation
 from cmpe_se.training.gate_settings import with_pretrained_gates, without_foreign_gates
 from cmpe_se.training.interruption import Interruption
 from cmpe_se.training.launching import LOST_PROCESS, lost_process
 from cmpe_se.training.network import create_network
 from cmpe_se.training.run_data import image_options
 from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.training.run_images import read_listing, warn_of_copies, write_listing
 from cmpe_se.training.seeding import seed_everything
 from cmpe_se.training.summary import RunResult
 from cmpe_se.training.trainer import Trainer
@@ -72,7 +73,7 @@ def train(
                 raise UserError(f"{resume} has finished its {before.epochs} epochs; continue it with a larger --epochs")
             return run.read_result()
         run.check_continues()
-        images = image_options(config, run, before)
+        images = image_options(config, run, before) | {"listing": read_listing(run)}
     else:
         run, config = None, TrainingConfig.from_recipe(recipe, **settings)
         config = with_pretrained_gates(without_foreign_gates(with_whole_paths(config), recipe, settings), settings)
@@ -82,6 +83,7 @@ def train(
                 "freeze_epochs freezes what pretrained weights are loaded into, and there are none; give --pretrained, "
                 "or --freeze-epochs 0"
             )
+        refuse_idle_folder(config.data, config.data_dir)
 
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
@@ -95,7 +97,9 @@ def train(
     if (warning := emulation_warning(config.precision, accelerator.device.type)) and accelerator.is_main_process:
         _log.warning(warning)
     with accelerator.main_process_first():  # the first one downloads and fills the cache
-        data = load_data(config.data, config.data_dir, download=config.download, workers=config.workers, **images)
+        images |= {"download": config.download, "workers": config.workers, "options": config.data_options}
+        data = load_data(config.data, config.data_dir, **images)
+    whole = data
     data, validation = validation_split(data, config.validation) if config.validation else (data, None)
     if run is None:
         config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
@@ -112,6 +116,8 @@ def train(
             with run.locked() if accelerator.is_main_process else nullcontext():
                 if accelerator.is_main_process:
                     _check_again(run, before)
+                    if before is None:
+                        write_listing(run, whole, warn_of_copies(whole))
                 return trainer.fit()
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None

@@ -20,7 +20,7 @@ from cmpe_se.commands.compare.running import finish_or_complain, run_cells
 from cmpe_se.data import ImageData, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, recipe_names
-from cmpe_se.training.data_settings import with_whole_paths, without_foreign_augmentation
+from cmpe_se.training.data_settings import refuse_idle_folder, with_whole_paths, without_foreign_augmentation
 from cmpe_se.training.gate_settings import without_recipe_gates
 from cmpe_se.utils.files import os_errors_as, write_text
 from cmpe_se.utils.terminal import Terminal
@@ -177,6 +177,7 @@ def _own_grid(
         raise UserError("name the networks: --models preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20")
     entries = parse_entries(split_names(models), split_names(views))
     config = with_whole_paths(TrainingConfig.from_recipe(recipe, **settings))
+    refuse_idle_folder(config.data, config.data_dir)
     if str(recipe) in recipe_names():  # its settings of gates are for its own network, and here there are others
         config = without_recipe_gates(config, settings)
     data = _load(config)
@@ -190,7 +191,12 @@ def _own_grid(
 def _load(config: TrainingConfig) -> ImageData:
     """The data; this fetches and decodes it once, before runs side by side would all do so."""
     return load_data(
-        config.data, config.data_dir, download=config.download, image_size=config.image_size, workers=config.workers
+        config.data,
+        config.data_dir,
+        download=config.download,
+        image_size=config.image_size,
+        workers=config.workers,
+        options=config.data_options,
     )
 
 

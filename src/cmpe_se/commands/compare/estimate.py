@@ -38,7 +38,13 @@ def shape_of(grid: Grid) -> Shape:
     config = grid.config
     if config.data in _CIFAR:
         return _CIFAR[config.data]
-    data = load_data(config.data, config.data_dir, image_size=config.image_size, workers=config.workers)
+    data = load_data(
+        config.data,
+        config.data_dir,
+        image_size=config.image_size,
+        workers=config.workers,
+        options=config.data_options,
+    )
     return Shape(data.classes, data.in_chans, data.image_size, data.train_size, data.test_size)
 
 
