@@ -15,7 +15,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.metrics import collect_logits, test_metrics
 from cmpe_se.training.run_folder import RunFolder, write_text
 from cmpe_se.utils.devices import choose_device
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, replaced
 from cmpe_se.utils.plots import plot_confusion
 from cmpe_se.utils.progress import with_progress
 
@@ -138,14 +138,14 @@ def _write(folder: Path, metrics: dict[str, Any], classes: tuple[str, ...]) -> N
         folder.mkdir(parents=True, exist_ok=True)
         summary = {key: value for key, value in metrics.items() if key != "confusion"}
         write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
-        with open(folder / "per_class.csv", "w", newline="") as file:
+        with replaced(folder / "per_class.csv") as unfinished, open(unfinished, "w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["class", "images", "top1"])
             for name, count, accuracy in zip(
                 classes, metrics["confusion"].sum(1).tolist(), metrics["per_class"].values(), strict=True
             ):
                 rows.writerow([name, count, f"{accuracy:.2f}"])
-        with open(folder / "confusion.csv", "w", newline="") as file:
+        with replaced(folder / "confusion.csv") as unfinished, open(unfinished, "w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["true \\ predicted", *classes])
             for name, row in zip(classes, metrics["confusion"].tolist(), strict=True):

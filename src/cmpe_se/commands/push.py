@@ -2,17 +2,18 @@
 
 import shutil
 import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from cmpe_se.errors import UserError
 from cmpe_se.training.pretrained import HUB
-from cmpe_se.training.run_folder import RunFolder, write_text
+from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.summary import RunResult
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, sweep, written_whole
 from cmpe_se.utils.text import gate_words, in_one_line
 
-_FILES = ("config.json", "model.safetensors")
+_FILES, _README = ("config.json", "model.safetensors"), "README.md"
 
 _CARD = """---
 tags:
@@ -82,6 +83,7 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
     else:
         address = f"local-dir:{destination}"
         target = Path(destination).expanduser()
+        sweep(target)  # what a kill has left of an earlier push
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{destination} is not an empty folder; name a new one")
         _write(folder, target, metrics, address)
@@ -94,12 +96,20 @@ def _write(run: RunFolder, target: Path, metrics: RunResult, address: str) -> No
     view = f" (view {metrics['view']}{words})" if metrics["view"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())
     shown: dict[str, Any] = {**metrics, "view": view, "versions": versions}
-    with os_errors_as(f"cannot write to {target}"):
-        target.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
-            shutil.copyfile(run.model / name, target / name)
-    title = f"{metrics['model']} on {metrics['data']}"
-    write_text(target / "README.md", _CARD.format(title=title, address=address, **shown))
+    card = _CARD.format(title=f"{metrics['model']} on {metrics['data']}", address=address, **shown)
+    made = not target.exists()
+    try:
+        with os_errors_as(f"cannot write to {target}"), ExitStack() as together:  # all three files, or none
+            target.mkdir(parents=True, exist_ok=True)
+            drafts = {name: together.enter_context(written_whole(target / name)) for name in (*_FILES, _README)}
+            for name in _FILES:
+                shutil.copyfile(run.model / name, drafts[name])
+            drafts[_README].write_text(card)
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                target.rmdir()
+        raise
 
 
 def _upload(folder: Path, repository: str, private: bool) -> None:

@@ -48,7 +48,8 @@ def write_cache(path: Path, train: Tensor, test: Tensor) -> None:
     """Keep decoded images for the next time, whole or not at all; go on with a warning where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, "writing-*")
+        sweep(path.parent)
+        sweep(path.parent, "writing-*")  # of earlier versions
         with written_whole(path) as unfinished:
             save_file({"train": train.contiguous(), "test": test.contiguous()}, unfinished)
     except (OSError, SafetensorError) as error:

@@ -8,6 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from cmpe_se.utils.files import replaced
+from cmpe_se.utils.plots import save_figure
+
 _DPI = 130
 
 
@@ -43,13 +46,13 @@ class Exhibit:
 
     def save(self, folder: Path) -> None:
         """Write both into a folder."""
-        self.figure.savefig(folder / self.picture, dpi=_DPI)
+        save_figure(self.figure, folder / self.picture, dpi=_DPI)
         write_csv(folder / self.table, self.columns, self.rows)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a table; floats with six digits, None as an empty cell."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replaced(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in rows:

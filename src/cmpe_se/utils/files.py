@@ -1,6 +1,8 @@
 """Files that are written whole or not at all, and those that cannot be written, as an error for users."""
 
+import glob
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from cmpe_se.errors import UserError
 
-_UNFINISHED = ".unfinished"
+_UNFINISHED, _LOCK = ".unfinished-", ".lock"
 _STALE = 24 * 3600.0  # seconds, where files cannot be locked: no file is being written for so long
 
 
@@ -33,15 +35,28 @@ def os_errors_as(what: str, *, advice: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write beside ``path``, whose place it takes once the block has ended well; else it is gone.
+def replaced(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of ``path`` once the block has ended well; else ``path`` is as it was.
 
-    After a kill, :func:`sweep` removes it.
+    Raises:
+        UserError: it cannot be written; the message names ``path``.
+    """
+    with os_errors_as(f"cannot write {path}"), written_whole(path) as unfinished:
+        yield unfinished
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """:func:`replaced` with the system's own errors.
+
+    The file has the ending of ``path``, and is gone after any exception. After a kill, the next write of ``path``
+    removes it, and so does :func:`sweep`.
 
     Raises:
         OSError: there is no room, or no permission.
     """
-    unfinished = path.with_name(f"{path.name}-{os.getpid()}{_UNFINISHED}")
+    sweep(path.parent, f"{glob.escape(path.stem)}{_UNFINISHED}*{glob.escape(path.suffix)}")
+    unfinished = path.with_name(f"{path.stem}{_UNFINISHED}{os.getpid()}{path.suffix}")
     lock = _lock_of(unfinished)
     with suppress(OSError, NotImplementedError):  # a file system without locks
         lock.acquire()
@@ -57,26 +72,25 @@ def sweep(folder: Path, *patterns: str) -> None:
 
     Args:
         folder: that need not exist.
-        patterns: of more names of unfinished files, from before they were locked.
+        patterns: of names; those of :func:`written_whole` if left out. Files without a lock, and folders, go by age.
     """
-    for unfinished in [file for pattern in (f"*{_UNFINISHED}", *patterns) for file in folder.glob(pattern)]:
-        lock = _lock_of(unfinished)
-        try:
-            if not Path(lock.lock_file).exists():
-                raise NotImplementedError  # so it was written without one
-            lock.acquire()
-        except Timeout:
-            continue
-        except (OSError, NotImplementedError):
-            with suppress(OSError):
-                if time.time() - unfinished.stat().st_mtime > _STALE:
-                    unfinished.unlink(missing_ok=True)
-            continue
-        _remove(unfinished, lock)
+    for pattern in patterns or (f"*{_UNFINISHED}*",):
+        for left in [path for path in folder.glob(pattern) if path.suffix != _LOCK]:
+            lock = _lock_of(left)
+            try:
+                if not Path(lock.lock_file).exists():
+                    raise NotImplementedError
+                lock.acquire()
+            except Timeout:
+                continue
+            except (OSError, NotImplementedError):
+                _remove_old(left)
+            else:
+                _remove(left, lock)
 
 
 def _lock_of(unfinished: Path) -> FileLock:
-    return FileLock(f"{unfinished}.lock", timeout=0)
+    return FileLock(f"{unfinished}{_LOCK}", timeout=0)
 
 
 def _remove(unfinished: Path, lock: FileLock) -> None:
@@ -84,3 +98,13 @@ def _remove(unfinished: Path, lock: FileLock) -> None:
         with suppress(OSError):
             file.unlink(missing_ok=True)
     lock.release()
+
+
+def _remove_old(left: Path) -> None:
+    with suppress(OSError):  # another process was faster
+        if time.time() - left.stat().st_mtime < _STALE:
+            return
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink()

@@ -9,13 +9,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from cmpe_se.utils.files import replaced
+
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # distinguishable without colour vision (Okabe and Ito)
 _LINE_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9")
 
 
+def save_figure(figure: Figure, path: Path, **settings: Any) -> None:
+    """Write a figure as a whole, or leave what was there; UserError names the file that cannot be written."""
+    with replaced(path) as unfinished:
+        figure.savefig(unfinished, **settings)
+
+
 def plot_curves(history: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """Write :func:`draw_curves` as PNG."""
-    draw_curves(history, title).savefig(path, dpi=150)
+    save_figure(draw_curves(history, title), path, dpi=150)
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
@@ -46,7 +54,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
 def plot_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
     """Write :func:`draw_confusion` as PNG."""
-    draw_confusion(confusion, classes).savefig(path, dpi=120)
+    save_figure(draw_confusion(confusion, classes), path, dpi=120)
 
 
 def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
@@ -77,7 +85,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
 
 def plot_corruptions(metrics: Mapping[str, Any], title: str, path: Path) -> None:
     """Write :func:`draw_corruptions` as PNG."""
-    draw_corruptions(metrics, title).savefig(path, dpi=150)
+    save_figure(draw_corruptions(metrics, title), path, dpi=150)
 
 
 def draw_corruptions(metrics: Mapping[str, Any], title: str) -> Figure:

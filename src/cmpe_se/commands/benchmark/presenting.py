@@ -10,7 +10,7 @@ from rich.console import Group
 
 from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN
 from cmpe_se.layers.views import TABLE
-from cmpe_se.utils.plots import BLUE, GREY, ORANGE
+from cmpe_se.utils.plots import BLUE, GREY, ORANGE, save_figure
 from cmpe_se.utils.tables import number_table
 
 
@@ -77,7 +77,7 @@ def plot_ratios(rows: Rows, setup: str, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1, 0].set_xlabel("time over the plain network, %  (line: 95 % confidence interval of the median)")
     figure.suptitle(f"Cost of attention: {setup}", fontsize=11)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def _colour(row: Row) -> str:

@@ -13,7 +13,7 @@ from cmpe_se.commands.compare.differences import USUAL, Question, paired_differe
 from cmpe_se.commands.compare.outcomes import Outcome
 from cmpe_se.commands.compare.presenting import p_value
 from cmpe_se.commands.compare.statistics import Summary, summarise
-from cmpe_se.utils.plots import BLUE, GREY, ORANGE
+from cmpe_se.utils.plots import BLUE, GREY, ORANGE, save_figure
 
 # Okabe and Ito's colours, and a marker each: distinguishable without colour vision and in grey. The two lists have
 # lengths without a common divisor, so that no pair comes twice in a grid of a dozen networks.
@@ -47,7 +47,7 @@ def plot_pareto(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     axes.set(xlabel=cost, ylabel="test top-1, %", title=f"Accuracy and cost, {_seeds(outcomes)}\n{title}")
     axes.margins(0.08)
     _name_beside(axes, outcomes, places)
-    figure.savefig(path, dpi=_DPI)
+    save_figure(figure, path, dpi=_DPI)
 
 
 def plot_learning_curves(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
@@ -77,7 +77,7 @@ def plot_learning_curves(outcomes: Sequence[Outcome], title: str, path: Path) ->
     figure.legend(*whole.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     band = " (band: 95 % interval of the mean)" if any(len(outcome.curves) > 1 for outcome in outcomes) else ""
     figure.suptitle(f"Learning curves, {_seeds(outcomes)}{band}\n{title}")
-    figure.savefig(path, dpi=_DPI)
+    save_figure(figure, path, dpi=_DPI)
 
 
 def plot_differences(
@@ -129,7 +129,7 @@ def plot_differences(
         0.5, -0.01, f"small: a seed; bar: mean with its 95 % interval; p: paired t-test, {adjusted}",
         ha="center", va="top", fontsize=8, color="#444444",
     )  # fmt: skip
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.12)
+    save_figure(figure, path, dpi=_DPI, bbox_inches="tight", pad_inches=0.12)
 
 
 def _panel(size: tuple[float, float]) -> tuple[Figure, Axes]:
