@@ -104,7 +104,21 @@ def complain(message: str, status: int) -> int:
     return status
 
 
+def temporary_files_fail() -> bool:
+    """Complain where no folder takes temporary files: packages that PyTorch imports would raise at their import."""
+    import tempfile
+
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        complain(f"error: {error.strerror}; set TMPDIR to a folder that can be written", _FAILED)
+        return True
+    return False
+
+
 def _run(command: str, arguments: list[str]) -> int:
+    if temporary_files_fail():
+        return _FAILED
     from cmpe_se.errors import MissingPackageError
     from cmpe_se.utils.packages import require_train
 

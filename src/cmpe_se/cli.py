@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import logging
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from cmpe_se.data.large import lost_worker
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
-from cmpe_se.training.launching import LOST_PROCESS, lost_process, may_speak, processes_left_out
+from cmpe_se.training.launching import LOST_PROCESS, is_main_process, lost_process, may_speak, processes_left_out
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.signals import raised
 from cmpe_se.utils.terminal import print_plainly
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     command, *arguments = arguments
     print_plainly()
+    if not is_main_process():  # of several processes one warns
+        logging.getLogger("cmpe_se").setLevel(logging.ERROR)
     try:
         function = _function(command)
         arguments = _as_parsed(function, arguments)

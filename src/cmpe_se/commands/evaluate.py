@@ -18,7 +18,7 @@ from cmpe_se.utils.escaping import to_json
 from cmpe_se.utils.files import os_errors_as, write_text
 from cmpe_se.utils.plots import plot_confusion
 from cmpe_se.utils.progress import with_progress
-from cmpe_se.utils.tables import write_csv
+from cmpe_se.utils.tables import write_csv_file
 from cmpe_se.utils.terminal import Terminal
 
 _PRINTED_CLASSES = 20  # in the table on the screen; the files have them all
@@ -145,12 +145,10 @@ def _write(folder: Path, metrics: dict[str, Any], classes: tuple[str, ...]) -> N
         summary = {key: value for key, value in metrics.items() if key != "confusion"}
         write_text(folder / "evaluation.json", to_json(summary, indent=2) + "\n")
         counts = dict(zip(classes, metrics["confusion"].sum(1).tolist(), strict=True))
-        with open(folder / "per_class.csv", "w", newline="", encoding="utf-8") as file:
-            rows = [[name, counts[name], f"{top1:.2f}"] for name, top1 in metrics["per_class"].items()]
-            write_csv(file, ["class", "images", "top1"], rows)
-        with open(folder / "confusion.csv", "w", newline="", encoding="utf-8") as file:
-            matrix = zip(classes, metrics["confusion"].tolist(), strict=True)
-            write_csv(file, ["true \\ predicted", *classes], [[name, *row] for name, row in matrix])
+        rows = [[name, counts[name], f"{top1:.2f}"] for name, top1 in metrics["per_class"].items()]
+        write_csv_file(folder / "per_class.csv", ["class", "images", "top1"], rows)
+        matrix = [[name, *row] for name, row in zip(classes, metrics["confusion"].tolist(), strict=True)]
+        write_csv_file(folder / "confusion.csv", ["true \\ predicted", *classes], matrix)
         plot_confusion(metrics["confusion"], classes, folder / "confusion.png")
 
 

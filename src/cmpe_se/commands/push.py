@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from cmpe_se.training.pretrained import HUB
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.summary import RunResult
 from cmpe_se.utils.escaping import markdown
-from cmpe_se.utils.files import os_errors_as, write_text
+from cmpe_se.utils.files import os_errors_as, sweep, written_whole
 from cmpe_se.utils.text import gate_words, in_one_line
 
-_FILES = ("config.json", "model.safetensors")
+_FILES, _README = ("config.json", "model.safetensors"), "README.md"
 
 _CARD = """---
 tags:
@@ -84,6 +85,7 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
     else:
         address = f"local-dir:{destination}"
         target = Path(destination).expanduser()
+        sweep(target)  # what a kill has left of an earlier push
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{destination} is not an empty folder; name a new one")
         _write(folder, target, metrics, address)
@@ -97,14 +99,21 @@ def _write(run: RunFolder, target: Path, metrics: RunResult, address: str) -> No
     versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())
     names = {"model": markdown(metrics["model"]), "data": markdown(metrics["data"])}
     shown: dict[str, Any] = {**metrics, **names, "view": view, "versions": versions}
-    with os_errors_as(f"cannot write to {target}"):
-        target.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
-            shutil.copyfile(run.model / name, target / name)
     title = f"{names['model']} on {names['data']}"
-    write_text(
-        target / "README.md", _CARD.format(title=title, address=json.dumps(address, ensure_ascii=False), **shown)
-    )
+    card = _CARD.format(title=title, address=json.dumps(address, ensure_ascii=False), **shown)
+    made = not target.exists()
+    try:
+        with os_errors_as(f"cannot write to {target}"), ExitStack() as together:  # all three files, or none
+            target.mkdir(parents=True, exist_ok=True)
+            drafts = {name: together.enter_context(written_whole(target / name)) for name in (*_FILES, _README)}
+            for name in _FILES:
+                shutil.copyfile(run.model / name, drafts[name])
+            drafts[_README].write_text(card, encoding="utf-8")
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                target.rmdir()
+        raise
 
 
 def _upload(folder: Path, repository: str, private: bool) -> None:

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import logging
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +11,10 @@ from typing import BinaryIO
 
 import torch
 from rich.progress import Progress
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cmpe_se.data.cache import cache_folder, read_cache, write_cache
 from cmpe_se.data.interface import Unreadable
 from cmpe_se.data.large import FileSource, joined, started
 from cmpe_se.data.preprocessing import Preprocessing
@@ -29,8 +26,6 @@ from cmpe_se.utils.terminal import Terminal
 
 _CHUNK = 256
 _FORMAT = 2  # part of the cache's key: count it up when the same files come to decode to other pixels
-
-_log = logging.getLogger(__name__)
 
 
 def decode(
@@ -55,10 +50,11 @@ def decode(
     """
     # Images that all have the size already are the same with and without: a run's test finds what its training cached.
     kinds = (False, True) if resize else (False,)
-    caches = [_cache_file(name, files, preprocessing, kind) for kind in kinds] if files else []
+    folder = cache_folder() if files else None
+    caches = [_cache_file(folder, name, files, preprocessing, kind) for kind in kinds] if folder else []
     counts = len(train), len(test)
     for cache in caches:
-        if cached := _read_cache(cache, [(count, *preprocessing.size) for count in counts]):
+        if cached := read_cache(cache, [(count, *preprocessing.size) for count in counts]):
             return cached
     images, errors = [], []
     chunks = _Chunks(joined(train, test), preprocessing, resize)
@@ -83,7 +79,7 @@ def decode(
         raise UserError(errors[0][1].reason)
     train_images, test_images = torch.cat(images).split(counts)
     if caches and not errors:
-        _write_cache(caches[-1], train_images, test_images)
+        write_cache(caches[-1], train_images, test_images)
     return train_images, test_images
 
 
@@ -131,8 +127,7 @@ def _with_progress(items: Iterable, total: int, description: str) -> Iterator:
             progress.update(task, advance=1, visible=time.monotonic() - started > 1, refresh=True)
 
 
-def _cache_file(name: str, files: Sequence[str], preprocessing: Preprocessing, resize: bool) -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmpe-se"
+def _cache_file(folder: Path, name: str, files: Sequence[str], preprocessing: Preprocessing, resize: bool) -> Path:
     # Classes, mean and deviation change no pixel, and the last two are known only once the images are decoded.
     geometry = [preprocessing.size, preprocessing.interpolation, preprocessing.crop, preprocessing.resize]
     digest = hashlib.sha256(json.dumps([_FORMAT, name, geometry, resize]).encode())
@@ -140,39 +135,6 @@ def _cache_file(name: str, files: Sequence[str], preprocessing: Preprocessing, r
         status = os.stat(path)
         # A file's name is bytes, which need not be UTF-8.
         digest.update(os.fsencode(path) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    folder = Path(os.environ.get("CMPE_SE_CACHE") or default)
     # safetensors takes no path that is not UTF-8, and no system a name above 255 bytes.
     readable = re.sub(r"[^\w.-]", "_", Path(name).name, flags=re.ASCII)[:100]
     return folder / f"{readable}-{digest.hexdigest()[:32]}.safetensors"
-
-
-def _read_cache(path: Path, shapes: list[tuple[int, ...]]) -> tuple[Tensor, Tensor] | None:
-    if not path.exists():
-        return None
-    try:
-        tensors = load_file(path)
-        cached = tensors["train"], tensors["test"]
-        if [tuple(tensor.shape) for tensor in cached] != shapes or any(
-            tensor.dtype != torch.uint8 for tensor in cached
-        ):
-            raise ValueError("its tensors have other shapes")
-        return cached
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        _log.warning(f"the cache file {path} is not used ({error}); the images are decoded again")
-        return None
-
-
-def _write_cache(path: Path, train: Tensor, test: Tensor) -> None:
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix="writing-", delete=False) as file:
-            temporary = Path(file.name)
-        save_file({"train": train.contiguous(), "test": test.contiguous()}, temporary)
-        temporary.replace(path)  # complete or not at all, also for other processes
-    except (OSError, SafetensorError) as error:
-        _log.warning(
-            f"decoded images could not be cached in {path.parent} ({error}); set CMPE_SE_CACHE to another folder"
-        )
-        if temporary:
-            temporary.unlink(missing_ok=True)

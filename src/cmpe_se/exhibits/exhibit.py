@@ -51,6 +51,5 @@ class Exhibit:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a table; floats with six digits, None as an empty cell."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        six_digits = ([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
-        tables.write_csv(file, columns, six_digits)
+    six_digits = ([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+    tables.write_csv_file(path, columns, six_digits)

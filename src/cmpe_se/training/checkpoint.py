@@ -7,7 +7,6 @@ rest, with a mark where each tensor was, becomes JSON in that file's header.
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from cmpe_se.errors import UserError
-from cmpe_se.utils.files import replacing
+from cmpe_se.utils.files import written_whole
 from cmpe_se.utils.records import check_shape, parse_json
 from cmpe_se.utils.tensor_files import UnreadableFileError, load_header, load_tensors, save_tensors
 
@@ -51,7 +50,7 @@ class Checkpoints:
         torn = any(reason.startswith(str(self.newest)) for reason in self.unreadable)
         try:
             self.newest.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.newest) as temporary:
+            with written_whole(self.newest) as temporary:
                 save_tensors(tensors, temporary, {_TREE: skeleton})
                 if self.newest.exists() and not torn:  # a torn one must not replace the good one before it
                     os.replace(self.newest, self.previous)
@@ -60,9 +59,6 @@ class Checkpoints:
             raise UserError(
                 f"cannot write checkpoint {self.newest}: {error}; the last good one is kept, make room and resume"
             ) from None
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)  # also where Ctrl-C came in between
 
     def load(self, *, tensors: bool = True) -> tuple[dict[str, Any], Path] | None:
         """The newest checkpoint that can be read, and its path; None where no checkpoint was written yet.

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 import torch
 
 from cmpe_se import __version__
+from cmpe_se.utils.files import replaced
 from cmpe_se.utils.tables import write_csv
 
 REPORTED_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
@@ -78,7 +79,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], **notes: str) -> 
     source = provenance()
     head: dict[str, Any] = {"command": source["command"], "commit": source["commit"], "versions": source["versions"]}
     head |= {"hardware": source["hardware"], **notes}
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replaced(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         for key, value in head.items():
             file.write(f"# {key}: {json.dumps(value)}\n")
         columns = list(rows[0])

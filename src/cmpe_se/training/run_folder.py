@@ -4,6 +4,7 @@
 ``curves.png`` shows them, ``model/`` loads with ``timm.create_model("local-dir:...")``, ``state/`` is for resuming.
 """
 
+import errno
 import json
 import logging
 import shutil
@@ -23,12 +24,19 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.summary import CheckpointTree, EpochRecord, RunResult
-from cmpe_se.utils.files import os_errors_as, replacing, write_json, write_text
+from cmpe_se.utils.files import os_errors_as, write_json, write_text, written_whole
 from cmpe_se.utils.records import check_shape, parse_json, read_json
 from cmpe_se.utils.tensor_files import UnreadableFileError, load_tensors, misfit, not_finite, save_tensors
 from cmpe_se.utils.text import in_one_line
 
 _log = logging.getLogger(__name__)
+_REFUSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)  # no file can be made there
 _ORPHANED = "checkpoints in state/, but no config.yaml with their settings; put config.yaml back, or"
 
 
@@ -108,12 +116,16 @@ class RunFolder:
         Raises:
             UserError: another process trains it.
         """
+        with os_errors_as(f"cannot make the run folder {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.lock, timeout=0)
         try:
             lock.acquire()
         except Timeout:
             raise UserError(f"{self.path} is being trained by another process; wait for it, or end that one") from None
         except (OSError, NotImplementedError) as error:  # as on some network file systems
+            if isinstance(error, OSError) and error.errno in _REFUSED:
+                raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
             _log.warning(f"{self.path} cannot be locked ({error}); take care that only one process trains it")
         try:
             yield
@@ -199,7 +211,7 @@ class RunFolder:
             )
             self.model.mkdir(exist_ok=True)
             for file in unfinished.iterdir():
-                with replacing(self.model / file.name) as temporary:
+                with written_whole(self.model / file.name) as temporary:
                     if file.suffix == ".safetensors":  # again, with a checksum
                         save_tensors(model.state_dict(), temporary, {"format": "pt"})
                     else:

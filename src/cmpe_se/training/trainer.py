@@ -155,18 +155,21 @@ class Trainer:
             start=self.batch,
             **self.shard,
         )
-        for images, labels in batches:
-            self._train_step(images, labels)
-            self.batch += 1
-            self.epoch_seconds = self._seconds_before + time.perf_counter() - started
-            looked = self.step % _STEPS_BETWEEN_LOOKS == 0
-            if looked:
-                self._look()
-            if self.interruption.agreed(self.accelerator, now=looked):
-                self._save_checkpoint()
-                raise TrainingInterrupted(self.run.path, self.step)
-            if self.step % self.config.checkpoint_steps == 0 and self.batch < self.steps_per_epoch:
-                self._save_checkpoint()
+        try:
+            for images, labels in batches:
+                self._train_step(images, labels)
+                self.batch += 1
+                self.epoch_seconds = self._seconds_before + time.perf_counter() - started
+                looked = self.step % _STEPS_BETWEEN_LOOKS == 0
+                if looked:
+                    self._look()
+                if self.interruption.agreed(self.accelerator, now=looked):
+                    self._save_checkpoint()
+                    raise TrainingInterrupted(self.run.path, self.step)
+                if self.step % self.config.checkpoint_steps == 0 and self.batch < self.steps_per_epoch:
+                    self._save_checkpoint()
+        finally:
+            del batches  # ends its workers; in the frames of an exception they would be waited for, five seconds each
         self._look()
         self.epoch_seconds = self._seconds_before + time.perf_counter() - started
         record: EpochRecord = {

@@ -11,6 +11,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from cmpe_se.utils.escaping import visible
+from cmpe_se.utils.files import replaced
 from cmpe_se.utils.text import shortened
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ def save_figure(figure: Figure, file: Path | IO[bytes], *, dpi: int, tight: bool
         file: path, or a binary file.
         dpi: pixels an inch.
         tight: cut the margins off, and keep what lies outside the figure.
+
+    Raises:
+        UserError: the file cannot be written; what was there is as it was.
     """
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
@@ -52,7 +56,11 @@ def save_figure(figure: Figure, file: Path | IO[bytes], *, dpi: int, tight: bool
         if not _characters(1).issuperset(text.get_text()):
             text.set_fontfamily(_families())
     settings: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.12} if tight else {}
-    figure.savefig(file, dpi=dpi, format="png", **settings)
+    if isinstance(file, Path):
+        with replaced(file) as unfinished:
+            figure.savefig(unfinished, dpi=dpi, format="png", **settings)
+    else:
+        figure.savefig(file, dpi=dpi, format="png", **settings)
 
 
 def _drawable(text: str) -> str:

@@ -2,12 +2,14 @@
 
 import csv
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from rich import box
 from rich.table import Table
 
 from cmpe_se.utils.escaping import csv_cell
+from cmpe_se.utils.files import replaced
 
 
 def number_table(*columns: str, **settings: Any) -> Table:
@@ -35,3 +37,13 @@ def write_csv(file: IO[str], columns: Sequence[str], rows: Iterable[Sequence[Any
     writer = csv.writer(file)
     for row in (columns, *rows):
         writer.writerow([csv_cell(cell) for cell in row])
+
+
+def write_csv_file(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Replace a file by a table, as :func:`write_csv` writes it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with replaced(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+        write_csv(file, columns, rows)

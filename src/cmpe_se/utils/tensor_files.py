@@ -24,7 +24,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
 
     Args:
         tensors: by name, on any device; some may share memory.
-        path: of the file. It is not written as a whole: that is up to ``cmpe_se.utils.files.replacing``.
+        path: of the file. It is not written as a whole: that is up to ``cmpe_se.utils.files.replaced``.
         metadata: texts for the header.
 
     Raises:

@@ -20,7 +20,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import SUFFIXES, load_exported
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, sweep
 from cmpe_se.utils.packages import require
 from cmpe_se.utils.terminal import Terminal
 
@@ -71,6 +71,7 @@ def export(
     result["images"] = "test" if data else "random"
     with os_errors_as(f"cannot write {target}", advice="make room, or name an --output"):
         target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target.parent, ".export-*")
         # Beside the target: what is verified there is renamed, and anything else goes away with the folder.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
             draft = Path(temporary) / target.name
