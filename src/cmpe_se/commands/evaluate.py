@@ -18,6 +18,7 @@ from cmpe_se.utils.plots import plot_confusion
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.tables import write_csv
 from cmpe_se.utils.terminal import Terminal
+from cmpe_se.utils.text import counted
 
 _PRINTED_CLASSES = 20  # in the table on the screen; the files have them all
 
@@ -149,7 +150,7 @@ def _write(folder: Path, metrics: dict[str, Any], classes: tuple[str, ...]) -> N
 
 
 def _print(run: Path, metrics: dict[str, Any]) -> None:
-    table = Table(title=f"{run}: {metrics['images']:,} test images", title_justify="left")
+    table = Table(title=f"{run}: {counted(metrics['images'], 'test image')}", title_justify="left")
     table.add_column("")
     table.add_column("%", justify="right")
     table.add_row("top-1", f"{metrics['test_top1']:.2f}")
