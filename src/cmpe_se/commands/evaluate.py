@@ -20,6 +20,7 @@ from cmpe_se.utils.plots import plot_confusion
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.tables import write_csv_file
 from cmpe_se.utils.terminal import Terminal
+from cmpe_se.utils.text import counted
 
 _PRINTED_CLASSES = 20  # in the table on the screen; the files have them all
 
@@ -153,7 +154,7 @@ def _write(folder: Path, metrics: dict[str, Any], classes: tuple[str, ...]) -> N
 
 
 def _print(run: Path, metrics: dict[str, Any]) -> None:
-    tested = f"{run}: {metrics['images']:,} images tested, {metrics['tested']}"
+    tested = f"{run}: {counted(metrics['images'], 'image')} tested, {metrics['tested']}"
     Terminal().print(tested, soft_wrap=True)
     table = Table()
     table.add_column("")

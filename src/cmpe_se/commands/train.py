@@ -1,6 +1,6 @@
 """The ``train`` command: a run, and the metrics that it ends with."""
 
-import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ from cmpe_se import training
 from cmpe_se.training.config import DEFAULT_RECIPE
 from cmpe_se.training.launching import is_main_process
 from cmpe_se.training.summary import RunResult
+from cmpe_se.utils.escaping import to_json
+from cmpe_se.utils.terminal import Terminal
 
 _SHOWN = ("test_top1", "test_top5", "test_loss", "train_seconds", "images_per_second", "params", "run")
 
@@ -48,5 +50,20 @@ def train(
     result = training.train(**(settings | {"recipe": recipe, "resume": resume, "output": output}))
     if is_main_process():
         every: Mapping[str, Any] = result
-        print(json.dumps({name: every[name] for name in _SHOWN}, indent=2))
+        print(to_json({name: _six_digits(every[name]) for name in _SHOWN}, indent=2))
+        Terminal(stderr=True).print(_next_steps(result), soft_wrap=True)
     return result
+
+
+def _six_digits(value: Any) -> Any:
+    """A number as a person reads it; result.json has all of its digits."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _next_steps(result: RunResult) -> str:
+    """Commands to go on with, as they can be typed."""
+    commands = {"explore": "single images in the browser", "evaluate": "accuracy by class, confusion matrix"}
+    if result["view"]:  # a report is about gates
+        commands = {"report": "a page on the run and the competition in its network"} | commands
+    run = shlex.quote(result["run"])
+    return "\n".join(f"next: cmpe-se {command} {run}  ({what})" for command, what in commands.items())

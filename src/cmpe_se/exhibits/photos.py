@@ -212,7 +212,8 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Exhibit:
     return Exhibit(
         "confusion",
         title,
-        "A row for each true class, in percent of its images. The diagonal is the accuracy of each class.",
+        "A row for each true class, in percent of its images. The diagonal is the accuracy of each class. The table "
+        "has the counts.",
         titled(draw_confusion(counts, classes), title),
         ["true \\ predicted", *classes],
         [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)],

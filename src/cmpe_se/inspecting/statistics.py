@@ -15,7 +15,7 @@ DEAD = 0.005
 MOVED = 0.01
 """A gate whose mean is closer to its initial value, as a part of the largest value, has not moved."""
 TELLING = 0.01
-"""Part of a block's variance over images, beyond chance, that the class has to explain for classes to differ."""
+"""Part of the variance of a block's gates that the class has to explain for classes to differ."""
 _BINS = 2000  # of the histogram that quantiles are read from
 
 
@@ -123,16 +123,14 @@ class BlockStatistics:
 
     @property
     def telling(self) -> bool:
-        """Whether the gates depend on the class: it explains a part of their variance that chance would not.
+        """Whether the gates depend on the class: it explains TELLING of their variance, and twice what chance does.
 
-        With n images of K classes, chance explains (K - 1) / (n - 1) of it; what lies above that is to be
-        :data:`TELLING` of the rest at least. So is no rounding noise, which does not count as variance.
+        With n images of K classes, chance explains (K - 1) / (n - 1). Gates that do not vary have rounding noise alone.
         """
         images, classes = int(self.images.sum()), int((self.images > 0).sum())
         if not self.varies or classes < 2 or images <= classes:
             return False
-        chance = (classes - 1) / (images - 1)
-        return self.explained - chance >= TELLING * (1 - chance)
+        return self.explained >= max(TELLING, 2 * (classes - 1) / (images - 1))
 
     @property
     def residual_shares(self) -> Tensor | None:

@@ -2,11 +2,60 @@
 
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cmpe_se.data import ImageData
 from cmpe_se.errors import UserError
+from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.summary import EpochRecord
 from cmpe_se.utils.terminal import Terminal
+from cmpe_se.utils.text import counted, data_name, gate_words
+
+
+def opening(
+    config: TrainingConfig,
+    data: ImageData,
+    *,
+    validation_images: int,
+    params: int,
+    steps_per_epoch: int,
+    device: torch.device,
+    run: Path,
+) -> str:
+    """What is trained on what, for how long, where, and where it goes to: the first line of a run.
+
+    Args:
+        config: of the run.
+        data: that it trains on.
+        validation_images: number of those held out.
+        params: trainable parameters.
+        steps_per_epoch: of the optimiser.
+        device: of the first process.
+        run: its folder.
+    """
+    view = f" converted to {config.convert}" if config.convert else f" with view {config.view}" if config.view else ""
+    threads = f" ({counted(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else ""
+    height, width = data.image_size
+    held_out = f", {counted(validation_images, 'validation image')}" if validation_images else ""
+    return (
+        f"{config.model}{view}{gate_words(config.gate_settings)} ({params:,} parameters) on "
+        f"{data_name(config.data, config.data_dir)}: {counted(data.train_size, 'training image')}{held_out} and "
+        f"{counted(data.test_size, 'test image')} of {height}x{width} pixels, {counted(config.epochs, 'epoch')} of "
+        f"{counted(steps_per_epoch, 'step')} of {counted(config.batch_size, 'image')} on {device.type}{threads}, "
+        f"run folder {run}"
+    )
+
+
+def only_warmup(config: TrainingConfig) -> str | None:
+    """A sentence on a run that ends before its learning rate has risen; None for others."""
+    if config.epochs > config.warmup_epochs:
+        return None
+    warmup = "its first epoch" if config.warmup_epochs == 1 else f"its first {config.warmup_epochs} epochs"
+    return (
+        f"all of this run is warm-up: the learning rate rises to {config.lr:g} over {warmup}, and epochs is "
+        f"{config.epochs}; give more --epochs, or --warmup-epochs 0"
+    )
 
 
 class TrainingProgress:
@@ -19,19 +68,19 @@ class TrainingProgress:
     """
 
     def __init__(self, epochs: int, steps: int, *, enabled: bool = True):
-        self.epochs, self.enabled = epochs, enabled
+        self.epochs, self.steps, self.enabled = epochs, steps // epochs, enabled
         self.console = Terminal(stderr=True, quiet=not enabled)
         self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("epoch {task.fields[epoch]}  step {task.fields[step]}"),
             TextColumn("{task.fields[metrics]}"),
-            TextColumn("left"),
+            TextColumn("whole run"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:.0f} %, left"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not enabled or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=steps, epoch=f"1/{epochs}", metrics="")
+        self.task = self.bar.add_task("", total=steps, epoch=f"1/{epochs}", step=f"0/{self.steps}", metrics="")
 
     def __enter__(self) -> "TrainingProgress":
         self.bar.start()
@@ -48,7 +97,8 @@ class TrainingProgress:
         """Show the metrics of the epoch so far: mean loss and, where labels are not mixed, accuracy in percent."""
         accuracy = "" if top1 is None else f"  top-1 {top1:.1f} %"
         metrics = f"{images_per_second:,.0f} images/s  loss {loss:.3f}{accuracy}"
-        self.bar.update(self.task, completed=step, epoch=f"{epoch}/{self.epochs}", metrics=metrics)
+        done = f"{step - (epoch - 1) * self.steps}/{self.steps}"
+        self.bar.update(self.task, completed=step, epoch=f"{epoch}/{self.epochs}", step=done, metrics=metrics)
 
     def end_epoch(self, record: EpochRecord) -> None:
         """Leave a line for a finished epoch."""

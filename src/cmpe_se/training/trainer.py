@@ -28,7 +28,7 @@ from cmpe_se.training.metrics import collect_logits, count_correct
 from cmpe_se.training.model_choice import BestEpoch
 from cmpe_se.training.network import count_gates
 from cmpe_se.training.optimisation import create_mixup, create_optimizer, learning_rate
-from cmpe_se.training.progress import TensorBoardLogs, TrainingProgress
+from cmpe_se.training.progress import TensorBoardLogs, TrainingProgress, only_warmup, opening
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.seeding import seed_everything
@@ -47,7 +47,7 @@ from cmpe_se.training.summary import (
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.plots import plot_curves
 from cmpe_se.utils.tensor_files import misfit, not_finite
-from cmpe_se.utils.text import in_one_line
+from cmpe_se.utils.text import data_name, in_one_line, shortened
 
 _STEPS_BETWEEN_LOOKS = 10  # at losses and, with several processes, at signals: a look waits for the device
 
@@ -115,12 +115,19 @@ class Trainer:
         if main:
             self.run.write_config(self.config)  # now that the settings are known to work
         with TrainingProgress(self.config.epochs, total, enabled=main) as self.progress, logs or nullcontext():
-            held = f" {self.validation.test_size:,} validation" if self.validation else ""
             self.progress.say(
-                f"{self.config.model} ({self.params:,} parameters) on {self.config.data}: {self.data.train_size:,} "
-                f"training{',' + held if held else ''} and {self.data.test_size:,} test images, run folder "
-                f"{self.run.path}"
+                opening(
+                    self.config,
+                    self.data,
+                    validation_images=self.validation.test_size if self.validation else 0,
+                    params=self.params,
+                    steps_per_epoch=self.steps_per_epoch,
+                    device=self.accelerator.device,
+                    run=self.run.path,
+                )
             )
+            if warning := only_warmup(self.config):
+                self.progress.say(warning)
             for reason in self.run.checkpoints.unreadable:
                 self.progress.say(f"damaged checkpoint passed over: {reason}")
             if self.last_checkpoint:
@@ -391,7 +398,8 @@ class Trainer:
             tested = self.ema.module if self.ema else self.accelerator.unwrap_model(self.parallel, False)
             tested = copy.deepcopy(tested).cpu().to(memory_format=torch.contiguous_format)
             self.run.save_model(tested, model_args=self.model_args, data=self.data)
-            title = f"{self.config.model} on {self.config.data}: top-1 {record['test_top1']:.2f} %"
+            name = shortened(data_name(self.config.data, self.config.data_dir))
+            title = f"{self.config.model} on {name}: top-1 {record['test_top1']:.2f} %"
             plot_curves(self.history, title, self.run.curves)
             self.run.write_result(result)
         self.accelerator.wait_for_everyone()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -36,14 +37,34 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
             if not known:
                 continue  # with mixup there is no training accuracy
             marker = "o" if len(known) == 1 else None
-            axes.plot(list(known), list(known.values()), color=colour, label=part, marker=marker)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            # A marker on the edge, such as that of an accuracy of 100 %, is drawn whole.
+            axes.plot(list(known), list(known.values()), color=colour, label=part, marker=marker, clip_on=False)
+        axes.set(ylabel=label)
+        epoch_axis(axes, [record["epoch"] for record in history])
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    loss.set_ylim(bottom=0)
+    losses = [value for record in history for kind in ("train_loss", "test_loss") if (value := record.get(kind))]
+    loss.set_ylim(0, 1.05 * max(losses, default=1.0))
+    percent_axis(accuracy)
     figure.suptitle(title)
     return figure
+
+
+def epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
+    """Whole epochs on the x axis, also where there are one or two of them."""
+    first, last = min(epochs, default=1), max(epochs, default=1)
+    axes.set(xlabel="epoch")
+    if last - first < 6:
+        axes.set_xticks(range(first, last + 1))
+        axes.set_xlim(first - 0.5, last + 0.5)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def percent_axis(axes: Axes) -> None:
+    """No accuracies on the y axis that cannot be: it ends at 0 and 100 %."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), min(high, 100))
 
 
 def plot_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
@@ -72,8 +93,10 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                colour = "white" if percent[row, column] > 55 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
+                share = percent[row, column]
+                shown = "<1" if share < 1 else ">99" if 99 < share < 100 else f"{share:.0f}"
+                colour = "white" if share > 55 else "black"
+                axes.text(column, row, shown, ha="center", va="center", fontsize=8, color=colour)
     return figure
 
 

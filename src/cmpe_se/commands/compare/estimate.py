@@ -14,6 +14,7 @@ from cmpe_se.training.network import create_network
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.tables import number_table
+from cmpe_se.utils.text import counted, data_name
 
 _TURNS = 3
 
@@ -92,10 +93,11 @@ def table_of_costs(grid: Grid, rows: list[dict[str, Any]]) -> Table:
     """The rows for the screen, with their sum."""
     config = grid.config
     cpu = choose_device(config.device).type == "cpu"
-    unit = "GPU-hours" if not cpu else f"hours on {torch.get_num_threads()} CPU threads"
+    unit = "GPU-hours" if not cpu else f"hours on {counted(torch.get_num_threads(), 'CPU thread')}"
     table = number_table(
         *("runs", "ms a step", "hours"),
-        title=f"{grid.folder}: {config.epochs} epochs of {config.data}, batch {config.batch_size}, {config.precision}",
+        title=f"{grid.folder}: {counted(config.epochs, 'epoch')} of {data_name(config.data, config.data_dir)}, "
+        f"batch {config.batch_size}, {config.precision}",
         title_justify="left",
         caption=f"{unit} for the runs to go, from {_TURNS} steps of each; without optimiser and augmentation",
         caption_justify="left",

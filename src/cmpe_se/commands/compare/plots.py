@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from cmpe_se.commands.compare.outcomes import Outcome
 from cmpe_se.commands.compare.presenting import p_value
 from cmpe_se.commands.compare.statistics import Summary, summarise
 from cmpe_se.utils.figures import save_figure
-from cmpe_se.utils.plots import BLUE, GREY, ORANGE
+from cmpe_se.utils.plots import BLUE, GREY, ORANGE, epoch_axis, percent_axis
 
 # Okabe and Ito's colours, and a marker each: distinguishable without colour vision and in grey. The two lists have
 # lengths without a common divisor, so that no pair comes twice in a grid of a dozen networks.
@@ -38,21 +39,27 @@ def plot_pareto(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
         if timed and (latency := outcome.latency):
             x, spread = latency.ratio, [[latency.ratio - latency.low], [latency.high - latency.ratio]]
         axes.errorbar(
-            x, summary.mean, xerr=spread, yerr=_half(summary), fmt=marker, color=colour, capsize=2, elinewidth=0.9,
-            markersize=7, alpha=0.9,
+            x, summary.mean, xerr=spread, yerr=_half(summary), fmt="none", color=colour, capsize=2, elinewidth=0.9,
+            alpha=0.9,
         )  # fmt: skip
+        axes.plot(x, summary.mean, marker, color=colour, markersize=7, alpha=0.9, clip_on=False)
         places.append((x, summary.mean))
     front = _pareto_front(places)
     axes.plot(*zip(*front, strict=True), color=_FAINT, linewidth=1.2, zorder=0, drawstyle="steps-post")
     cost = f"time of a forward pass, ratio to {outcomes[0].label}" if timed else "multiply-adds of an image, millions"
-    axes.set(xlabel=cost, ylabel="test top-1, %", title=f"Accuracy and cost, {_seeds(outcomes)}\n{title}")
     axes.margins(0.08)
+    limits, cut = _cut(axes.get_ylim(), [accuracy for outcome in outcomes for accuracy in outcome.seeds.values()])
+    axes.set_ylim(limits)
+    percent_axis(axes)
+    axes.set(xlabel=cost, ylabel="test top-1, %", title=f"Accuracy and cost, {_seeds(outcomes)}{cut}\n{title}")
     _name_beside(axes, outcomes, places)
     save_figure(figure, path, dpi=_DPI)
 
 
 def plot_learning_curves(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
-    """Test accuracy over the epochs as PNG: mean over the seeds, with its 95 % interval as a band.
+    """Test accuracy over the epochs as PNG: mean over the seeds, and a band from the lowest seed to the highest.
+
+    A 95 % interval of two seeds would be wider than all accuracies that there are.
 
     The panel on the right has the last third of the epochs again, where networks that learn alike come apart.
     """
@@ -62,21 +69,21 @@ def plot_learning_curves(outcomes: Sequence[Outcome], title: str, path: Path) ->
     whole, end = figure.subplots(1, 2)
     for axes, first in ((whole, 0), (end, 2 * last / 3)):
         for outcome, (tested, colour, marker) in zip(outcomes, curves, strict=True):
-            shown = {epoch: summary for epoch, summary in tested.items() if epoch >= first}
-            summaries = list(shown.values())
+            shown = {epoch: seeds for epoch, seeds in tested.items() if epoch >= first}
+            seeds = list(shown.values())
             axes.plot(
-                list(shown), [s.mean for s in summaries], color=colour, marker=marker, markersize=5, linewidth=1.4,
-                markevery=max(1, len(shown) // 8), label=outcome.label,
+                list(shown), [fmean(each) for each in seeds], color=colour, marker=marker, markersize=5, linewidth=1.4,
+                markevery=max(1, len(shown) // 8), label=outcome.label, clip_on=False,
             )  # fmt: skip
-            # epochs of a single seed have no band
-            low, high = [s.low for s in summaries], [s.high for s in summaries]
+            low, high = [min(each) for each in seeds], [max(each) for each in seeds]
             axes.fill_between(list(shown), low, high, color=colour, alpha=0.1, linewidth=0)
-        axes.set_xlabel("epoch")
+        epoch_axis(axes, sorted({epoch for tested, *_ in curves for epoch in tested if epoch >= first}))
+        percent_axis(axes)
         axes.spines[["top", "right"]].set_visible(False)
     whole.set(ylabel="test top-1, %", title="all epochs")
     end.set_title("the last third, enlarged")
     figure.legend(*whole.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
-    band = " (band: 95 % interval of the mean)" if any(len(outcome.curves) > 1 for outcome in outcomes) else ""
+    band = " (band: lowest to highest seed)" if any(len(outcome.curves) > 1 for outcome in outcomes) else ""
     figure.suptitle(f"Learning curves, {_seeds(outcomes)}{band}\n{title}")
     save_figure(figure, path, dpi=_DPI)
 
@@ -106,14 +113,16 @@ def plot_differences(
     differences = paired_differences(outcomes, base, question)
     figure, axes = _panel((8.5, 0.5 * max(len(rows), 1) + 1.9))
     axes.axvline(0, color="#999999", linewidth=1)
+    dots: list[float] = []
     for row, (outcome, colour, marker) in enumerate(rows):
         if outcome.label not in differences:
             _say(axes, row, "no shared seed")
             continue
         compared = differences[outcome.label]
         difference, primary = compared.difference, " (primary)" if compared.primary else ""
-        dots = [outcome.seeds[seed] - base.seeds[seed] for seed in sorted(outcome.seeds.keys() & base.seeds.keys())]
-        axes.scatter(dots, np.full(len(dots), row + 0.24), s=24, color=colour, alpha=0.7, linewidths=0, marker=marker)
+        own = [outcome.seeds[seed] - base.seeds[seed] for seed in sorted(outcome.seeds.keys() & base.seeds.keys())]
+        dots += own
+        axes.scatter(own, np.full(len(own), row + 0.24), s=24, color=colour, alpha=0.7, linewidths=0, marker=marker)
         if not math.isnan(difference.low):
             axes.hlines(row, difference.low, difference.high, color=colour, linewidth=3)
         axes.plot(difference.mean, row, marker="|", color=colour, markersize=13, markeredgewidth=3)
@@ -123,8 +132,10 @@ def plot_differences(
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     if not rows:
         axes.text(0.5, 0.5, "nothing to compare with", transform=axes.transAxes, ha="center")
+    limits, cut = _cut(axes.get_xlim(), [0.0, *dots])
+    axes.set_xlim(limits)
     axes.set_xlabel("difference in points of test top-1")
-    figure.suptitle(f"Difference to {base.label}, seed by seed\n{title}")
+    figure.suptitle(f"Difference to {base.label}, seed by seed{cut}\n{title}")
     adjusted = "by Holm but for the primary" if any(each.primary for each in differences.values()) else "by Holm"
     figure.text(
         0.5, -0.01, f"small: a seed; bar: mean with its 95 % interval; p: paired t-test, {adjusted}",
@@ -150,6 +161,14 @@ def _half(summary: Summary) -> float | None:
     return None if math.isnan(summary.low) else summary.high - summary.mean
 
 
+def _cut(shown: tuple[float, float], seeds: Sequence[float]) -> tuple[tuple[float, float], str]:
+    """Limits of an axis that keep seeds apart where intervals are far wider, as those of two seeds; words for that."""
+    low, high = min(seeds), max(seeds)
+    margin = max(high - low, 0.5)
+    kept = max(shown[0], low - margin), min(shown[1], high + margin)
+    return kept, "" if kept == shown else ", wide intervals cut"
+
+
 def _seeds(outcomes: Sequence[Outcome]) -> str:
     counts = sorted({len(outcome.seeds) for outcome in outcomes})
     said = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -165,14 +184,14 @@ def _pareto_front(places: Sequence[tuple[float, float]]) -> list[tuple[float, fl
     return front
 
 
-def _tested_curves(outcome: Outcome) -> dict[int, Summary]:
-    """Summary over the seeds for each epoch that was tested with all of them."""
+def _tested_curves(outcome: Outcome) -> dict[int, list[float]]:
+    """The seeds' accuracies for each epoch that was tested with all of them."""
     tested = [
         {record["epoch"]: record["test_top1"] for record in curve if record["test_top1"] is not None}
         for curve in outcome.curves.values()
     ]
     epochs = sorted(set(tested[0]).intersection(*tested[1:])) if tested else []
-    return {epoch: summarise([curve[epoch] for curve in tested]) for epoch in epochs}
+    return {epoch: [curve[epoch] for curve in tested] for epoch in epochs}
 
 
 def _name_beside(axes: Axes, outcomes: Sequence[Outcome], places: Sequence[tuple[float, float]]) -> None:

@@ -1,6 +1,5 @@
 """Files of a comparison: compare.md, compare.csv, cells.csv and plots."""
 
-from pathlib import Path
 from typing import Any
 
 from cmpe_se.commands.compare.corruptions import CorruptionOutcomes
@@ -14,6 +13,7 @@ from cmpe_se.training.summary import RunResult
 from cmpe_se.utils.escaping import markdown_code
 from cmpe_se.utils.files import os_errors_as, write_text
 from cmpe_se.utils.terminal import Terminal
+from cmpe_se.utils.text import counted, data_name, shortened
 
 
 def write_report(
@@ -37,8 +37,8 @@ def write_report(
     compared = summary_rows(outcomes, question)
     rows = [{**row, **(corruptions.columns(row["model"]) if corruptions else {})} for row in compared]
     sections = [corruptions.to_markdown()] if corruptions else []
-    data = Path(config.data_dir).name if config.data == "folder" and config.data_dir else config.data
-    title = f"{len(outcomes)} networks on {data}, {config.epochs} epochs"
+    data = shortened(data_name(config.data, config.data_dir), 60)
+    title = f"{counted(len(outcomes), 'network')} on {data}, {counted(config.epochs, 'epoch')}"
     results = [(cell, cell.run.read_result()) for cell in grid.cells if grid.is_finished(cell)]
     notes = _notes(grid, [result for _, result in results], missing)
     with os_errors_as(f"cannot write to {folder}"):
@@ -94,8 +94,9 @@ def _notes(grid: Grid, results: list[RunResult], missing: int) -> list[str]:
     hardware = sorted({_device(result["hardware"]) for result in results})
     commits = sorted({str(result["commit"]) for result in results})
     notes = [
-        f"{results[0]['train_images']:,} training images, all {results[0]['test_images']:,} test images after the "
-        f"last epoch; batch {config.batch_size}, {config.optimizer} at {config.lr:g}, {config.schedule} schedule, "
+        f"{counted(results[0]['train_images'], 'training image')}, all of "
+        f"{counted(results[0]['test_images'], 'test image')} after the last epoch; batch {config.batch_size}, "
+        f"{config.optimizer} at {config.lr:g}, {config.schedule} schedule, "
         f"weight decay {config.weight_decay:g}, {config.precision}. `recipe.yaml` has everything.",
         f"Trained on {', '.join(hardware)}; commit {', '.join(commits)}; "
         + ", ".join(f"{name} {version}" for name, version in source["versions"].items())
@@ -107,10 +108,12 @@ def _notes(grid: Grid, results: list[RunResult], missing: int) -> list[str]:
     ]
     if missing:
         notes.insert(
-            0, f"**{missing} run(s) have not finished**; the differences are over the seeds that two networks share."
+            0,
+            f"**{counted(missing, 'run')} still to finish**; the differences are over the seeds that two networks "
+            "share.",
         )
     return notes
 
 
 def _device(hardware: Hardware) -> str:
-    return hardware["gpu"] or f"{hardware['cpu']} ({hardware['threads']} thread(s))"
+    return hardware["gpu"] or f"{hardware['cpu']} ({counted(hardware['threads'], 'thread')})"

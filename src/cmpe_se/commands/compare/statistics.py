@@ -52,9 +52,10 @@ def summarise(values: Sequence[float]) -> Summary:
 def compare_paired(own: Sequence[float], others: Sequence[float]) -> Difference:
     """Differences own - others of values that belong together in pairs.
 
-    One pair has no test. Neither have differences that are all the same, except that p is 1 where all are 0: t would be
-    infinite and p 0, but that two or three seeds differ alike comes from counting few test images. With 360 of them, a
-    spread of 0.4 points and no true difference, that would call one in ten comparisons of two seeds significant.
+    One pair has no test, and two have no effect size: their correction is 0, whatever the differences. Differences that
+    are all the same have no test either, except that p is 1 where all are 0: t would be infinite and p 0, but that two
+    or three seeds differ alike comes from counting few test images. With 360 of them, a spread of 0.4 points and no
+    true difference, that would call one in ten comparisons of two seeds significant.
 
     Raises:
         ValueError: the two are not of one length.
@@ -67,8 +68,8 @@ def compare_paired(own: Sequence[float], others: Sequence[float]) -> Difference:
         return Difference(count, mean, 0.0, _NAN, _NAN, 1.0 if abs(mean) <= 1e-12 else _NAN, _NAN)
     test, std = stats.ttest_rel(own, others), float(np.std(differences, ddof=1))
     low, high = test.confidence_interval(CONFIDENCE)
-    correction = 1 - 3 / (4 * (count - 1) - 1)
-    return Difference(count, mean, std, float(low), float(high), float(test.pvalue), correction * mean / std)
+    effect = (1 - 3 / (4 * (count - 1) - 1)) * mean / std if count > 2 else _NAN
+    return Difference(count, mean, std, float(low), float(high), float(test.pvalue), effect)
 
 
 def equivalence_p(own: Sequence[float], others: Sequence[float], margin: float) -> float:

@@ -18,6 +18,7 @@ from cmpe_se.exhibits.photos import depth_of
 from cmpe_se.inspecting import BlockView
 from cmpe_se.utils.figures import save_figure
 from cmpe_se.utils.html import html_environment
+from cmpe_se.utils.text import counted
 
 ATTRIBUTIONS = ("Grad-CAM at this block", "Integrated gradients")
 """Methods of attribution."""
@@ -98,7 +99,8 @@ def _inside(network: Network, said: Answer, block: str) -> Picture:
     view = _view(said, block)
     depth = depth_of(view, 0, network.usual.get(block))
     closed = int((depth.gate < depth.closed).sum())
-    mean = f"; the black line is the mean over {network.sample} test images" if block in network.usual else ""
+    sample = counted(network.sample, "test image")
+    mean = f"; the black line is the mean over {sample}" if block in network.usual else ""
     drawn = "picture" if view.picture is not None else "squeezes"
     return Picture(
         f"{block} closes {closed} of {len(depth.gate)} channels",

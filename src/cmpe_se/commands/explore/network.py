@@ -26,6 +26,7 @@ from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.escaping import visible
 from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.text import counted
 
 _SAMPLE = 500  # test images that the mean gates are of, and the examples are chosen from
 _BATCH = 50
@@ -105,7 +106,7 @@ class Network:
         return pictures
 
     def _batches(self, data: ImageData, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        said = f"gates of {len(indices)} test images"
+        said = f"gates of {counted(len(indices), 'test image')}"
         examples = iter(with_progress(data.test_examples(indices), said, len(indices)))
         while some := list(islice(examples, _BATCH)):
             pixels = torch.stack([self.preprocessing.pixels(image) for image, _ in some])

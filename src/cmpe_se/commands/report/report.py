@@ -37,7 +37,7 @@ from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.packages import require
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.terminal import Terminal
-from cmpe_se.utils.text import data_name
+from cmpe_se.utils.text import counted, data_name
 
 _MOST_IMAGES = 12  # that a page shows
 _RIGHT, _WRONG = 2, 2  # test images that are shown by themselves
@@ -202,11 +202,11 @@ def _gates(tested: Gathered, data: ImageData, still: str | None) -> Section:
         exhibits.append(depth_exhibits.gates_over_depth(blocks))
     by_class = any(block.telling for block in blocks)
     if not still and not by_class:
-        finding = "The gates do not differ between classes by more than chance would make them."
+        finding = "The gates do not differ between classes by more than twice what chance would make them."
     if by_class:
         exhibits.append(depth_exhibits.class_differences(blocks, data.classes))
         exhibits.append(depth_exhibits.telling_channels(blocks, data.classes))
-    text = f"Over {len(tested.labels):,} test images."
+    text = f"Over {counted(len(tested.labels), 'test image')}."
     if any(TABLE[block.view].by_position for block in blocks):
         text += " A gate that differs from position to position is shown by its mean over them."
     heading = "Gates over depth, and by class" if by_class else "Gates over depth"
@@ -244,9 +244,8 @@ def _mistakes(data: ImageData, tested: Gathered) -> Section:
     if confused:
         shown = [_test_photos(data, tested, pair.images[:_PAIR_IMAGES]) for pair in confused[:_PAIRS]]
         exhibits.append(photo_exhibits.pairs(confused, shown, data.classes))
-        text = (
-            f"{sum(len(pair.images) for pair in confused):,} of {len(tested.labels):,} test images are misclassified."
-        )
+        wrong = sum(len(pair.images) for pair in confused)
+        text = f"{wrong:,} of {counted(len(tested.labels), 'test image')} misclassified."
     return Section("mistakes", "Confusions", text, exhibits)
 
 
