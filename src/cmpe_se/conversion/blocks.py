@@ -7,20 +7,42 @@ from typing import Any, SupportsIndex
 
 from torch import fx, nn
 
-_count = 0
+from cmpe_se.conversion.calls import own_forward_again, why_block_stays
+from cmpe_se.errors import UserError
+
+_made: dict[tuple[type[nn.Module], str], list[tuple[dict[str, Any], type[nn.Module]]]] = {}
+"""Classes by the original class and the text of their forward, with the names that the text uses."""
 
 
 def replace_forward(block: nn.Module, graph: fx.Graph) -> None:
-    """Give one block the forward that a graph describes, and leave its class, children and attributes as they are."""
+    """Give one block the forward that a graph describes, and leave its class, children and attributes as they are.
+
+    Raises:
+        UserError: calling the block would not run that forward. The block is left as it was.
+    """
+    if reason := why_block_stays(block):
+        raise UserError(f"the forward of a {type(block).__name__} cannot be exchanged: {reason}")
+    if isinstance(block, fx.GraphModule):
+        block.graph = graph
+        return
+    own_forward_again(block)
+    block.__class__ = with_forward(block, graph)
+
+
+def with_forward(block: nn.Module, graph: fx.Graph) -> type[nn.Module]:
+    """The class that a block takes to have the forward of a graph."""
     code = graph.python_code("self")
-    block.__class__ = _converted_class(getattr(block, "_unconverted", type(block)), code.src, code.globals)
+    return _converted_class(vars(type(block)).get("_unconverted", type(block)), code.src, code.globals)
 
 
 def _converted_class(original: type[nn.Module], source: str, names: dict[str, Any]) -> type[nn.Module]:
-    """A subclass of the block's class, with the same name and the forward of ``source``."""
-    global _count
-    _count += 1
-    file = f"<converted {original.__name__} {_count}>"
+    """A subclass of the block's class, with the same name and the forward of ``source``; one for all copies."""
+    made = _made.setdefault((original, source), [])
+    for known, converted in made:
+        if known == names:
+            return converted
+    number = sum(map(len, _made.values())) + 1
+    file = f"<converted {original.__name__} {number}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)  # for stack traces and debuggers
     namespace = dict(names)
     exec(compile(source, file, "exec"), namespace)
@@ -30,9 +52,9 @@ def _converted_class(original: type[nn.Module], source: str, names: dict[str, An
         known = {
             name: _Module(value.__name__) if isinstance(value, ModuleType) else value for name, value in names.items()
         }
-        return _rebuild, (original, source, known), self.__dict__
+        return _rebuild, (original, source, known), self.__getstate__()
 
-    return type(
+    converted = type(
         original.__name__,
         (original,),
         {
@@ -44,6 +66,8 @@ def _converted_class(original: type[nn.Module], source: str, names: dict[str, An
             "forward": namespace["forward"],
         },
     )
+    made.append((names, converted))
+    return converted
 
 
 class _Module(str):

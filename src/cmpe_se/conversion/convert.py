@@ -8,19 +8,26 @@ At the start every gate is exactly 1: the last layer is zero, so the logistic gi
 it (fact 4 of ``docs/method.md``). The converted network computes what the original did, bit for bit.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
+import torch
 from torch import fx, nn
 
-from cmpe_se.conversion.additions import Addition, Unconvertible, count_convolutions, find_additions, trace
-from cmpe_se.conversion.blocks import replace_forward
+from cmpe_se.conversion.additions import Addition, count_convolutions, find_additions
+from cmpe_se.conversion.blocks import replace_forward, with_forward
+from cmpe_se.conversion.calls import shared_with_original, why_block_stays, why_inside_stays
 from cmpe_se.conversion.report import remember_skipped
+from cmpe_se.conversion.shapes import tensor_like
+from cmpe_se.conversion.tracing import trace
+from cmpe_se.conversion.unconvertible import Unconvertible
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.views import STARTS, TABLE
+from cmpe_se.utils.copying import copy_network
+from cmpe_se.utils.text import in_one_line
 
 CHILD = "competition"
 """Name of the gate among the children of a converted block."""
@@ -70,51 +77,87 @@ def convert(
     settings["min_hidden"] = max(2, min_hidden) if isinstance(min_hidden, int) else min_hidden
     if gated := [name for name, module in model.named_modules() if isinstance(module, CompetitiveSE)]:
         raise UserError(f"{type(model).__name__} has competition already, at {gated[0]}; convert the original network")
+    original = model
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copy_network(model, "convert in place (inplace=True)")
 
-    plans, skipped = {}, {}
-    for name, block in _candidates(model):
-        try:
-            graph = trace(block)
-            additions, reasons = find_additions(block, graph)
-        except Unconvertible as reason:
-            additions, reasons = [], [str(reason)]
-        if additions:
-            plans[name] = (block, graph, additions)
-        if reasons:
-            skipped[name] = "; ".join(reasons)
+    plans, skipped = _plan(model)
     if not plans:
         raise UserError(
             f"{type(model).__name__} has no residual addition of convolutional branches{_because(skipped)}; "
             "competition needs blocks that compute identity + residual"
         )
-    chosen = {name for name, (block, *_) in plans.items() if where is None or _matches(where, name, block)}
+    chosen = {name: plan for name, plan in plans.items() if where is None or _matches(where, name, plan.block)}
     if not chosen:
         raise UserError(f"where={where!r} matches no block of {type(model).__name__}; there are {_listed(list(plans))}")
     skipped |= {name: "not in where" for name in plans if name not in chosen}
 
-    # All gates are made before anything changes, so that a refusal leaves the model as it was.
-    gates = {
-        name: [_new_gate(name, addition, plans[name][0], settings) for addition in plans[name][2]]
-        for name in plans
-        if name in chosen
-    }
-    for name, block_gates in gates.items():
-        block, graph, additions = plans[name]
-        for addition, gate in zip(additions, block_gates, strict=True):
-            _replace(block, graph, addition, gate)
-        replace_forward(block, graph)
+    # All gates and classes are made before anything changes, so that a refusal leaves the model as it was.
+    gates = {name: _new_gates(name, plan, settings) for name, plan in chosen.items()}
+    for name, plan in chosen.items():
+        _put_gates(plan, list(gates[name]))
+        _try_forward(name, plan)
+    for name, plan in chosen.items():
+        for child, gate in gates[name].items():
+            plan.block.add_module(child, gate)
+        replace_forward(plan.block, plan.graph)
+    for name, reason in shared_with_original(model, original):
+        skipped[name] = f"{skipped[name]}; {reason}" if name in skipped else reason
     remember_skipped(model, skipped)
     return model
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules whose own forward may hold a residual addition."""
-    for name, module in model.named_modules():
-        plain = type(module).__module__.startswith("torch.nn.")  # Sequential and the like add nothing themselves
+class _Plan(NamedTuple):
+    """A block that can be converted: its forward, and what in it becomes a gate."""
+
+    block: nn.Module
+    graph: fx.Graph
+    additions: list[Addition]
+
+
+def _plan(model: nn.Module) -> tuple[dict[str, _Plan], dict[str, str]]:
+    """Blocks that can be converted, and of others that have residual additions why they cannot."""
+    plans, skipped = {}, {}
+    for name, block, closed in _candidates(model):
+        closed = closed or why_block_stays(block)
+        if why_inside_stays(block) or isinstance(block, torch.jit.ScriptModule):
+            skipped[name] = str(closed)
+            continue
+        try:
+            graph, caveat = trace(block)
+            additions, reasons = find_additions(block, graph)
+        except Unconvertible as reason:
+            additions, reasons, caveat = [], [str(reason)], None
+        if (closed := closed or caveat) and (additions or reasons):
+            additions, reasons = [], [closed]
+        if additions:
+            plans[name] = _Plan(block, graph, additions)
+        if reasons:
+            skipped[name] = "; ".join(reasons)
+    return plans, skipped
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]:
+    """Modules whose own forward may hold a residual addition, each with a reason if something around it forbids gates.
+
+    A module that stands at several places is there once, at a place that allows gates if there is one.
+    """
+    around: dict[str, str | None] = {}  # of a module, what forbids gates inside it
+    places: dict[int, tuple[str, nn.Module, str | None]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        above = around[name.rpartition(".")[0]] if name else None
+        inside = why_inside_stays(module)
+        around[name] = above or (f"inside {name or 'the network itself'}: {inside}" if inside else None)
+        if isinstance(module, torch.jit.ScriptModule) and above:
+            continue  # parts of what is named as a whole
+        known = places.get(id(module))
+        if known is None or (known[2] and not above):
+            places[id(module)] = (name, module, above)
+    for name, module, above in places.values():
+        # Sequential and the like add nothing themselves, unless their forward is another.
+        plain = type(module).__module__.startswith(("torch.nn.", "torch._dynamo.")) and not why_inside_stays(module)
         if not plain and any(True for _ in module.children()) and count_convolutions(module):
-            yield name, module
+            yield name, module, above
 
 
 def _matches(where: Where, name: str, block: nn.Module) -> bool:
@@ -124,28 +167,42 @@ def _matches(where: Where, name: str, block: nn.Module) -> bool:
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in patterns)
 
 
+def _new_gates(name: str, plan: _Plan, settings: dict[str, Any]) -> dict[str, CompetitiveSE]:
+    """A gate for each addition of a block, by the name that it gets among the block's children."""
+    names = (CHILD if number == 1 else f"{CHILD}_{number}" for number in count(1))
+    free = (child for child in names if not hasattr(plan.block, child))
+    return {next(free): _new_gate(name, addition, plan.block, settings) for addition in plan.additions}
+
+
 def _new_gate(name: str, addition: Addition, block: nn.Module, settings: dict[str, Any]) -> CompetitiveSE:
     """A gate that is the same for every input, and learns from its first step."""
-    like = next(block.parameters())
+    like = tensor_like(block)
     try:
         gate = CompetitiveSE(addition.channels, **settings, device=like.device, dtype=like.dtype)
     except ValueError as error:
         raise UserError(f"block {name}: {error}; or leave the block out with where=") from None
     gate.zero_last_layer()
+    gate.gain *= addition.scale  # identity + scale * residual, in the one step that the addition took
     return gate.train(block.training)
 
 
-def _replace(block: nn.Module, graph: fx.Graph, addition: Addition, gate: CompetitiveSE) -> None:
-    """Let the gate take the addition's place, as a child of the block."""
-    number, child = 1, CHILD
-    while hasattr(block, child):
-        number += 1
-        child = f"{CHILD}_{number}"
-    block.add_module(child, gate)
-    with graph.inserting_after(addition.node):
-        call = graph.call_module(child, (addition.residual, addition.identity))
-    addition.node.replace_all_uses_with(call)
-    graph.erase_node(addition.node)
+def _put_gates(plan: _Plan, children: list[str]) -> None:
+    """Let the gates take the place of the additions in the graph of a block."""
+    for addition, child in zip(plan.additions, children, strict=True):
+        with plan.graph.inserting_after(addition.node):
+            call = plan.graph.call_module(child, (addition.residual, addition.identity))
+        addition.node.replace_all_uses_with(call)
+        plan.graph.erase_node(addition.node)
+
+
+def _try_forward(name: str, plan: _Plan) -> None:
+    try:
+        with_forward(plan.block, plan.graph)
+    except Exception as error:  # whatever a class does when it gets a subclass
+        kind = type(plan.block).__name__
+        raise UserError(
+            f"block {name}: {kind} cannot have a subclass ({in_one_line(error)}); leave the block out with where="
+        ) from None
 
 
 def _because(skipped: dict[str, str]) -> str:
