@@ -1,7 +1,6 @@
 """The ``evaluate`` command: metrics of a finished run's network on test images."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch import Tensor
 from cmpe_se.data import ImageData, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.training.metrics import collect_logits, test_metrics
-from cmpe_se.training.run_folder import RunFolder, write_text
+from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, write_json
 from cmpe_se.utils.plots import plot_confusion
 from cmpe_se.utils.progress import with_progress
 
@@ -68,6 +67,11 @@ def evaluate(
     batches = dataset.test_batches(batch_size=batch_size, device=device)
     logits, labels = collect_logits(model, with_progress(batches, "testing", steps), channels_last=config.channels_last)
 
+    if not logits.isfinite().all():
+        bad = int((~logits.isfinite().all(1)).sum())
+        raise UserError(
+            f"{folder.path} gives no finite values for {bad} of {len(logits)} images; its weights are damaged"
+        )
     metrics = _all_metrics(logits, labels, dataset.classes)
     _write(Path(output) if output else folder.path / "evaluation", metrics, dataset.classes)
     _print(folder.path, metrics)
@@ -137,7 +141,7 @@ def _write(folder: Path, metrics: dict[str, Any], classes: tuple[str, ...]) -> N
     with os_errors_as(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         summary = {key: value for key, value in metrics.items() if key != "confusion"}
-        write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
+        write_json(folder / "evaluation.json", summary)
         with open(folder / "per_class.csv", "w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["class", "images", "top1"])

@@ -20,27 +20,35 @@ _SHOWN = 3  # classes a line of the table
 
 
 def predict(
-    run: str, images: str | Sequence[str], *, top: int = 5, batch_size: int = 64, as_json: bool = False
+    run: str,
+    images: str | Sequence[str],
+    *,
+    top: int = 5,
+    batch_size: int = 64,
+    as_json: bool = False,
+    trust_pickle: bool = False,
 ) -> list[dict[str, Any]]:
     """Print the predictions of a finished run's network for images.
 
     Args:
-        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml, or .pt2, which can contain code: use only
-            files that you trust).
+        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml or .pt2).
         images: image files, and folders of them.
         top: number of classes to report for each image.
         batch_size: number of images in a batch.
         as_json: print a line of JSON for each image instead of a table.
+        trust_pickle: open a .pt2 file whatever it holds. Such a file can run any code on this machine: only for files
+            of authors that you trust.
 
     Returns:
         For each image ``image`` (its path) and ``classes``: ``class`` and ``probability``, most likely first.
 
     Raises:
-        UserError: no finished run, no exported file of one, no images, or a file that is no image.
+        UserError: no finished run, no exported file of one, one that could run code, no images, a file that is no
+            image, or probabilities that are not finite.
     """
     if top < 1 or batch_size < 1:
         raise UserError(f"top {top} and batch_size {batch_size} should be at least 1")
-    model, preprocessing = _load(run)
+    model, preprocessing = _load(run, trust_pickle)
     images = [images] if isinstance(images, (str, Path)) else images
     paths = [path for image in images for path in image_files(Path(image))]
     if not paths:
@@ -52,6 +60,8 @@ def predict(
         batch = preprocessing.normalise(torch.stack([preprocessing.read(path) for path in some]))
         with torch.inference_mode():
             probabilities = model(batch).softmax(1)  # (B, classes)
+        if bad := [str(path) for path, row in zip(some, probabilities, strict=True) if not row.isfinite().all()]:
+            raise UserError(f"{run} gives no finite probabilities for {bad[0]}; its weights are damaged or too large")
         records = [
             _record(path, row, preprocessing.classes, top) for path, row in zip(some, probabilities, strict=True)
         ]
@@ -64,10 +74,10 @@ def predict(
     return predictions
 
 
-def _load(run: str) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
+def _load(run: str, trust_pickle: bool) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
     """Images (N, C, H, W) to logits (N, classes), and what makes such images of files."""
     if is_exported(run):
-        exported = load_exported(run)
+        exported = load_exported(run, trust_pickle=trust_pickle)
         return exported, exported.preprocessing
     folder = RunFolder.open(run)
     return folder.load_model(), folder.preprocessing()

@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,6 +21,7 @@ from cmpe_se.data.large import FileSource, joined
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import read_image
 from cmpe_se.errors import UserError
+from cmpe_se.utils.tensor_files import load_tensors, save_tensors
 
 _CHUNK = 256
 _FORMAT = 2  # part of the cache's key: count it up when the same files come to decode to other pixels
@@ -130,14 +130,14 @@ def _read_cache(path: Path, shapes: list[tuple[int, ...]]) -> tuple[Tensor, Tens
     if not path.exists():
         return None
     try:
-        tensors = load_file(path)
+        tensors, _ = load_tensors(path)
         cached = tensors["train"], tensors["test"]
         if [tuple(tensor.shape) for tensor in cached] != shapes or any(
             tensor.dtype != torch.uint8 for tensor in cached
         ):
             raise ValueError("its tensors have other shapes")
         return cached
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         _log.warning(f"the cache file {path} is not used ({error}); the images are decoded again")
         return None
 
@@ -148,7 +148,7 @@ def _write_cache(path: Path, train: Tensor, test: Tensor) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix="writing-", delete=False) as file:
             temporary = Path(file.name)
-        save_file({"train": train.contiguous(), "test": test.contiguous()}, temporary)
+        save_tensors({"train": train, "test": test}, temporary)
         temporary.replace(path)  # complete or not at all, also for other processes
     except (OSError, SafetensorError) as error:
         _log.warning(
