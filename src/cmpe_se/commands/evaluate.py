@@ -14,8 +14,7 @@ from cmpe_se.training.metrics import collect_logits, test_metrics
 from cmpe_se.training.run_data import load_tested
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
-from cmpe_se.utils.escaping import to_json
-from cmpe_se.utils.files import os_errors_as, write_text
+from cmpe_se.utils.files import os_errors_as, write_json
 from cmpe_se.utils.plots import plot_confusion
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.tables import write_csv_file
@@ -88,6 +87,11 @@ def evaluate(
         first = f"; the first: {dataset.unreadable[0].reason}" if dataset.unreadable else ""
         raise UserError(f"none of {dataset.tested} can be read{first}")
 
+    if not logits.isfinite().all():
+        bad = int((~logits.isfinite().all(1)).sum())
+        raise UserError(
+            f"{folder.path} gives no finite values for {bad} of {len(logits)} images; its weights are damaged"
+        )
     metrics = _all_metrics(logits, labels, dataset.classes)
     metrics["tested"] = dataset.tested
     metrics["unreadable"] = [{"image": image, "error": reason} for image, reason in dataset.unreadable]
@@ -144,7 +148,7 @@ def _write(folder: Path, metrics: dict[str, Any], classes: tuple[str, ...]) -> N
     with os_errors_as(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         summary = {key: value for key, value in metrics.items() if key != "confusion"}
-        write_text(folder / "evaluation.json", to_json(summary, indent=2) + "\n")
+        write_json(folder / "evaluation.json", summary)
         counts = dict(zip(classes, metrics["confusion"].sum(1).tolist(), strict=True))
         rows = [[name, counts[name], f"{top1:.2f}"] for name, top1 in metrics["per_class"].items()]
         write_csv_file(folder / "per_class.csv", ["class", "images", "top1"], rows)

@@ -28,29 +28,32 @@ def predict(
     batch_size: int = 64,
     as_json: bool = False,
     fail_fast: bool = False,
+    trust_pickle: bool = False,
 ) -> list[dict[str, Any]]:
     """Print the predictions of a finished run's network for images.
 
     Args:
-        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml, or .pt2, which can contain code: use only
-            files that you trust).
+        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml or .pt2).
         images: image files, and folders of them.
         top: number of classes to report for each image.
         batch_size: number of images in a batch.
         as_json: print a line of JSON for each image instead of a table.
         fail_fast: stop at the first file that cannot be read. Otherwise the others are predicted, those that cannot be
             read are listed at the end, and the exit status is 1.
+        trust_pickle: open a .pt2 file whatever it holds. Such a file can run any code on this machine: only for files
+            of authors that you trust.
 
     Returns:
         For each image ``image`` (its path) and ``classes``: ``class`` and ``probability``, most likely first. Of a file
         that cannot be read ``image`` and ``error``, a sentence.
 
     Raises:
-        UserError: no finished run, no exported file of one, no images, or, with ``fail_fast``, a file that is no image.
+        UserError: no finished run, no exported file of one, one that could run code, no images, probabilities that are
+            not finite, or, with ``fail_fast``, a file that is no image.
     """
     if top < 1 or batch_size < 1:
         raise UserError(f"top {top} and batch_size {batch_size} should be at least 1")
-    model, preprocessing = _load(run)
+    model, preprocessing = _load(run, trust_pickle)
     images = [images] if isinstance(images, (str, Path)) else images
     paths = [path for image in images for path in image_files(Path(image))]
     if not paths:
@@ -94,18 +97,21 @@ def _predict_batch(
     records = {path: {"image": str(path), "error": error} for path, error in errors.items()}
     if pixels:
         with torch.inference_mode():
-            probabilities = model(preprocessing.normalise(torch.stack(list(pixels.values())))).softmax(
-                1
-            )  # (B, classes)
+            logits = model(preprocessing.normalise(torch.stack(list(pixels.values()))))
+        probabilities = logits.softmax(1)  # (B, classes)
         for path, row in zip(pixels, probabilities, strict=True):
+            if not row.isfinite().all():
+                raise UserError(
+                    f"the network has no finite probabilities for {path}: its weights are damaged or too large"
+                )
             records[path] = _record(path, row, preprocessing.classes, top)
     return [records[path] for path in paths]
 
 
-def _load(run: str) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
+def _load(run: str, trust_pickle: bool) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
     """Images (N, C, H, W) to logits (N, classes), and what makes such images of files."""
     if is_exported(run):
-        exported = load_exported(run)
+        exported = load_exported(run, trust_pickle=trust_pickle)
         return exported, exported.preprocessing
     folder = RunFolder.open(run)
     return folder.load_model(), folder.preprocessing()

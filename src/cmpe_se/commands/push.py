@@ -77,6 +77,7 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
         raise UserError(
             f"{folder.model} lacks {', '.join(missing)}; `cmpe-se train --resume {folder.path}` writes them"
         )
+    folder.read_weights(), folder.preprocessing()  # damaged ones are not published
     if destination.startswith(HUB):
         address = destination
         with tempfile.TemporaryDirectory() as temporary:

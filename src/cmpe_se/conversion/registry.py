@@ -23,6 +23,9 @@ _CONVERSION = ("view", *GATE_SETTINGS, "where")
 
 
 def _converted(base: str, conversion: dict[str, Any], **settings: Any) -> nn.Module:
+    # A saved network's config.json says what the base is: a name with a source would be loaded from there.
+    if not timm.is_model(base) or "checkpoint_path" in settings:
+        raise ValueError(f"the base {base!r} is no network of timm's own, or has a checkpoint_path; name one of timm's")
     return convert(timm.create_model(base, **settings), **conversion, inplace=True)
 
 

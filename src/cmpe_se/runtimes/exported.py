@@ -1,7 +1,8 @@
 """Exported files in use: each runs in its own runtime, behind one interface."""
 
-import json
+import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from cmpe_se.data.preprocessing import KEY, Preprocessing
 from cmpe_se.errors import UserError
+from cmpe_se.runtimes.archives import CodeInFileError, refuse_code
 from cmpe_se.utils.packages import quiet, require
+from cmpe_se.utils.records import check_shape, parse_json
 from cmpe_se.utils.text import in_one_line
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
@@ -19,6 +22,7 @@ SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
 METADATA = "cmpe_se"
 """The key under which each format keeps our JSON."""
 
+_Loader = Callable[[Path], tuple[str | None, Callable[[Tensor], Tensor]]]
 _RUNTIMES = {"onnx": ("onnxruntime",), "torch-export": (), "openvino": ("openvino",)}
 
 
@@ -44,23 +48,35 @@ def is_exported(path: str | Path) -> bool:
     return Path(path).suffix.lower() in SUFFIXES.values() and not Path(path).is_dir()
 
 
-def load_exported(path: str | Path) -> Exported:
+def load_exported(path: str | Path, *, trust_pickle: bool = False) -> Exported:
     """Open a file of ``cmpe-se export``; its suffix says in which format it is.
 
-    A .pt2 file can hold pickles, and torch opens them: use only trusted ones. ONNX and OpenVINO files hold no code.
+    ONNX and OpenVINO files hold no code. A .pt2 file can, as pickles and in other ways; one that holds more than a
+    graph of PyTorch's own operators is refused.
+
+    Args:
+        path: of the file.
+        trust_pickle: open any .pt2 file, and run what is inside it.
 
     Raises:
-        UserError: no such file, one that its runtime cannot read, one without our metadata, a missing runtime.
+        UserError: no such file, one that its runtime cannot read, one that could run code, one without our metadata, a
+            missing runtime.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}; `cmpe-se export RUN` writes one")
     to = next(name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower())
     require(_RUNTIMES[to], f"running {path.name}", extra="export")
-    load = {"onnx": _load_onnx, "torch-export": _load_torch_export, "openvino": _load_openvino}[to]
+    load_torch_export = partial(_load_torch_export, trust=trust_pickle)
+    loaders: dict[str, _Loader] = {"onnx": _load_onnx, "torch-export": load_torch_export, "openvino": _load_openvino}
     try:
         with quiet():
-            metadata, function = load(path)
+            metadata, function = loaders[to](path)
+    except CodeInFileError as error:
+        raise UserError(
+            f"{path} holds {error}, and opening it could run any code; use a file that `cmpe-se export` wrote, or give "
+            "--trust-pickle if you trust its author"
+        ) from None
     except Exception as error:  # each runtime raises many kinds
         raise UserError(f"{path} cannot be read as {to} ({in_one_line(error)}); export the run again") from None
     config = _config(metadata)
@@ -75,10 +91,9 @@ def load_exported(path: str | Path) -> Exported:
 
 def _config(metadata: str | None) -> dict[str, Any]:
     try:
-        config = json.loads(metadata or "{}")
+        return check_shape(parse_json(metadata or "{}"), dict[str, Any])
     except (ValueError, TypeError):
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _load_onnx(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
@@ -87,15 +102,19 @@ def _load_onnx(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # fatal errors only; all others are raised too
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # From memory: such a session has no folder, and reads no weights from other files, which a path could name.
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     metadata = session.get_modelmeta().custom_metadata_map.get(METADATA)
     return metadata, lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
-def _load_torch_export(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
+def _load_torch_export(path: Path, *, trust: bool) -> tuple[str | None, Callable[[Tensor], Tensor]]:
+    content = path.read_bytes()  # once: what was looked at is what is opened
+    if not trust:
+        refuse_code(content)
     extra = {METADATA: ""}
-    network = torch.export.load(path, extra_files=extra).module()
+    network = torch.export.load(io.BytesIO(content), extra_files=extra).module()
     return extra[METADATA], torch.no_grad()(network)
 
 

@@ -1,6 +1,5 @@
 """A network's accuracy on corrupted test images, with its files and its table."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -12,10 +11,12 @@ from torch import Tensor, nn
 
 from cmpe_se.data import ImageData
 from cmpe_se.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from cmpe_se.errors import UserError
 from cmpe_se.training.provenance import Provenance, provenance, write_table
-from cmpe_se.utils.files import os_errors_as, write_text
+from cmpe_se.utils.files import os_errors_as, write_json
 from cmpe_se.utils.plots import plot_corruptions
 from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.records import read_json
 
 _CLEAN = ("clean", 0)
 Key = tuple[str, int]
@@ -155,17 +156,18 @@ def write_corruption_record(folder: Path, metrics: CorruptionMetrics, data: Imag
         "parameters": CORRUPTIONS,
         **source,
     }
-    write_text(folder / "corruptions.json", json.dumps(record, indent=2) + "\n")
+    write_json(folder / "corruptions.json", record)
 
 
 def read_corruptions(folder: Path, data_name: str) -> CorruptionRecord | None:
     """What ``write_corruptions`` left in a folder; None where it left nothing, or for other data or parameters."""
     try:
-        found = json.loads((folder / "corruptions.json").read_text())
-        parameters = {name: tuple(values) for name, values in found["parameters"].items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # missing, or written by another program
+        found = read_json(folder / "corruptions.json", CorruptionRecord, advice="")
+    except UserError:  # missing, or damaged: it is measured again
         return None
-    return found if parameters == CORRUPTIONS and found["data"] == data_name else None
+    parameters = {name: tuple(values) for name, values in found["parameters"].items()}
+    whole = all(len(values) == len(SEVERITIES) for values in by_corruption(found).values())
+    return found if whole and parameters == CORRUPTIONS and found["data"] == data_name else None
 
 
 def table_of_corruptions(metrics: CorruptionMetrics) -> Table:

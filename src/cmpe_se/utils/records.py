@@ -80,7 +80,7 @@ def check_shape(value: Any, kind: Any, name: str = "") -> Any:
     Args:
         value: to look at; keys that a ``TypedDict`` does not name may be there, as later versions write more.
         kind: ``int``, ``float`` (finite, a whole number counts), ``str``, ``bool``, ``None``, ``Any``, ``list[...]``,
-            ``dict[str, ...]``, a union, a ``TypedDict``, or another class.
+            ``tuple[...]``, ``dict[str, ...]``, a union, a ``TypedDict``, or another class.
         name: where the value stands, for messages.
 
     Raises:
@@ -93,6 +93,8 @@ def check_shape(value: Any, kind: Any, name: str = "") -> Any:
         return _check_record(value, kind, name)
     if origin in (Union, UnionType):
         return _check_union(value, arguments, name)
+    if origin is tuple:  # which JSON has as a list
+        return _check_tuple(value, arguments, name)
     if not _is_of(value, origin or kind):
         raise ValueError(f"{name or 'its content'} is {short(value)}, should be {_words(kind)}")
     if origin is list:
@@ -102,6 +104,17 @@ def check_shape(value: Any, kind: Any, name: str = "") -> Any:
         for key, item in value.items():
             check_shape(key, arguments[0], f"a key of {name or 'its content'}")
             check_shape(item, arguments[1], f"{name}.{key}" if name else str(key))
+    return value
+
+
+def _check_tuple(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+    check_shape(value, list[Any], name)
+    if kinds[-1] is Ellipsis:
+        return check_shape(value, list[kinds[0]], name)  # type: ignore[valid-type]
+    if len(value) != len(kinds):
+        raise ValueError(f"{name or 'its content'} has {len(value)} values, should have {len(kinds)}")
+    for index, (item, kind) in enumerate(zip(value, kinds, strict=True)):
+        check_shape(item, kind, f"{name}[{index}]")
     return value
 
 

@@ -1,7 +1,7 @@
 """Latency of each network's forward pass, measured in turns on one device."""
 
-import json
 from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from rich.console import Console
@@ -10,18 +10,26 @@ from torch import nn
 from cmpe_se.commands.compare.estimate import shape_of
 from cmpe_se.commands.compare.grid import Entry, Grid
 from cmpe_se.commands.compare.outcomes import Latency
+from cmpe_se.errors import UserError
 from cmpe_se.merging import merge
 from cmpe_se.runtimes.engines import make_step
 from cmpe_se.runtimes.timing import keep_heap, paired_ratio, take_turns
 from cmpe_se.training.network import create_network
-from cmpe_se.training.provenance import provenance
+from cmpe_se.training.provenance import Hardware, provenance
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
-from cmpe_se.utils.files import write_text
+from cmpe_se.utils.files import write_json
 from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.records import read_json
 
 _TURNS = 25
 _BATCH = 64
+
+
+class _Measured(TypedDict):
+    hardware: Hardware
+    networks: list[str]
+    latencies: dict[str, tuple[float, float, float, float]]
 
 
 def measure_latencies(grid: Grid, console: Console) -> dict[str, Latency]:
@@ -59,7 +67,7 @@ def measure_latencies(grid: Grid, console: Console) -> dict[str, Latency]:
         milliseconds = 1000 * sorted(times)[len(times) // 2]
         latencies[label] = Latency(*(round(value, 4) for value in (milliseconds, *ratio)))
     known = {"hardware": hardware, "networks": labels, "batch_size": _BATCH, "turns": _TURNS, "latencies": latencies}
-    write_text(path, json.dumps(known, indent=2) + "\n")
+    write_json(path, known)
     return latencies
 
 
@@ -78,8 +86,8 @@ def _network(grid: Grid, entry: Entry) -> tuple[nn.Module, tuple[int, ...]]:
     return network, (shape.in_chans, *shape.image_size)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # not there, or torn: it is measured again
+        return read_json(path, _Measured, advice="")
+    except UserError:  # not there, or damaged: it is measured again
         return {}

@@ -83,7 +83,7 @@ def export(
                 }
                 write(exported, draft, to, input_size=preprocessing.size, metadata=metadata)
             with console.status("comparing with PyTorch"):
-                result["largest_error"] = verify(load_exported(draft), network, images)
+                result["largest_error"] = verify(load_exported(draft, trust_pickle=True), network, images)
             if int8 and data:
                 result |= _int8(draft, exported, data, images, calibration_images, console)
                 result["int8"]["path"] = str(target.with_suffix(".int8.onnx"))
