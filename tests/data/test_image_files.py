@@ -56,8 +56,8 @@ def test_documents_video_and_data_are_no_images(tmp_path):
 
 def test_a_plug_in_s_kind_counts_once_it_is_registered(tmp_path, monkeypatch):
     (tmp_path / "x.heic").write_bytes(b"photo")
-    for table in ("OPEN", "EXTENSION"):
-        monkeypatch.setattr(Image, table, dict(getattr(Image, table)))
+    for table in ("OPEN", "EXTENSION", "ID"):
+        monkeypatch.setattr(Image, table, getattr(Image, table).copy())
     for suffix in (".heic", ".HEIC"):
         Image.EXTENSION.pop(suffix, None)
     assert found(tmp_path, ".") == [[]]
@@ -121,7 +121,7 @@ def test_links_to_images_elsewhere_are_followed(make_folder):
     os.symlink(store / "one", root / "a" / "more")
     os.symlink(store / "two" / "000.png", root / "a" / "z.png")
     os.symlink(store / "two", root / "b")
-    assert found(root, "a", "b") == [["a/000.png", "a/z.png", "a/more/000.png", "a/more/001.png"], []]
+    assert found(root, "a", "b") == [["a/000.png", "a/more/000.png", "a/more/001.png"], ["b/000.png"]]
 
 
 def test_what_is_no_regular_file_is_passed_over(make_folder):

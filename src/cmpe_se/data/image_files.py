@@ -61,9 +61,9 @@ class FoundImages(NamedTuple):
 def find_images(folders: Sequence[str]) -> FoundImages:
     """The image files in ``folders`` and all folders below them, links followed.
 
-    One real file counts once, at its own place rather than at a link's, and else in the first of ``folders``. A link
-    to a folder that it lies in is a loop and is not followed. Hidden files and folders are passed over, and so is all
-    that is no regular file.
+    One real file counts once: at its own place, or else in the one of ``folders`` that is a link to it, or else at the
+    first link. A link to a folder that it lies in is a loop and is not followed. Hidden files and folders are passed
+    over, and so is all that is no regular file.
 
     Raises UserError for a folder that cannot be read.
     """
