@@ -94,8 +94,11 @@ def test_corruptions_are_tested_and_left_in_the_folder(digits_run, evaluation, t
     assert (tmp_path / "corruptions.png").stat().st_size > 10_000
 
 
-def test_other_classes(digits_run, digit_folder):
-    complaint = complaint_of("evaluate", digits_run, "--data", "folder", "--data-dir", digit_folder)
+def test_other_classes(digits_run, tmp_path):
+    folder = write_digits(tmp_path, {"test": 1})
+    (folder / "test" / "3").rename(folder / "test" / "three")
+    complaint = complaint_of("evaluate", digits_run, "--data", "folder", "--data-dir", folder)
+    assert "has images of three" in complaint
     assert "test on the same classes" in complaint
 
 

@@ -61,9 +61,9 @@ class FoundImages(NamedTuple):
 def find_images(folders: Sequence[str]) -> FoundImages:
     """The image files in ``folders`` and all folders below them, links followed.
 
-    One real file counts once, at its own place rather than at a link's, and else in the first of ``folders``. A link
-    to a folder that it lies in is a loop and is not followed. Hidden files and folders are passed over, and so is all
-    that is no regular file.
+    One real file counts once: at its own place, or else in the one of ``folders`` that is a link to it, or else at the
+    first link. A link to a folder that it lies in is a loop and is not followed. Hidden files and folders are passed
+    over, and so is all that is no regular file.
 
     Raises UserError for a folder that cannot be read.
     """
@@ -75,16 +75,15 @@ def find_images(folders: Sequence[str]) -> FoundImages:
             search.enter(*search.folders.popleft())
         else:
             search.follow(*search.links.popleft())
-    for paths in search.images:
-        paths.sort(key=os.path.split)
-    return FoundImages(search.images, search.passed_over, search.repeated, sorted(search.broken))
+    images = [[path for _, path in sorted(found)] for found in search.images]
+    return FoundImages(images, search.passed_over, search.repeated, sorted(search.broken))
 
 
 class _Search:
     """Folders and links yet to be looked into, each as (index, path, real path), and what has been found so far."""
 
     def __init__(self, count: int):
-        self.images: list[list[str]] = [[] for _ in range(count)]
+        self.images: list[list[tuple[str, str]]] = [[] for _ in range(count)]  # (folder, path)
         self.passed_over, self.repeated, self.broken = Counter[str](), 0, list[str]()
         self.folders, self.links = deque[tuple[int, str, str]](), deque[tuple[int, str, str]]()
         self._suffixes, self._seen = image_suffixes(), set[object]()
@@ -93,7 +92,7 @@ class _Search:
         if self._is_repeated(real):
             return
         for entry in _entries(folder):
-            inside = os.path.join(real, entry.name)
+            inside = f"{real}{os.sep}{entry.name}"
             if entry.is_symlink():
                 target = os.path.realpath(inside)
                 if f"{real}{os.sep}".startswith(f"{target.rstrip(os.sep)}{os.sep}"):
@@ -103,25 +102,25 @@ class _Search:
             elif entry.is_dir():
                 self.folders.append((index, entry.path, inside))
             elif entry.is_file():
-                self._take(index, entry.path, inside)
+                self._take(index, folder, entry.path, inside)
 
     def follow(self, index: int, link: str, real: str) -> None:
         if os.path.isdir(real):
             self.folders.append((index, link, real))
         elif os.path.isfile(real):
-            self._take(index, link, real)
+            self._take(index, os.path.dirname(link), link, real)
         elif not os.path.exists(real) and _suffix(link) in (*self._suffixes, ""):
             self.broken.append(link)
 
-    def _take(self, index: int, path: str, real: str) -> None:
-        if _suffix(path) not in self._suffixes:
-            self.passed_over[_suffix(path)] += 1
+    def _take(self, index: int, folder: str, path: str, real: str) -> None:
+        if (suffix := _suffix(path)) not in self._suffixes:
+            self.passed_over[suffix] += 1
             return
         status = os.stat(path)
         # Some file systems give the same number to several files; they do not say of these that they have two names.
         identity = (status.st_dev, status.st_ino) if status.st_nlink > 1 and status.st_ino else real
         if not self._is_repeated(identity):
-            self.images[index].append(path)
+            self.images[index].append((folder, path))
 
     def _is_repeated(self, identity: object) -> bool:
         repeated = identity in self._seen

@@ -46,7 +46,7 @@ def choose_parts(
     if not named and not _are_parts(root, names, trains, tests, subfolders):
         return None
     if not trains:
-        raise UserError(f"{root} has a folder {tests[0]} but no folder train: expected {layout}")
+        raise UserError(f"{root} has a folder {(tests or names)[0]} but no folder train: expected {layout}")
     train = _only_one(root, trains, "train", subfolders)
     tests = [name for name in tests if name != train]
     if not tests:
@@ -85,8 +85,8 @@ def part_to_test(
         return None
     if not tests:
         raise UserError(
-            f"{root} has a folder {trains[0]} but no folder for the test; name one by --test-split, or give the folder "
-            "that holds the class folders"
+            f"{root} has a folder {(trains or names)[0]} but no folder for the test; name one by "
+            "--test-split, or give the folder that holds the class folders"
         )
     return _best(root, tests, set(known), test_roles, subfolders)
 

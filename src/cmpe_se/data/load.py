@@ -216,6 +216,7 @@ def _load_hugging_face(
 def _load_folder(name: str, root: Path, wanted: _Wanted, options: DataOptions, listing: Listing | None) -> ImageData:
     roles = ("test", "val") if name == "folder" else ("val",)
     if wanted.known is not None:
+        roles = roles if name == "folder" else ("val", "test")
         folders = scan_hold_out(root, wanted.known, roles, test_split=options.test_split)
     else:
         folders = scan_class_folders(

@@ -119,7 +119,7 @@ def _check(root: Path, shards: list[tuple[Path, str]]) -> None:
             if good and left < 0:
                 break
         if not good:
-            reason = describe_passed_over(kinds) if kinds else f"an image and its .{label} have to have the same name"
+            reason = describe_passed_over(kinds) if kinds else f"each image needs a .{label} of the same name"
             if hidden:
                 reason = (
                     "the hidden files of macOS (._NAME) in it come between images and labels, which COPYFILE_DISABLE=1 "
