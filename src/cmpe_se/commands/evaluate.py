@@ -1,6 +1,5 @@
 """The ``evaluate`` command: metrics of a finished run's network on test images."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def evaluate(
     _write(Path(output) if output else folder.path / "evaluation", metrics, dataset.classes)
     _print(folder.path, metrics)
     for image in dataset.unreadable:
-        print(f"not tested: {image.reason}", file=sys.stderr)
+        Terminal(stderr=True).print(f"not tested: {image.reason}", soft_wrap=True)
     del metrics["confusion"]
     if corruptions:
         # Only here: torchvision's second transforms take a while to import, as torchmetrics does below.

@@ -1,6 +1,5 @@
 """The ``predict`` command: the predictions of a trained network for images."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def predict(
         console.print(_table(good))
     for record in predictions:
         if "error" in record:
-            print(f"not predicted: {record['error']}", file=sys.stderr)
+            Terminal(stderr=True).print(f"not predicted: {record['error']}", soft_wrap=True)
     return predictions
 
 

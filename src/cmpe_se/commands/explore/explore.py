@@ -1,6 +1,5 @@
 """The ``explore`` command."""
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +43,7 @@ def explore(runs: str | Sequence[str] = (), *, port: int | None = None) -> None:
 
         networks = Networks(folders)
         while not runs and len(folders) > 1 and (reason := _broken(networks)):
-            print(f"cmpe-se: left out: {reason}", file=sys.stderr)
+            Terminal(stderr=True).print(f"cmpe-se: left out: {reason}", soft_wrap=True)
             folders = folders[1:]
             networks = Networks(folders)
         with serve(build(networks), port=port, largest_file=LARGEST_FILE) as address:
@@ -67,7 +66,7 @@ def _folders(runs: str | Sequence[str]) -> list[RunFolder]:
         try:
             found.append(RunFolder.open(result.parent))
         except UserError as error:
-            print(f"cmpe-se: left out: {error}", file=sys.stderr)
+            Terminal(stderr=True).print(f"cmpe-se: left out: {error}", soft_wrap=True)
     if not found:
         raise UserError(f"no finished run in {_RUNS}/; `cmpe-se train` makes one, or name run folders")
     return found
