@@ -204,6 +204,12 @@ def _convolutions(block: nn.Module, node: fx.Node) -> int:
     return sum(is_convolution(layer) for layer in _modules(block, node))
 
 
+def calls_of(block: nn.Module, graph: fx.Graph) -> set[nn.Module]:
+    """Children and layers inside them that a forward runs, as far as they have convolutions."""
+    layers = (block.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module")
+    return {layer for layer in layers if count_convolutions(layer)}
+
+
 def count_convolutions(module: nn.Module) -> int:
     """Two-dimensional convolutions in a module."""
     return sum(is_convolution(layer) for layer in module.modules())

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from cmpe_se.conversion.additions import Addition, count_convolutions, find_additions
+from cmpe_se.conversion.additions import Addition, calls_of, count_convolutions, find_additions
 from cmpe_se.conversion.blocks import replace_forward, with_forward
 from cmpe_se.conversion.calls import shared_with_original, why_block_stays, why_inside_stays
 from cmpe_se.conversion.report import remember_skipped
@@ -117,14 +117,15 @@ class _Plan(NamedTuple):
 
 def _plan(model: nn.Module) -> tuple[dict[str, _Plan], dict[str, str]]:
     """Blocks that can be converted, and of others that have residual additions why they cannot."""
-    plans, skipped = {}, {}
+    plans, skipped, called = {}, {}, {}
     for name, block, closed in _candidates(model):
         closed = closed or why_block_stays(block)
-        if why_inside_stays(block) or isinstance(block, torch.jit.ScriptModule):
+        if why_inside_stays(block):
             skipped[name] = str(closed)
             continue
         try:
             graph, caveat = trace(block)
+            called[name] = calls_of(block, graph)
             additions, reasons = find_additions(block, graph)
         except Unconvertible as reason:
             additions, reasons, caveat = [], [str(reason)], None
@@ -134,6 +135,12 @@ def _plan(model: nn.Module) -> tuple[dict[str, _Plan], dict[str, str]]:
             plans[name] = _Plan(block, graph, additions)
         if reasons:
             skipped[name] = "; ".join(reasons)
+    for name, plan in list(plans.items()):
+        inside = {layer for layer in plan.block.modules() if layer is not plan.block}
+        for caller, layers in called.items():
+            if caller != name and model.get_submodule(caller) not in inside and not inside.isdisjoint(layers):
+                skipped[name] = f"{caller or 'the network itself'} runs its layers without it"
+                plans.pop(name, None)
     return plans, skipped
 
 
@@ -155,7 +162,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]
             places[id(module)] = (name, module, above)
     for name, module, above in places.values():
         # Sequential and the like add nothing themselves, unless their forward is another.
-        plain = type(module).__module__.startswith(("torch.nn.", "torch._dynamo.")) and not why_inside_stays(module)
+        plain = str(type(module).forward.__module__).startswith("torch.nn.") and not why_inside_stays(module)
         if not plain and any(True for _ in module.children()) and count_convolutions(module):
             yield name, module, above
 

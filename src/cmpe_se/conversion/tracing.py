@@ -76,14 +76,17 @@ def trace(block: nn.Module) -> Trace:
     """
     if isinstance(block, fx.GraphModule):
         return Trace(copy.deepcopy(block.graph))
-    mode = block.training
+    modes = {part: part.training for part in block.modules()}
+    traces = []
     try:
         with _no_side_effects(block):
-            traces = []
-            for block.training in (False, True):
+            for mode in (False, True):
+                for part in modes:  # a forward may run methods of its children
+                    part.training = mode
                 traces.append(_trace_once(block))
     finally:
-        block.training = mode
+        for part, mode in modes.items():
+            part.training = mode
     if traces[0].graph.python_code("self").src != traces[1].graph.python_code("self").src:
         raise Unconvertible("its forward in training differs from that in eval mode")
     return traces[0]
@@ -118,24 +121,29 @@ def _no_side_effects(block: nn.Module) -> Iterator[None]:
     Raises:
         Unconvertible: it drew random numbers, or left something on the block.
     """
-    before, numbers = dict(vars(block)), _random_states()
+    places = (vars(block), block._parameters, block._buffers)
+    before, numbers = [dict(place) for place in places], _random_states()
     try:
         with torch.random.fork_rng(devices=[]):
             yield
             drew = str(_random_states()) != str(numbers)
     finally:
-        now = vars(block)
-        kept = [name for name in {**before, **now} if name != "training" and now.get(name) is not before.get(name)]
-        for name in kept:
-            now.pop(name, None)
-            if name in before:
-                now[name] = before[name]
+        kept = [name for place, old in zip(places, before, strict=True) for name in _restore(place, old)]
         random.setstate(numbers[1])
         np.random.set_state(numbers[2])  # noqa: NPY002
     if kept:
         raise Unconvertible(f"its forward keeps values on the block ({', '.join(kept)}), which a traced one would not")
     if drew:
         raise Unconvertible("its forward draws random numbers, which a traced one would draw only once")
+
+
+def _restore(place: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Give a dictionary its old values again; returns the names of those that were others."""
+    changed = [name for name in {**before, **place} if name != "training" and place.get(name) is not before.get(name)]
+    if changed:
+        place.clear()
+        place.update(before)
+    return changed
 
 
 def _random_states() -> tuple[Any, ...]:
