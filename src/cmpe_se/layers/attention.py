@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from cmpe_se.layers.gate_layers import Gate, GateSizes
 from cmpe_se.layers.gated_addition import add_gated, squeeze
-from cmpe_se.layers.merged_gate import merge_gate
+from cmpe_se.layers.hooks import known_layer, says_what_it_does
+from cmpe_se.layers.merged_gate import layers_say_what_it_does, merge_gate
 from cmpe_se.layers.precision import without_autocast
 from cmpe_se.layers.views import STARTS, TABLE, View, find_view, listed
 
 
+@known_layer
 class CompetitiveSE(Gate):
     """Residual addition with a gate, ``identity + gate * residual``; the default is the paper's competitive one.
 
@@ -163,12 +165,13 @@ class CompetitiveSE(Gate):
         before them, and reads smaller tensors.
 
         Returns:
-            A :class:`cmpe_se.merging.MergedGate`, or the gate itself if its view has no merged form.
+            A :class:`cmpe_se.merging.MergedGate`, or the gate itself if its view has no merged form, or if its
+            parameters do not say what it computes (hooks, a layer of another class, a forward of its own).
 
         Raises:
             UserError: a norm that keeps no running statistics.
         """
-        return merge_gate(self) if self.kind.merges else self
+        return merge_gate(self) if self.kind.merges and layers_say_what_it_does(self) else self
 
     def _squeezes(self, residual: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
         self._check_shapes(residual, identity, dimensions=(2, 4))
@@ -232,7 +235,7 @@ def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 def is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is one linear map of the channels at each position: a 1x1 convolution, perhaps with a stride."""
-    if not isinstance(module, nn.Conv2d) or type(module).forward is not nn.Conv2d.forward:
+    if type(module) is not nn.Conv2d or not says_what_it_does(module):
         return False
     return module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "valid", "same")
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmpe_se.layers.hooks import is_recorded, is_watched
+from cmpe_se.layers.hooks import is_recorded, says_what_it_does
 
 
 def averaged_maps(conv: nn.Conv2d, norm: nn.BatchNorm2d, picture: Tensor) -> Tensor:
@@ -43,14 +43,14 @@ def averaged_maps(conv: nn.Conv2d, norm: nn.BatchNorm2d, picture: Tensor) -> Ten
 
 
 def can_average(conv: nn.Conv2d, norm: nn.Module, picture: Tensor) -> bool:
-    """Whether :func:`averaged_maps` may stand for the two layers: neither has hooks or another class."""
+    """Whether :func:`averaged_maps` may stand for the two layers: both are what their parameters say."""
     if is_recorded():
         return False
     if type(picture) is not Tensor or torch.is_inference_mode_enabled() or picture.dtype.itemsize < 4:
         return False  # indices made now could not be kept for a later step; and halves have too few digits
     usual = type(norm) is nn.BatchNorm2d and norm.affine and norm.training and torch.is_grad_enabled()
     several = usual and len(picture) > 1  # of a single value per map there is no variance, and the norm says so
-    return several and not is_watched(conv) and not is_watched(norm)
+    return several and says_what_it_does(conv) and says_what_it_does(norm)
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from cmpe_se.layers.hooks import known_layer
+
 FORMS = ("squeezes", "picture", "constant", "maps")
 """Linear maps of squeezes, a convolution over a picture of both, a learned constant, a module that takes the maps."""
 
@@ -246,6 +248,7 @@ class ConstantLayers(GateLayers):
         return residual
 
 
+@known_layer
 class Constant(nn.Module):
     """The last layer of a gate that reads nothing: a bias alone.
 

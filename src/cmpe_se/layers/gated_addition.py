@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
-from cmpe_se.layers.hooks import is_recorded, is_watched
+from cmpe_se.layers.hooks import is_recorded, says_what_it_does
 from cmpe_se.layers.precision import autocasts
 
 
@@ -33,7 +33,7 @@ def add_gated_pointwise(identity: Tensor, gate: Tensor, conv: nn.Conv2d, x: Tens
         x: the convolution's input, (N, C_in, H, W).
     """
     simple = identity.dtype == x.dtype == conv.weight.dtype and conv.bias is None
-    if _plain_is_best() or is_watched(conv) or not simple or autocasts(x.device.type):
+    if _plain_is_best() or not says_what_it_does(conv) or not simple or autocasts(x.device.type):
         return add_gated(identity, gate, conv(x))
     return _AddGatedPointwise.apply(identity, gate.to(x.dtype), conv.weight, x)
 

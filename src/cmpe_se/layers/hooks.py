@@ -1,13 +1,70 @@
-"""Observers of a layer: hooks, or a compiler or tracer that records its operations."""
+"""Whether a layer's output is what its parameters say, and whether a compiler or tracer records its operations."""
+
+from types import FunctionType
+from typing import TypeVar
 
 import torch
+from timm.layers import Conv2dSame, DropPath
+from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
+from timm.layers.norm_act import FrozenBatchNorm2d as TimmFrozenBatchNorm2d
 from torch import nn
+from torch.nn.modules import module as module_hooks
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+_HARMLESS = {"reset_parameters", "extra_repr"}  # methods that have no part in what a layer computes
+
+_known: dict[type[nn.Module], tuple[tuple[str, FunctionType], ...]] = {}
+"""Classes whose parameters say what they compute, each with its methods as they were written."""
+
+Class = TypeVar("Class", bound=type[nn.Module])
+
+
+def known_layer(layer_class: Class) -> Class:
+    """Let :func:`says_what_it_does` know a class; its methods count as they are now. Also a decorator."""
+    methods: dict[str, FunctionType] = {}
+    for ancestor in layer_class.__mro__[layer_class.__mro__.index(nn.Module) :: -1]:
+        if ancestor is not nn.Module:
+            own = {name: value for name, value in vars(ancestor).items() if isinstance(value, FunctionType)}
+            methods |= {name: value for name, value in own.items() if name not in _HARMLESS and name[:2] != "__"}
+    library = layer_class.__module__.partition(".")[0]
+    if all(method.__globals__["__name__"].partition(".")[0] in (library, "torch") for method in methods.values()):
+        _known[layer_class] = tuple(methods.items())  # else somebody has replaced a method already
+    return layer_class
+
+
+for _class in (
+    *(nn.Conv2d, Conv2dSame, nn.Linear, nn.Identity, nn.Dropout, nn.Dropout2d, DropPath),
+    *(nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, TimmFrozenBatchNorm2d),
+    *(BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct),
+):
+    known_layer(_class)
+
+
+def says_what_it_does(layer: nn.Module) -> bool:
+    """Whether a layer's output is what its class and its parameters say, so that another form may stand for it.
+
+    That is a layer of a class in the table above, not of a subclass; none of whose methods has been replaced, on the
+    layer or on the class; without hooks; with weights that are parameters or buffers of its own, not tensors that
+    something computes (a parametrisation, weight norm, pruning).
+    """
+    return is_unaltered(layer) and not is_watched(layer)
+
+
+def is_unaltered(module: nn.Module) -> bool:
+    """Whether a module runs the code of a known class; hooks may watch it."""
+    kind, own = type(module), module.__dict__
+    if kind not in _known or "_call_impl" in own:
+        return False
+    return not any(name in own or getattr(kind, name) is not method for name, method in _known[kind])
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a layer has hooks, or a parametrisation of its weights, which a shortcut around it would miss."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or hasattr(module, "parametrizations")
+    """Whether a layer has hooks, or a weight that is computed, which a shortcut around it would miss."""
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    if own or module_hooks._has_any_global_hook():
+        return True
+    values = module.__dict__
+    return "weight" in values or "bias" in values or "parametrizations" in module._modules
 
 
 def is_recorded() -> bool:

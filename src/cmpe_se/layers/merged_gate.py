@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 
 from cmpe_se.layers.gate_layers import Gate
 from cmpe_se.layers.gated_addition import squeeze
-from cmpe_se.layers.hooks import is_recorded
+from cmpe_se.layers.hooks import is_recorded, says_what_it_does
 from cmpe_se.layers.precision import without_autocast
 
 
@@ -94,6 +94,11 @@ class MergedGate(nn.Module):
     def extra_repr(self) -> str:
         """View and gain, for ``print(model)``."""
         return f"view='{self.view}', gain={self.gain:g}"
+
+
+def layers_say_what_it_does(attention: nn.Module) -> bool:
+    """Whether a gate computes what its layers' parameters say, so that another form may stand for it."""
+    return all(says_what_it_does(part) for part in attention.modules())
 
 
 @torch.no_grad()

@@ -6,45 +6,66 @@ a gate reads its squeeze off a pointwise convolution's input where that is small
 norm is part of that convolution). In our own networks facts 2 and 3 hold already.
 """
 
-import copy
 import operator
 from functools import partial
-from typing import TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from cmpe_se.conversion.blocks import replace_forward
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE, is_pointwise
 from cmpe_se.layers.gated_addition import squeeze
-from cmpe_se.layers.hooks import is_watched
-from cmpe_se.layers.merged_gate import MergedGate, merge_gate
-from cmpe_se.merging.norms import fold_norms, trace_eval
-from cmpe_se.merging.static import NOTHING_IN_EVAL, merge_static_gates
+from cmpe_se.layers.merged_gate import MergedGate, layers_say_what_it_does, merge_gate
+from cmpe_se.merging.calls import Calls, passes_on, trace_eval
+from cmpe_se.merging.norms import fold_norms, is_plain_convolution
+from cmpe_se.merging.static import merge_static_gates
+from cmpe_se.utils.copying import copy_network
 
 
 def merge(model: nn.Module) -> nn.Module:
     """An exact copy for inference: the same outputs in eval mode, from less work.
 
     Works on our networks, on converted ones, and on any other, whose norms alone are folded. Gates without a merged
-    form, such as modules of their own, stay as they are. What it returns is in eval mode, has no gradients, and refuses
-    to be trained. The model itself is left untouched.
+    form, such as modules of their own, stay as they are. So does a layer whose parameters do not say what it puts out
+    (hooks, a forward of its own, a parametrisation, a subclass), or that is used in more than one place. What it
+    returns is in eval mode, has no gradients, and refuses to be trained. The model itself is left untouched.
 
     Args:
         model: any network; the mode that it is in makes no difference.
 
     Returns:
         The merged copy. Merging that again returns an equal copy.
+
+    Raises:
+        UserError: a layer that cannot be copied.
     """
-    if isinstance(model, CompetitiveSE):
-        return merge_gate(model) if model.kind.merges else copy.deepcopy(model).eval().requires_grad_(False)
-    merged = copy.deepcopy(model).eval().requires_grad_(False)
+    merged = _frozen_copy(model)
+    if _merges(merged):
+        return merge_gate(merged)
+    if isinstance(merged, CompetitiveSE):
+        return merged
     fold_norms(merged)
     merge_static_gates(merged)
+    calls = Calls(merged)
     for block in _gated(merged):
-        _merge_gates(block)
+        _merge_gates(block, calls)
     merged.train = partial(_refuse_training, merged)  # type: ignore[method-assign]  # of this one network
     return merged
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode whose parameters take no gradients.
+
+    A weight that a hook computes before each forward pass (weight norm, pruning) is left over from the last one with
+    its graph, which cannot be copied. The copy has its numbers alone, until its own hook computes it again.
+    """
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in kept if not value.is_leaf}
+    with torch.no_grad():  # TorchScript's copies of parameters would be results, which take gradients for ever
+        merged = copy_network(model, "merge the network without that layer, or before it is given one", memo)
+    return merged.eval().requires_grad_(False)
 
 
 def _gated(model: nn.Module) -> list[nn.Module]:
@@ -53,17 +74,21 @@ def _gated(model: nn.Module) -> list[nn.Module]:
 
 
 def _merges(module: nn.Module) -> TypeGuard[CompetitiveSE]:
-    return isinstance(module, CompetitiveSE) and module.kind.merges
+    """Whether a gate has a merged form. In eval mode, that is: a norm that stays in training mode has none."""
+    if not isinstance(module, CompetitiveSE) or not module.kind.merges or not layers_say_what_it_does(module):
+        return False
+    norms = [layer for layer in module.children() if isinstance(layer, nn.BatchNorm2d)]
+    return not any(norm.training or norm.running_mean is None or norm.running_var is None for norm in norms)
 
 
-def _merge_gates(block: nn.Module) -> None:
+def _merge_gates(block: nn.Module, known: Calls) -> None:
     graph = trace_eval(block)
     calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
     for child, gate in list(block.named_children()):
         if not _merges(gate):
             continue
         own = [call for call in calls if call.target == child]
-        if graph is not None and len(own) == 1 and len(own[0].args) == 2:
+        if graph is not None and len(own) == 1 and len(own[0].args) == 2 and known.is_own(gate) and known.once(gate):
             setattr(block, child, _merged_where_called(block, graph, own[0], gate))
         else:  # called in another way, as our own blocks do
             setattr(block, child, merge_gate(gate))
@@ -85,12 +110,12 @@ def _merged_where_called(block: nn.Module, graph: fx.Graph, call: fx.Node, gate:
 
 def _pointwise_behind(block: nn.Module, call: fx.Node, operand: fx.Node) -> tuple[fx.Node, nn.Conv2d] | None:
     """The convolution that makes an operand, and its input, where that stays as it is and is less to read."""
-    while operand.op == "call_module" and isinstance(block.get_submodule(str(operand.target)), NOTHING_IN_EVAL):
+    while operand.op == "call_module" and passes_on(block.get_submodule(str(operand.target))):
         operand = operand.all_input_nodes[0]
     if operand.op != "call_module":
         return None
     conv = block.get_submodule(str(operand.target))
-    if not is_pointwise(conv) or conv.in_channels >= conv.out_channels or is_watched(conv):
+    if not is_pointwise(conv) or conv.in_channels >= conv.out_channels:
         return None
     source = operand.all_input_nodes[0]
     return (source, conv) if _stays(block, call, source) else None
@@ -121,7 +146,7 @@ def _stays(block: nn.Module, call: fx.Node, source: fx.Node) -> bool:
 
     def renames(node: fx.Node) -> bool:
         module = block.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return node.target is operator.getitem or isinstance(module, NOTHING_IN_EVAL)
+        return node.target is operator.getitem or (module is not None and passes_on(module))
 
     while renames(source):
         source = source.all_input_nodes[0]
@@ -132,7 +157,8 @@ def _stays(block: nn.Module, call: fx.Node, source: fx.Node) -> bool:
                 names.append(user)
                 continue
             module = block.get_submodule(str(user.target)) if user.op == "call_module" else None
-            if user is not call and user.target is not squeeze and not isinstance(module, nn.Conv2d):
+            reads = module is not None and is_plain_convolution(module)
+            if user is not call and user.target is not squeeze and not reads:
                 return False
     return True
 
@@ -141,9 +167,9 @@ def _is_fresh(block: nn.Module, operand: fx.Node) -> bool:
     """Whether an operand is the output of a convolution that nothing reads later than the gate."""
     while operand.op == "call_module" and sum(user.target is not squeeze for user in operand.users) == 1:
         module = block.get_submodule(str(operand.target))
-        if isinstance(module, nn.Conv2d):
-            return not is_watched(module)
-        if not isinstance(module, NOTHING_IN_EVAL) or is_watched(module):
+        if is_plain_convolution(module):
+            return True
+        if not passes_on(module):
             return False
         operand = operand.all_input_nodes[0]
     return False

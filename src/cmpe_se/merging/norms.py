@@ -1,114 +1,65 @@
 """Batch norms folded into the convolutions before them: in eval mode a norm is one more linear map of each channel."""
 
-from collections import Counter
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from timm.layers import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from timm.layers.norm_act import FrozenBatchNorm2d as TimmFrozenBatchNorm2d
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from cmpe_se.layers.hooks import is_watched
+from cmpe_se.layers.hooks import says_what_it_does
+from cmpe_se.merging.calls import Calls, passes_on
 
-_CONVOLUTIONS = (nn.Conv2d.forward, Conv2dSame.forward)  # those that use their weight as it is
-_WITH_ACTIVATION = (BatchNormAct2d.forward, FrozenBatchNormAct2d.forward, SyncBatchNormAct.forward)
-_NORMS = (  # by their forward: a subclass may do more
-    nn.BatchNorm2d.forward,
-    nn.SyncBatchNorm.forward,
-    FrozenBatchNorm2d.forward,
-    TimmFrozenBatchNorm2d.forward,
-    *_WITH_ACTIVATION,
-)
-
-
-class _FlatTracer(fx.Tracer):
-    """Traces one module with its children as leaves, but looks into sequences."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return type(module).forward is not nn.Sequential.forward or is_watched(module)
-
-
-def trace_eval(module: nn.Module) -> fx.Graph | None:
-    """The module's forward in eval mode, its children as leaves; None where torch.fx cannot trace it."""
-    try:
-        return _FlatTracer().trace(module)
-    except Exception:  # whatever a forward does with a proxy
-        return None
+_FROZEN = (FrozenBatchNorm2d, TimmFrozenBatchNorm2d, FrozenBatchNormAct2d)
+_WITH_ACTIVATION = (BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, *_FROZEN, *_WITH_ACTIVATION)
 
 
 @torch.no_grad()
 def fold_norms(model: nn.Module) -> int:
     """Fold each batch norm that directly follows a convolution, and nothing else uses, into it; returns how many.
 
-    The norm's place is taken by its activation (timm's norms have one), or by an identity.
+    The norm's place is taken by its activation (timm's norms have one), or by an identity. A pair stays as it is where
+    one of both may do more than its parameters say, or is used elsewhere too.
     """
-    pairs = {}  # name of the norm to name of the convolution
-    shared = set()  # names of convolutions whose output has another reader somewhere
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        for conv, norm in _pairs(module):
-            if norm is None:
-                shared.add(prefix + conv)
-            elif _foldable(module.get_submodule(conv), module.get_submodule(norm)):
-                pairs[prefix + norm] = prefix + conv
-    pairs = {norm: conv for norm, conv in pairs.items() if conv not in shared}
-    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    calls = Calls(model)
+    names = {id(module): name for name, module in model.named_modules()}
     folded = 0
-    for norm_name, conv_name in pairs.items():
-        layer, before = model.get_submodule(norm_name), model.get_submodule(conv_name)
-        if names[id(layer)] == names[id(before)] == 1:
-            _fold(cast(nn.Conv2d, before), cast(nn.BatchNorm2d, layer))
-            parent, _, child = norm_name.rpartition(".")
-            rest = layer.get_submodule("act") if type(layer).forward in _WITH_ACTIVATION else nn.Identity()
-            setattr(model.get_submodule(parent), child, rest)
-            folded += 1
+    for conv, norm in calls.normed:
+        if not (is_plain_convolution(conv) and _is_norm(norm) and calls.is_own(conv) and calls.is_own(norm)):
+            continue
+        _fold(conv, norm)
+        folded += 1
+        parent, _, child = names[id(norm)].rpartition(".")
+        rest = norm.get_submodule("act") if isinstance(norm, _WITH_ACTIVATION) else nn.Identity()
+        setattr(model.get_submodule(parent), child, rest)
     return folded
 
 
-def _pairs(module: nn.Module) -> list[tuple[str, str | None]]:
-    """Layers of a module's own forward, each with the layer that alone reads its output, or None."""
-    if (known := getattr(module, "normed_convolutions", None)) is not None:
-        return list(known)
-    if not any(True for _ in module.children()) or (graph := trace_eval(module)) is None:
-        return []
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    pairs: list[tuple[str, str | None]] = []
-    for node in graph.nodes:
-        if node.op != "call_module":
-            continue
-        if len(node.users) != 1:
-            pairs.append((node.target, None))
-            continue
-        reader = next(iter(node.users))
-        if reader.op == "output":  # what a sequence returns, its parent may read in any way; the parent's trace tells
-            continue
-        alone = reader.op == "call_module" and reader.args == (node,)
-        once = alone and calls[node.target] == calls[reader.target] == 1
-        pairs.append((node.target, reader.target if once else None))
-    return pairs
-
-
-def is_plain_convolution(module: nn.Module) -> bool:
+def is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is a 2-D convolution that uses its weight as it is."""
-    return isinstance(module, nn.Conv2d) and type(module).forward in _CONVOLUTIONS
+    return isinstance(module, (nn.Conv2d, Conv2dSame)) and says_what_it_does(module)
 
 
-def is_plain_norm(module: nn.Module) -> bool:
-    """Whether a layer is a batch norm and nothing else, not even with an activation behind it."""
-    return type(module).forward in _NORMS and type(module).forward not in _WITH_ACTIVATION
+def is_plain_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether a layer is a batch norm in eval mode and nothing else, not even with an activation behind it."""
+    return _is_norm(module) and not isinstance(module, _WITH_ACTIVATION)
 
 
-def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
-    if not is_plain_convolution(conv) or type(norm).forward not in _NORMS:
+def _is_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether a layer is a batch norm that uses its running statistics. A frozen one has buffers of the same names."""
+    if not isinstance(module, _NORMS) or not says_what_it_does(module):
         return False
-    return norm.running_mean is not None and not is_watched(conv) and not is_watched(norm)
+    fixed = module.running_mean is not None and module.running_var is not None
+    dropout = getattr(module, "drop", None)  # between a norm of timm's and its activation
+    return fixed and (isinstance(module, _FROZEN) or not module.training) and (dropout is None or passes_on(dropout))
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """Computed in float64 and rounded once. A frozen norm has buffers for parameters, of the same names."""
+    """Computed in float64 and rounded once."""
     mean, variance = (cast(Tensor, values).double() for values in (norm.running_mean, norm.running_var))
     scale, shift, bias = (None if values is None else values.double() for values in (norm.weight, norm.bias, conv.bias))
     dtype = conv.weight.dtype

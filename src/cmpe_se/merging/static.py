@@ -5,16 +5,13 @@ from collections import Counter
 from typing import TypeGuard
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, fx, nn
 
 from cmpe_se.conversion.blocks import replace_forward
 from cmpe_se.layers.attention import CompetitiveSE
-from cmpe_se.layers.hooks import is_watched
-from cmpe_se.merging.norms import is_plain_convolution, is_plain_norm, trace_eval
-from cmpe_se.networks.blocks import PreActBlock
-
-NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
+from cmpe_se.layers.merged_gate import layers_say_what_it_does
+from cmpe_se.merging.calls import Calls, is_known_block, passes_on, trace_eval
+from cmpe_se.merging.norms import is_plain_convolution, is_plain_norm
 
 
 @torch.no_grad()
@@ -24,35 +21,35 @@ def merge_static_gates(model: nn.Module) -> None:
     Args:
         model: network in eval mode, changed in place. Gates for which there is no such layer stay as they are.
     """
-    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    calls = Calls(model)
     for block in list(model.modules()):
         static: dict[str, CompetitiveSE] = {name: child for name, child in block.named_children() if _is_static(child)}
-        if not static or names[id(block)] > 1:
+        if not static or not calls.has_one_name(block):
             continue
-        if isinstance(block, PreActBlock):
-            if block.attention is not None and _scales(block.last_conv, names):
-                _scale(block.last_conv, _constant(block.attention))
-                block.attention = None
-        else:
-            _merge_where_called(block, static, names)
+        if not is_known_block(block):
+            _merge_where_called(block, static, calls)
+        elif _scales(block.last_conv, calls) and passes_on(block.drop_path):
+            _scale(block.last_conv, _constant(static["attention"]))
+            block.attention = None
 
 
 def _is_static(module: nn.Module) -> TypeGuard[CompetitiveSE]:
-    return isinstance(module, CompetitiveSE) and module.kind.form == "constant" and not is_watched(module)
+    constant = isinstance(module, CompetitiveSE) and module.kind.form == "constant"
+    return constant and layers_say_what_it_does(module)
 
 
-def _merge_where_called(block: nn.Module, static: dict[str, CompetitiveSE], names: Counter) -> None:
+def _merge_where_called(block: nn.Module, static: dict[str, CompetitiveSE], known: Calls) -> None:
     graph = trace_eval(block)
     if graph is None:
         return
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets, merged = Counter(call.target for call in calls), []
     for call in calls:
-        if call.target not in static or targets[call.target] > 1 or len(call.args) != 2:
+        if call.target not in static or not known.once(static[call.target]) or len(call.args) != 2:
             continue
         residual, identity = call.args
         layer = _maker(block, residual, targets)
-        if layer is None or not _scales(layer, names):
+        if layer is None or not _scales(layer, known):
             continue
         _scale(layer, _constant(static[call.target]))
         with graph.inserting_after(call):
@@ -70,15 +67,15 @@ def _maker(block: nn.Module, operand: fx.Node, targets: Counter) -> nn.Module | 
     """The layer whose output an operand is, if it is called once and nothing else reads what it puts out."""
     while operand.op == "call_module" and len(operand.users) == 1 and targets[operand.target] == 1:
         module = block.get_submodule(str(operand.target))
-        if not isinstance(module, NOTHING_IN_EVAL) or is_watched(module):
+        if not passes_on(module):
             return module
         operand = operand.all_input_nodes[0]
     return None
 
 
-def _scales(layer: nn.Module, names: Counter) -> bool:
+def _scales(layer: nn.Module, known: Calls) -> bool:
     """Whether a factor on each output channel can go into a layer's own weights."""
-    if names[id(layer)] > 1 or is_watched(layer):
+    if not known.is_own(layer) or not known.once(layer):
         return False
     return is_plain_convolution(layer) or (is_plain_norm(layer) and layer.weight is not None)
 

@@ -22,7 +22,7 @@ from torch.nn.functional import relu
 
 from cmpe_se.layers.attention import CompetitiveSE, is_pointwise, squeeze_through
 from cmpe_se.layers.gated_addition import add_gated, add_gated_pointwise, squeeze, with_squeeze
-from cmpe_se.layers.hooks import is_watched
+from cmpe_se.layers.hooks import known_layer
 
 Attention = Callable[..., CompetitiveSE] | None
 """What makes the gate of a block, from its channels, device and dtype; None for a plain block."""
@@ -88,7 +88,7 @@ class PreActBlock(nn.Module):
             return shortcut + self.drop_path(y - shortcut) if drops else y, None
 
         residual = None
-        if self.reads_ahead and is_pointwise(self.last_conv) and not is_watched(self.last_conv):
+        if self.reads_ahead and is_pointwise(self.last_conv):
             r = squeeze_through(self.last_conv, last)  # (N, C)
         else:
             residual, r = with_squeeze(self.last_conv(last))
@@ -97,8 +97,7 @@ class PreActBlock(nn.Module):
             return self._add(shortcut, gate, residual, last), None
 
         if self.shortcut is not None:
-            watched = is_watched(self.shortcut) or not is_pointwise(self.shortcut)
-            i = squeeze(shortcut) if watched else squeeze_through(self.shortcut, h)  # (N, C)
+            i = squeeze_through(self.shortcut, h) if is_pointwise(self.shortcut) else squeeze(shortcut)  # (N, C)
         else:
             i = squeeze(x) if identity_squeeze is None else identity_squeeze
         # Dropping a sample's whole residual is a factor on its gates: one number a channel, not a pass over the maps.
@@ -111,6 +110,7 @@ class PreActBlock(nn.Module):
         return add_gated(shortcut, gate, residual)
 
 
+@known_layer
 class PreActBottleneck(PreActBlock):
     """1x1 convolution, 3x3 (with the stride), 1x1 to four times the planes; each after its batch norm and ReLU."""
 
@@ -149,6 +149,7 @@ class PreActBottleneck(PreActBlock):
         return self.conv3
 
 
+@known_layer
 class PreActBasic(PreActBlock):
     """3x3 convolution (with the stride), 3x3; each after its batch norm and ReLU, with dropout between the two."""
 
