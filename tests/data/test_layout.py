@@ -60,6 +60,10 @@ REFUSED = {
     "a level lower": (parts("A/images", "B/images"), "images/cat, images/dog, so they look like splits"),
     "a level too high": (parts("data/train", "data/test", extra={"docs": 1}), "give .*/data as data_dir"),
     "a level too high, alone": (parts("data/train", "data/test"), "for the data set in it, give .*/data"),
+    "split inside the classes": (
+        {f"{c}/{p}": 2 for c in "ab" for p in ("Train", "test")},
+        "a, b are split inside",
+    ),
     "two for one part": (parts("train", "val", "validation"), "several folders for one part, validation and val"),
     "two to train on": (parts("train", "Training", "test"), r"several folders for one part.*--train-split"),
 }

@@ -122,6 +122,10 @@ def test_a_run_from_before_is_tested_on_the_images_of_then(run, tmp_path):
     assert tested(run) == own
     assert tested(run, data_dir=str(tmp_path / "own")) == own
     assert load_run_data(RunFolder(run)).test_size == len(own)
+    shutil.copy(tmp_path / "other" / "1" / "000.png", tmp_path / "own" / "1" / "new.png")
+    for load in (load_tested, load_run_data):  # now another fifth would be drawn, with training images in it
+        with pytest.raises(UserError, match=r"(has 122 images, and had 121 when .* cannot be told|has other images)"):
+            load(RunFolder(run))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "7", "{}", '{"listing": 2}', '{"listing": 3, "test_files": null}'])

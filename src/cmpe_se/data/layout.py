@@ -94,11 +94,17 @@ def part_to_test(
 def refuse_likely_parts(root: Path, classes: Sequence[str], images: Sequence[list[str]]) -> None:
     """Raise UserError where the class folders look like parts of a data set with other names than usual.
 
-    They do where most of them hold images in folders of the same names, at least two of those, or in folders that are
-    named like parts.
+    They do where most of them hold images in folders of the same names, at least two of those. Folders inside a class
+    that are named like parts are refused too.
     """
     inside = [{os.path.relpath(os.path.dirname(path), root / name) for path in paths} - {"."}
               for name, paths in zip(classes, images, strict=True)]  # fmt: skip
+    split = [name for name, folders in zip(classes, inside, strict=True) if any(map(role_of, folders))]
+    if len(split) > max(1, len(classes) / 2):
+        raise UserError(
+            f"{root}: the classes {_few(split)} are split inside their folders; the folders of the splits have to be "
+            f"outside: expected {root}/train/<class>/ and {root}/test/<class>/"
+        )
     for name, folders in zip(classes, inside, strict=True):
         first = sorted({folder.split(os.sep)[0] for folder in folders})
         if any(role_of(part) == "train" for part in first) and len(first) > 1 and all(map(role_of, first)):

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def load_run_data(folder: RunFolder, load: Callable[..., ImageData] = load_data)
     others = isinstance(data, SmallImages) and data.statistics != (trained.mean, trained.std)
     if others or data.classes != trained.classes:
         raise UserError(f"{config.data} has other images or classes than when {folder.path} was trained on it")
+    _refuse_another_split(folder, data)
     return data
 
 
@@ -82,6 +83,7 @@ def load_tested(
         options = DataOptions(**mixed)
     if name == config.data and options == config.data_options and _is_same_folder(data_dir, config.data_dir):
         own = load_data(name, config.data_dir, options=options, listing=read_listing(folder), **common)
+        _refuse_another_split(folder, own)
         if own.classes != preprocessing.classes:
             raise UserError(
                 f"{own.name} has the classes {', '.join(own.classes[:5])}, ... ({len(own.classes)}), but {folder.path} "
@@ -95,6 +97,19 @@ def load_tested(
     other = load_data(name, data_dir, options=options._replace(train_split=None), hold_out=True, **common)
     _warn_of_training_images(folder, config, other)
     return other
+
+
+def _refuse_another_split(folder: RunFolder, data: ImageData) -> None:
+    """Raise UserError where a run has not kept its test images, and their folder has another number of images now."""
+    if data.folders is None or not data.folders.drawn or read_listing(folder).version > 1:
+        return
+    result: Mapping[str, Any] = folder.read_result()
+    now = data.train_size + len(data.folders.test)
+    if "train_images" in result and now != (then := result["train_images"] + result["test_images"]):
+        raise UserError(
+            f"{data.folders.root} has {now} images, and had {then} when {folder.path} was trained on it: which of them "
+            "were held out cannot be told any more; restore them, or test a hold-out by --data-dir"
+        )
 
 
 def _is_same_folder(path: str | None, own: str | None) -> bool:
