@@ -1,18 +1,21 @@
 """The ``cmpe-se`` command, as far as it goes without PyTorch: its list of commands, ``--help`` and ``--version``.
 
 It stands beside the package and not in it: importing the package imports PyTorch and timm, which takes seconds.
+What is imported here comes before Ctrl-C is handled, so it is what Python has imported for itself: ``signal`` would
+import ``enum``, which takes as long as Python's own start.
 """
 
-import os
-import signal
-import sys
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+import _signal
+import os
+import sys
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
+    from typing import Any
 
 COMMANDS = {
     "train": "Train a network and write a run folder: settings, metrics, curves and weights.",
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if arguments is not None:  # called by other code; else the process ends now, and Python takes a moment to
             for number, handler in before.items():
-                signal.signal(number, handler)
+                _signal.signal(number, handler)
 
 
 def end_at_once_when_stopped() -> dict[int, Any]:
@@ -53,21 +56,24 @@ def end_at_once_when_stopped() -> dict[int, Any]:
 
     For the seconds of imports, in which there is nothing to save, and KeyboardInterrupt would surface anywhere.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    if hasattr(signal, "SIGHUP") and before[signal.SIGHUP] is signal.SIG_IGN:  # nohup
-        del before[signal.SIGHUP]
-    for number in before:
-        signal.signal(number, _end)
+    before: dict[int, Any] = {}
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(_signal, name, None)
+        if number is None or (name == "SIGHUP" and _signal.getsignal(number) == _signal.SIG_IGN):  # nohup
+            continue
+        try:
+            before[number] = _signal.signal(number, _end)
+        except ValueError:  # not in the main thread, where Python lets nobody set handlers
+            break
     return before
 
 
 def _end(*_: object) -> None:
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        with suppress(OSError):
+        try:  # noqa: SIM105  # contextlib would be imported before Ctrl-C is handled
             os.write(2, b"cmpe-se: stopped\n")
+        except OSError:  # a terminal that was closed
+            pass
     os._exit(_INTERRUPTED)
 
 
@@ -94,6 +100,8 @@ def _main(arguments: list[str]) -> int:
 
 def complain(message: str, status: int) -> int:
     """Print a message as one line on stderr; returns the status."""
+    from contextlib import suppress
+
     line = f"cmpe-se: {' '.join(message.split())}"
     if not (line.isascii() and line.isprintable()):
         from cmpe_se.utils.escaping import for_terminal
@@ -131,9 +139,9 @@ def _run(command: str, arguments: list[str]) -> int:
     return run([command, *arguments])
 
 
-def _parser() -> "argparse.ArgumentParser":
+def _parser() -> argparse.ArgumentParser:
     """What the help is printed from; a command's own arguments are parsed by ``cmpe_se.cli``."""
-    import argparse  # here, since all that is imported at the top comes before Ctrl-C is handled
+    import argparse
 
     parser = argparse.ArgumentParser(prog="cmpe-se", description=_DESCRIPTION)
     parser.add_argument("--version", action="store_true", help="show the version and exit")
