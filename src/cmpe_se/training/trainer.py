@@ -99,6 +99,7 @@ class Trainer:
                 opening(
                     self.config,
                     self.data,
+                    view=getattr(self.network, "view", None),
                     params=self.params,
                     steps_per_epoch=self.steps_per_epoch,
                     device=self.accelerator.device,
