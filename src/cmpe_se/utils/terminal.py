@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -36,8 +37,9 @@ class _Plain(logging.Formatter):
 def print_plainly() -> None:
     """What a command does first: no character stops it from printing, and warnings cannot command the terminal."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a test's or a notebook's has none
-            stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):  # a notebook's has none
+            with suppress(OSError, ValueError):  # closed, or no longer what it was opened on
+                stream.reconfigure(errors="backslashreplace")
     if not logging.root.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(_Plain())
