@@ -121,7 +121,7 @@ def _no_side_effects(block: nn.Module) -> Iterator[None]:
     Raises:
         Unconvertible: it drew random numbers, or left something on the block.
     """
-    places = (vars(block), block._parameters, block._buffers)
+    places: tuple[dict[str, Any], ...] = (vars(block), block._parameters, block._buffers)
     before, numbers = [dict(place) for place in places], _random_states()
     try:
         with torch.random.fork_rng(devices=[]):

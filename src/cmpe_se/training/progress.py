@@ -18,6 +18,7 @@ def opening(
     data: ImageData,
     *,
     validation_images: int,
+    view: str | None,
     params: int,
     steps_per_epoch: int,
     device: torch.device,
@@ -29,17 +30,19 @@ def opening(
         config: of the run.
         data: that it trains on.
         validation_images: number of those held out.
+        view: the network's own; None for one without gates, or one that is converted.
         params: trainable parameters.
         steps_per_epoch: of the optimiser.
         device: of the first process.
         run: its folder.
     """
-    view = f" converted to {config.convert}" if config.convert else f" with view {config.view}" if config.view else ""
+    own = f" with view {view}" if view else ""
+    gates = f" converted to {config.convert}" if config.convert else own
     threads = f" ({counted(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else ""
     height, width = data.image_size
     held_out = f", {counted(validation_images, 'validation image')}" if validation_images else ""
     return (
-        f"{config.model}{view}{gate_words(config.gate_settings)} ({params:,} parameters) on "
+        f"{config.model}{gates}{gate_words(config.gate_settings)} ({params:,} parameters) on "
         f"{data_name(config.data, config.data_dir)}: {counted(data.train_size, 'training image')}{held_out} and "
         f"{counted(data.test_size, 'test image')} of {height}x{width} pixels, {counted(config.epochs, 'epoch')} of "
         f"{counted(steps_per_epoch, 'step')} of {counted(config.batch_size, 'image')} on {device.type}{threads}, "

@@ -120,6 +120,7 @@ class Trainer:
                     self.config,
                     self.data,
                     validation_images=self.validation.test_size if self.validation else 0,
+                    view=getattr(self.network, "view", None),
                     params=self.params,
                     steps_per_epoch=self.steps_per_epoch,
                     device=self.accelerator.device,

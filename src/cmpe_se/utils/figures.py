@@ -44,11 +44,11 @@ def save_figure(figure: Figure, file: Path | IO[bytes], *, dpi: int, tight: bool
     """
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            named = isinstance(axis.get_major_formatter(), FuncFormatter)
-            if named and isinstance(axis.get_major_locator(), FixedLocator):  # the formatter puts the names back
-                axis.set_ticklabels(
-                    [_drawable(visible(shortened(label.get_text()))) for label in axis.get_ticklabels()]
-                )
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FuncFormatter) and isinstance(axis.get_major_locator(), FixedLocator):
+                # The formatter would put the names back, if their texts alone were changed.
+                names = [visible(shortened(name)) for name in formatter.format_ticks(list(axis.get_majorticklocs()))]
+                axis.set_ticklabels([_drawable(name) for name in names])
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)

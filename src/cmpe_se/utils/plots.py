@@ -38,7 +38,8 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
                 continue  # with mixup there is no training accuracy
             marker = "o" if len(known) == 1 else None
             # A marker on the edge, such as that of an accuracy of 100 %, is drawn whole.
-            axes.plot(list(known), list(known.values()), color=colour, label=part, marker=marker, clip_on=False)
+            whole = {"marker": marker, "clip_on": False, "in_layout": False}
+            axes.plot(list(known), list(known.values()), color=colour, label=part, **whole)
         axes.set(ylabel=label)
         epoch_axis(axes, [record["epoch"] for record in history])
         axes.spines[["top", "right"]].set_visible(False)

@@ -32,7 +32,7 @@ def data_name(data: str, data_dir: str | None) -> str:
     return data
 
 
-def shortened(name: str, most: int = 36) -> str:
+def shortened(name: str, most: int = 44) -> str:
     """A name that fits on a plot: its beginning and its end, where names tend to differ."""
     end = (most - 1) // 2
     return name if len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"

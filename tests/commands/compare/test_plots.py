@@ -117,3 +117,33 @@ def test_the_primary_comparison_is_marked(drawn, tmp_path):
     marked = [text for text in texts(drawn[0]).splitlines() if text.endswith("(primary)")]
     assert marked == [f"+1.00   p {stats.ttest_rel([71, 72.1, 71.4], [70, 71, 70.5]).pvalue:.3f} (primary)"]
     assert "by Holm but for the primary" in texts(drawn[0])
+
+
+@pytest.mark.parametrize("accuracies", [[70, 95], [99.8, 100], [0, 1], [70, 70.2, 71]])
+def test_accuracies_lie_between_0_and_100_whatever_the_intervals(accuracies, drawn, tmp_path):
+    outcomes = [outcome("a", accuracies), outcome("b", [max(each - 0.3, 0) for each in accuracies])]
+    plot_learning_curves(outcomes, "t", tmp_path / "curves.png")
+    plot_pareto(outcomes, "t", tmp_path / "pareto.png")
+    for axes in (*drawn[0].axes, drawn[1].axes[0]):
+        low, high = axes.get_ylim()
+        assert 0 <= low < high <= 100
+    for axes in drawn[0].axes:
+        low, high = axes.get_xlim()
+        assert all(tick == int(tick) for tick in axes.get_xticks() if low <= tick <= high)
+
+
+def test_the_band_is_the_range_of_the_seeds(drawn, tmp_path):
+    plot_learning_curves([outcome("a", [70, 95])], "t", tmp_path / "curves.png")
+    band = drawn[0].axes[0].collections[0].get_paths()[0].vertices
+    assert {round(y, 6) for x, y in band if x == 4} == {70, 95}
+    assert "band: lowest to highest seed" in texts(drawn[0])
+
+
+def test_intervals_of_two_seeds_do_not_hide_the_seeds(drawn, tmp_path):
+    outcomes = [outcome("a", [70, 71]), outcome("b", [70.5, 71.9])]
+    plot_differences(outcomes, "t", tmp_path / "differences.png")
+    plot_pareto(outcomes, "t", tmp_path / "pareto.png")
+    low, high = drawn[0].axes[0].get_xlim()
+    assert (low, high) == pytest.approx((-0.9, 1.8))  # 0 to 0.9, and as much beside it
+    assert drawn[1].axes[0].get_ylim() == pytest.approx((68.1, 73.8))
+    assert all("wide intervals cut" in texts(figure) for figure in drawn)

@@ -42,7 +42,7 @@ def plot_pareto(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
             x, summary.mean, xerr=spread, yerr=_half(summary), fmt="none", color=colour, capsize=2, elinewidth=0.9,
             alpha=0.9,
         )  # fmt: skip
-        axes.plot(x, summary.mean, marker, color=colour, markersize=7, alpha=0.9, clip_on=False)
+        axes.plot(x, summary.mean, marker, color=colour, markersize=7, alpha=0.9, clip_on=False, in_layout=False)
         places.append((x, summary.mean))
     front = _pareto_front(places)
     axes.plot(*zip(*front, strict=True), color=_FAINT, linewidth=1.2, zorder=0, drawstyle="steps-post")
@@ -74,6 +74,7 @@ def plot_learning_curves(outcomes: Sequence[Outcome], title: str, path: Path) ->
             axes.plot(
                 list(shown), [fmean(each) for each in seeds], color=colour, marker=marker, markersize=5, linewidth=1.4,
                 markevery=max(1, len(shown) // 8), label=outcome.label, clip_on=False,
+                in_layout=False,
             )  # fmt: skip
             low, high = [min(each) for each in seeds], [max(each) for each in seeds]
             axes.fill_between(list(shown), low, high, color=colour, alpha=0.1, linewidth=0)

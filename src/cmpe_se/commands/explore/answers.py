@@ -23,7 +23,7 @@ from cmpe_se.utils.text import counted
 ATTRIBUTIONS = ("Grad-CAM at this block", "Integrated gradients")
 """Methods of attribution."""
 _ROWS = 5  # classes with a bar
-_DPI = 130  # of plots of five inches: sharp on a phone, small enough to send at every step of a slider
+_DPI = 170  # of plots of four inches: sharp on a phone, small enough to send at every step of a slider
 
 
 class Row(NamedTuple):

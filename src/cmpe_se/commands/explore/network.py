@@ -1,6 +1,7 @@
 """A finished run's network, ready for single images, also with gates that are held."""
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +32,7 @@ from cmpe_se.utils.text import counted
 _SAMPLE = 500  # test images that the mean gates are of, and the examples are chosen from
 _BATCH = 50
 _RIGHT, _WRONG = 12, 6  # examples: of all classes, classified correctly and not
+_NUMBERS = itertools.count()
 _KEPT = 4  # networks in memory at a time
 
 FORCES = ("closed", "open", "mean")
@@ -69,10 +71,15 @@ class Network:
     """
 
     def __init__(self, folder: RunFolder, load: Callable[..., ImageData] = load_data):
+        self.number = next(_NUMBERS)
+        """Tells networks apart, also those that one folder held at different times."""
         self.result, self.preprocessing = folder.read_result(), folder.preprocessing()
+        config = folder.read_config()
+        self.data = config.data, config.data_dir
+        """Whose test images the examples are."""
         self.classes = self.preprocessing.classes
         self.model = folder.load_model().requires_grad_(False)
-        self._device = choose_device(folder.read_config().device)
+        self._device = choose_device(config.device)
         self.model.to(self._device)
         self._gates = _gates(self.model)
         self.blocks = list(self._gates)

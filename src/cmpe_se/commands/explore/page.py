@@ -51,7 +51,9 @@ def build(networks: Networks) -> gr.Blocks:
             left_picker = _picker("left", first, Chosen(names[0], 0), visible=True)
             right_picker = _picker("right", first, Chosen(names[0], 1 % len(first.examples)), visible=False)
         with gr.Row():
-            depth = _depth(first.blocks, (len(first.blocks) + 1) // 2)
+            with gr.Group(), gr.Column(min_width=160):
+                depth = _depth(first.blocks, (len(first.blocks) + 1) // 2)
+                block = gr.HTML(elem_id="block")
             to = gr.Radio([AS_TRAINED, *FORCES], value=AS_TRAINED, label="Gates", elem_id="to")
             at = _at(first.blocks)
             attribution = gr.Radio(
@@ -67,17 +69,18 @@ def build(networks: Networks) -> gr.Blocks:
         one_by_one = {"concurrency_id": "networks", "concurrency_limit": 1, "api_visibility": "private"}
         loads: dict[str, Any] = {**one_by_one, "show_progress": "hidden"}
         show = {
-            "fn": _telling(lambda *values: answers.show(Choices(*values)), outputs=2),
+            "fn": _telling(lambda *values: _answer(answers, Choices(*values)), outputs=3),
             "inputs": [mode, left, right, left_picker.image, right_picker.image, depth, to, at, attribution],
-            "outputs": [left_answer, right_answer, message],
+            "outputs": [left_answer, right_answer, block, message],
             "show_progress": "minimal",
             "show_progress_on": [left_answer, right_answer],
             **one_by_one,
         }
 
-        def layout(mode: str, left: str, right: str, depth: int, at: int) -> list:
+        def layout(mode: str, left: str, right: str, depth: int, at: int, *images: Chosen) -> list:
             blocks = answers.blocks(mode, left, right)
             return [
+                *(answers.image_for(left, image, place) for place, image in enumerate(images)),
                 _depth(blocks, depth, render=False),
                 _at(blocks, at, render=False),
                 gr.Dropdown(visible=mode == TWO_NETWORKS),
@@ -90,9 +93,9 @@ def build(networks: Networks) -> gr.Blocks:
         gr.on([*touched, left_picker.image.change, right_picker.image.change], trigger_mode="always_last", **show)
         gr.on(
             [mode.change, left.change, right.change],
-            _telling(layout, outputs=5),
-            [mode, left, right, depth, at],
-            [depth, at, right, right_picker.group, right_side, message],
+            _telling(layout, outputs=7),
+            [mode, left, right, depth, at, left_picker.image, right_picker.image],
+            [left_picker.image, right_picker.image, depth, at, right, right_picker.group, right_side, message],
             **loads,
         ).success(**show)
         left.change(
@@ -173,6 +176,16 @@ def _receive(content: bytes | None) -> list:
         return [gr.skip()]
     read_upload(content)
     return [Chosen("", content=content)]
+
+
+def _answer(answers: Answers, choices: Choices) -> tuple[str, str | None, str]:
+    """Both answers, and which block the slider is at."""
+    blocks = answers.blocks(*choices[:3])
+    said = ""
+    if blocks:
+        depth = max(1, min(choices.depth, len(blocks)))
+        said = f"{escape(visible(blocks[depth - 1]))} ({depth} of {len(blocks)})"
+    return *answers.show(choices), said
 
 
 def _telling(answer: Callable[..., Any], outputs: int) -> Callable[..., list]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from dataclasses import replace
 from typing import NamedTuple
 
 from cmpe_se.commands.explore.answers import render
@@ -75,6 +76,19 @@ class Answers:
         shown = [left, right] if mode == TWO_NETWORKS else [left]
         return max((self.network(name).blocks for name in shown), key=len)
 
+    def image_for(self, run: str, image: Chosen, otherwise: int) -> Chosen:
+        """The image to go on with once a network is chosen: the same, unless it is an example of other data.
+
+        Args:
+            run: that has been chosen.
+            image: that was shown before.
+            otherwise: number of the example to take in its place.
+        """
+        network = self.network(run)
+        if image.content is not None or self.network(image.run).data == network.data:
+            return image
+        return Chosen(run, otherwise % len(network.examples))
+
     def show(self, choices: Choices) -> tuple[str, str | None]:
         """HTML for the left side, and for the right one if there is any.
 
@@ -107,12 +121,16 @@ class Answers:
         )
 
     def _photo(self, run: str, image: Chosen) -> Photo:
+        network, source = self.network(run), None if image.content is not None else self.network(image.run)
         content = None if image.content is None else hashlib.sha256(image.content).digest()
-        key = (run, image.run, image.example, content)
+        key = (network.number, source and source.number, image.example, content)
         if key not in self._photos:
             if len(self._photos) >= _KEPT:
                 del self._photos[next(iter(self._photos))]
-            self._photos[key] = self.network(run).photo(self._picture(image))
+            photo = network.photo(self._picture(image))
+            if source and source.data != network.data:
+                photo = replace(photo, name=f"{photo.name} of {image.run}")
+            self._photos[key] = photo
         return self._photos[key]
 
     def _picture(self, image: Chosen) -> Picture:

@@ -11,8 +11,8 @@ from cmpe_se.utils.escaping import visible
 from cmpe_se.utils.plots import BLUE, GREY, ORANGE
 
 WIDTH = 10.0  # inches, of every plot of a report
-NARROW = (5.0, 4.4)  # inches, of a plot that is to be read on a phone
-_LABELS = 28  # block names that fit below an axis
+NARROW = (3.8, 4.4)  # inches, of a plot that is to be read on a phone: letters there are as large as text
+_LABELS = 28  # block names that fit below an axis of that width
 
 
 def short_name(name: str) -> str:
@@ -109,7 +109,7 @@ def draw_one_image(
         neutral: gate that neither opens nor closes.
         gain: the largest gate.
     """
-    figure = Figure(figsize=(NARROW[0], 3.4), layout="constrained")
+    figure = Figure(figsize=(NARROW[0], 3.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     places, thick = np.arange(len(names)), _thickness(2 * len(names))
     above.axhline(neutral, color=GREY, linewidth=0.7, linestyle=":")
@@ -124,7 +124,7 @@ def draw_one_image(
     for axes in (above, below):
         axes.axvspan(names.index(shown) - 0.5, names.index(shown) + 0.5, color="black", alpha=0.12, linewidth=0)
         axes.spines[["top", "right"]].set_visible(False)
-    _name_blocks(below, names)
+    _name_blocks(below, names, NARROW[0])
     return figure
 
 
@@ -182,11 +182,12 @@ def _over_depth(names: Sequence[str]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _name_blocks(axes: Axes, names: Sequence[str]) -> None:
-    step = -(-len(names) // _LABELS)
+def _name_blocks(axes: Axes, names: Sequence[str], width: float = WIDTH) -> None:
+    """Names below an axis; ``width`` is that of the figure in inches."""
+    step = -(-len(names) // round(_LABELS * width / WIDTH))
     places = range(0, len(names), step)
     labels = [short_name(names[place]) for place in places]
-    steep = len(labels) * max(map(len, labels)) > 100
+    steep = len(labels) * max(map(len, labels)) > 10 * width
     axes.set_xticks(places, labels, fontsize=9, rotation=60 if steep else 0, ha="right" if steep else "center")
     ours = all(name.startswith("stages.") for name in names)
     axes.set_xlabel("block (stage.block, from the input on)" if ours else "block, from the input on")

@@ -108,7 +108,7 @@ def _draw_gates(axes: Axes, depth: Depth) -> None:
 
 def _name_rows(axes: Axes, count: int) -> None:
     shown = range(count if count <= 16 else 2)
-    axes.set_yticks(list(shown), ["r" if row % 2 == 0 else "i" for row in shown], fontsize=7)
+    axes.set_yticks(list(shown), ["r" if row % 2 == 0 else "i" for row in shown], fontsize=8)
     for label in axes.get_yticklabels():
         label.set_color(BLUE if label.get_text() == "r" else ORANGE)
     axes.set_xticks([])
