@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -24,12 +23,12 @@ from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.freezing import Backbone
 from cmpe_se.training.interruption import Interruption, TrainingInterrupted
 from cmpe_se.training.loss import balanced_class_weights, cross_entropy
-from cmpe_se.training.metrics import collect_logits, count_correct
 from cmpe_se.training.model_choice import BestEpoch
 from cmpe_se.training.network import count_gates
 from cmpe_se.training.optimisation import create_mixup, create_optimizer, learning_rate
 from cmpe_se.training.progress import TensorBoardLogs, TrainingProgress, only_warmup, opening
 from cmpe_se.training.provenance import provenance
+from cmpe_se.training.restoring import check_place, restore
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.seeding import seed_everything
 from cmpe_se.training.step_sums import StepSums, TrainingMetrics, part_sums
@@ -44,10 +43,11 @@ from cmpe_se.training.summary import (
     test_record,
     validation_record,
 )
+from cmpe_se.training.tester import Tester, shard_of
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.plots import plot_curves
-from cmpe_se.utils.tensor_files import misfit, not_finite
-from cmpe_se.utils.text import data_name, in_one_line, shortened
+from cmpe_se.utils.tensor_files import not_finite
+from cmpe_se.utils.text import data_name, shortened
 
 _STEPS_BETWEEN_LOOKS = 10  # at losses and, with several processes, at signals: a look waits for the device
 
@@ -68,11 +68,7 @@ class Trainer:
     ):
         self.config, self.data, self.validation, self.run, self.model_args = config, data, validation, run, model_args
         self.accelerator, self.interruption = accelerator, interruption
-        self.shard = {
-            "rank": accelerator.process_index,
-            "world": accelerator.num_processes,
-            "device": accelerator.device,
-        }
+        self.shard = shard_of(accelerator)
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         config.augmentation.only(data.augmentation_fields, f"the images of {data.name}")
@@ -88,6 +84,7 @@ class Trainer:
         if config.compile:
             self.network.compile()
         self.parallel, self.prepared_optimizer = accelerator.prepare(self.network, self.optimizer)
+        self.tester = Tester(config, accelerator, self.network, self.ema.module if self.ema else None)
 
         self.epoch = self.batch = 0  # finished epochs, and finished batches of the one under way
         self.sums = StepSums(accelerator)
@@ -255,43 +252,24 @@ class Trainer:
         """Whether patience is at its end."""
         return bool(self.best and self.config.patience and self.best.waited(self.epoch) >= self.config.patience)
 
-    @property
-    def _tested_network(self) -> nn.Module:
-        """What is tested and saved: the averaged weights if there are any."""
-        return self.ema.module if self.ema else self.network
-
     def _validate(self) -> ValidationRecord:
         """Metrics of the validation split, by which the best epoch is chosen."""
         assert self.validation is not None
         assert self.best is not None
-        record = validation_record(self._count_correct(self.validation))
+        record = validation_record(self.tester.count(self.validation))
         self._check_loss("validation", record["validation_loss"])
-        self.best.offer(self.epoch, record, self._tested_network)
+        self.best.offer(self.epoch, record, self.tester.network)
         return record
 
     def _test(self) -> EvaluationRecord:
         """Metrics of the test images."""
-        record = test_record(self._count_correct(self.data))
+        record = test_record(self.tester.count(self.data))
         self._check_loss("test", record["test_loss"])
         return record
 
     def _check_loss(self, part: str, loss: float) -> None:
         if not math.isfinite(loss):
             self._refuse(f"the {part} loss is {loss}", self.step, self._rate)
-
-    def _count_correct(self, data: ImageData) -> Tensor:
-        """Sums over the test images of ``data`` (4,), each of which one process tests once."""
-        if self.accelerator.num_processes > 1:
-            # Running statistics differ between processes: the first one's count, as they do in a checkpoint.
-            for module in (self.network, *([self.ema.module] if self.ema else [])):
-                for buffer in module.buffers():
-                    buffer.copy_(broadcast(buffer))
-        tested = self._tested_network.eval()
-        batches = data.test_batches(batch_size=4 * self.config.batch_size, **self.shard)
-        with self.accelerator.autocast():
-            logits, labels = collect_logits(tested, batches, channels_last=self.config.channels_last)
-        sums = count_correct(logits, labels) if len(labels) else torch.zeros(4, dtype=torch.float64)
-        return self.accelerator.reduce(sums.to(self.accelerator.device))
 
     def _save_checkpoint(self) -> None:
         """Write a checkpoint, a good one: every loss before it has been finite, and weights and statistics are."""
@@ -324,28 +302,11 @@ class Trainer:
         if loaded is None:
             return
         tree, self.last_checkpoint = cast(CheckpointTree, loaded[0]), loaded[1]
-        if tree["batch"] and tree.get("batch_size", self.config.batch_size) != self.config.batch_size:
-            raise UserError(
-                f"{self.last_checkpoint} is {tree['batch']} batches of {tree['batch_size']} images into an epoch, and "
-                f"batch_size {self.config.batch_size} would divide it differently; resume with {tree['batch_size']}, "
-                "and change it at the end of an epoch"
-            )
-        try:
-            if not (tree["epoch"] == len(tree["history"]) and 0 <= tree["batch"] <= self.steps_per_epoch):
-                raise ValueError(
-                    f"it is {tree['batch']} batches into epoch {tree['epoch'] + 1}, with records of "
-                    f"{len(tree['history'])} epochs of {self.steps_per_epoch} batches"
-                )
-            self._restore_weights(tree)
-            self.optimizer.load_state_dict(tree["optimizer"])
-        # Another optimiser's state, or a tree of another shape: PyTorch looks at neither.
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            reason = in_one_line(error, most=200)
-            raise UserError(f"{self.last_checkpoint} does not fit these settings: {reason}") from None
-        for parameter, state in self.optimizer.state.items():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    state[name] = torch.empty_like(parameter).copy_(value)  # the parameter's memory format, for speed
+        check_place(tree, self.config.batch_size, self.steps_per_epoch, self.last_checkpoint)
+        weights = [(self.network, tree["network"])]
+        if self.ema:
+            weights.append((self.ema.module, tree["ema"] or tree["network"]))
+        restore(weights, self.optimizer, tree["optimizer"], self.last_checkpoint)
         if self.accelerator.scaler and tree["scaler"]:
             self.accelerator.scaler.load_state_dict(tree["scaler"])
         self.sums.total = tree["sums"]
@@ -353,17 +314,6 @@ class Trainer:
         self.epoch_seconds, self.history = tree["epoch_seconds"], tree["history"]
         if self.best and (best := tree.get("best")):
             self.best.load_state_dict(best)
-
-    def _restore_weights(self, tree: CheckpointTree) -> None:
-        states = [(self.network, tree["network"])]
-        if self.ema:
-            states.append((self.ema.module, tree["ema"] or tree["network"]))
-        for module, state in states:
-            if reason := misfit(state, module.state_dict()):
-                raise ValueError(reason)
-            if name := not_finite(state):
-                raise ValueError(f"{name} holds values that are not finite")
-            module.load_state_dict(state)
 
     def _finish(self) -> RunResult:
         """Write the network and its metrics."""
@@ -373,7 +323,7 @@ class Trainer:
                     f"stopped early, after epoch {self.epoch}: none since epoch {self.best.epoch} has a better "
                     "validation accuracy"
                 )
-            self.best.load_into(self._tested_network)
+            self.best.load_into(self.tester.network)
         kept = self.best.epoch - 1 if self.best else len(self.history) - 1
         # Not yet tested: a network that validation chose, and that of a run that is resumed to end where it stands.
         if (record := self.history[kept])["test_top1"] is None:
