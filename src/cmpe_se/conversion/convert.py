@@ -83,8 +83,9 @@ def convert(
 
     plans, skipped = _plan(model)
     if not plans:
+        what = "that can be converted" if skipped else "of convolutional branches"
         raise UserError(
-            f"{type(model).__name__} has no residual addition of convolutional branches{_because(skipped)}; "
+            f"{type(model).__name__} has no residual addition {what}{_because(skipped)}; "
             "competition needs blocks that compute identity + residual"
         )
     chosen = {name: plan for name, plan in plans.items() if where is None or _matches(where, name, plan.block)}
