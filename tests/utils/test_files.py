@@ -3,7 +3,8 @@
 import pytest
 
 from cmpe_se.errors import UserError
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils import files
+from cmpe_se.utils.files import os_errors_as, replacing, write_json, write_text
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,29 @@ def test_other_errors_pass(error):
     with pytest.raises(type(error)) as raised, os_errors_as("cannot write to a"):
         raise error
     assert raised.value is error
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    synced = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    write_json(path, {"a": 1})
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert synced == [tmp_path / "a.json.partial", tmp_path]  # before it takes the old one's place, and after
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        write_half_and_stop(temporary)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.json": '{\n  "a": 1\n}\n'}
+
+
+def write_half_and_stop(path):
+    path.write_text("half")
+    raise KeyboardInterrupt
+
+
+def test_what_is_synced_is_there(tmp_path):
+    write_text(tmp_path / "a", "Größe")
+    assert (tmp_path / "a").read_bytes() == "Größe".encode()
+    with pytest.raises(UserError, match=r"cannot write .*/gone/a: No such file or directory"):
+        write_text(tmp_path / "gone" / "a", "x")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
@@ -335,12 +336,17 @@ def _typed(values: dict[str, Any], where: str) -> dict[str, Any]:
     hints = get_type_hints(TrainingConfig)
     if empty := [name for name, value in values.items() if value is None and NoneType not in get_args(hints[name])]:
         raise UserError(f"{where}setting {empty[0]} is null, should be {hints[empty[0]].__name__}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainingConfig, as_group=False)
     try:
-        return vars(parser.parse_object(values, defaults=False))
+        return vars(_parser().parse_object(values, defaults=False))
     except ArgumentError as error:
         raise UserError(where + " ".join(error.message.replace("Parser key", "setting").split())) from None
+
+
+@cache
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainingConfig, as_group=False)
+    return parser
 
 
 def check_names(values: dict[str, Any], what: str) -> None:

@@ -164,6 +164,10 @@ class RunFolder:
                 if record["epoch"] != number:
                     raise ValueError(f"line {number} is of epoch {record['epoch']}")
                 records.append(record)
+            if self.result.is_file() and len(records) < (epochs := self.read_result()["epochs"]):
+                raise ValueError(f"it ends after {len(records)} of {epochs} epochs")
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.metrics} cannot be read: {in_one_line(error)}; {self._written_again(self.result)}"
