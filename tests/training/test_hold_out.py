@@ -12,7 +12,7 @@ from cmpe_se.commands.predict import complaint as complaint_of_predictions
 from cmpe_se.commands.predict import predict
 from cmpe_se.data import LargeImages, Preprocessing, load_data
 from cmpe_se.errors import UserError
-from cmpe_se.training import train
+from cmpe_se.training import run_data, train
 from cmpe_se.training.robustness import corruption_metrics
 from cmpe_se.training.run_data import load_run_data, load_tested
 from cmpe_se.training.run_folder import RunFolder
@@ -132,6 +132,31 @@ def test_a_run_from_before_is_tested_on_the_images_of_then(run, tmp_path):
 def test_a_damaged_record_of_the_test_images_is_said(text, run):
     (run / "data.json").write_text(text)
     assert "data.json cannot be used" in complaint_of("evaluate", run)
+
+
+PLACES = {
+    "other shards": ("wds/one", "wds/two", None),
+    "other parquet files": ("hfds/one", "hfds/two", "/kept"),
+    "other images of torchvision": ("cifar10", "cifar100", "/kept"),
+    "class folders": ("cifar10", "folder", None),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_other_data_are_looked_for_in_the_run_s_folder_only_where_they_share_it(case, run, monkeypatch):
+    own, other, expected = PLACES[case]
+    config = RunFolder(run).read_config().changed(data=own, data_dir="/kept")
+    RunFolder(run).write_config(config)
+    asked = []
+
+    def load(name, data_dir, **options):
+        asked.append((name, data_dir, options["hold_out"]))
+        raise UserError("enough")
+
+    monkeypatch.setattr(run_data, "load_data", load)
+    with pytest.raises(UserError, match="enough"):
+        load_tested(RunFolder(run), other)
+    assert asked == [(other, expected, True)]
 
 
 def test_training_images_in_a_hold_out_are_counted(run, tmp_path, caplog):
