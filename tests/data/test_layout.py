@@ -171,6 +171,12 @@ def test_a_run_from_before_lists_its_images_as_it_did(make_folder):
     assert scan_class_folders(root, listing=Listing(version=1)) == first
 
 
+def test_a_run_from_before_is_tested_on_the_part_of_then(make_folder):
+    of_then = make_folder(parts("train", "val", "validation", "Testing"))
+    found = scan_class_folders(of_then, listing=Listing(version=1))
+    assert found.tested == f"the images in {of_then / 'val'}"
+
+
 def test_broken_links_are_refused_or_listed(make_folder):
     root = make_folder(parts("train", "test"))
     (root / "test" / "cat" / "gone.jpg").symlink_to("/nowhere/gone.jpg")

@@ -160,7 +160,7 @@ def write_shards(folder, members, info=None):
         with tarfile.open(folder / f"{split}.tar", "w") as tar:
             for name, content in members:
                 _add(tar, name, content)
-        count = sum(name.endswith(".cls") for name, _ in members)
+        count = sum(name.endswith(".cls") and "._" not in name for name, _ in members)
         splits[split] = {"name": split, "num_samples": count, "filenames": [f"{split}.tar"], "shard_lengths": [count]}
     (folder / "_info.json").write_text(json.dumps({"splits": splits} | (info or {})))
     return folder
@@ -183,10 +183,17 @@ def test_members_of_any_kind_and_case(ending, tmp_path):
     assert [sorted(index_of(images)) for images, _ in batches] == [[0, 1, 2]]
 
 
-def beside_apple_double(members):
+def beside_apple_double(members, start=""):
+    """The members of a tar file of macOS, each after a hidden file."""
     for name, content in members:
-        yield "d/._" + name.removeprefix("d/"), b"Mac OS X"
+        yield start + "._" + name.removeprefix(start), b"Mac OS X"
         yield name, content
+
+
+def test_hidden_members_are_no_images(tmp_path):
+    pytest.importorskip("webdataset")
+    data = _stream(write_shards(tmp_path / "x", list(beside_apple_double(list(samples("jpg"))))))
+    assert index_of(next(data.test_batches(batch_size=5))[0]) == [0, 1, 2]
 
 
 NO_IMAGES = {
@@ -196,7 +203,10 @@ NO_IMAGES = {
     ),
     "dots in the name": (samples("v2.jpg"), r"3 \.v2\.jpg"),
     "labels apart": (sorted(samples("jpg"), key=lambda member: member[0][-3:]), "each image needs a .cls of the same"),
-    "AppleDouble": (beside_apple_double(list(samples("jpg", "d/"))), "hidden files of macOS .*COPYFILE_DISABLE=1"),
+    "AppleDouble": (
+        beside_apple_double(list(samples("jpg", "d/")), "d/"),
+        "hidden files of macOS .*COPYFILE_DISABLE",
+    ),
     "empty": ([], "holds no image with a label"),
 }
 

@@ -12,7 +12,7 @@ from cmpe_se.commands.predict import complaint as complaint_of_predictions
 from cmpe_se.commands.predict import predict
 from cmpe_se.data import LargeImages, Preprocessing, load_data
 from cmpe_se.errors import UserError
-from cmpe_se.training import train
+from cmpe_se.training import run_data, train
 from cmpe_se.training.robustness import corruption_metrics
 from cmpe_se.training.run_data import load_run_data, load_tested
 from cmpe_se.training.run_folder import RunFolder
@@ -47,7 +47,7 @@ def run(finished, images, tmp_path) -> Path:
     return folder
 
 
-def tested(run, *arguments, **options) -> list[str]:
+def paths_of_test(run, *arguments, **options) -> list[str]:
     """Paths of the images that a run is tested on."""
     data = load_tested(RunFolder(run), *arguments, workers=0, **options)
     assert data.test_size == len(data.folders.test)
@@ -93,21 +93,21 @@ def test_an_unknown_class_of_a_hold_out_is_named(run, tmp_path):
 
 
 def test_of_its_own_folder_a_run_is_never_tested_on_training_images(run, tmp_path, monkeypatch):
-    own = tested(run)
+    own = paths_of_test(run)
     kept = json.loads((run / "data.json").read_text())
     assert [os.path.relpath(path, tmp_path / "own") for path in own] == kept["test_files"]
     assert len(own) == kept["test_images"] == 24
     (tmp_path / "link").symlink_to(tmp_path / "own")
     monkeypatch.chdir(tmp_path)
     for place in (tmp_path / "own", tmp_path / "link", "own", "other/../own"):
-        assert tested(run, "folder", str(place)) == own
+        assert paths_of_test(run, "folder", str(place)) == own
 
 
 def test_a_folder_that_has_changed_since_leaves_the_test_images_as_they_were(run, tmp_path):
-    own = tested(run)
+    own = paths_of_test(run)
     for number in range(7):
         shutil.copy(tmp_path / "other" / "1" / f"00{number}.png", tmp_path / "own" / "1" / f"new{number}.png")
-    assert tested(run) == own
+    assert paths_of_test(run) == own
     train(resume=run, epochs=2, workers=0)
     data = load_tested(RunFolder(run), workers=0)
     assert [path for path, _ in data.folders.test] == own
@@ -115,12 +115,12 @@ def test_a_folder_that_has_changed_since_leaves_the_test_images_as_they_were(run
 
 
 def test_a_run_from_before_is_tested_on_the_images_of_then(run, tmp_path):
-    own = tested(run)
+    own = paths_of_test(run)
     (run / "data.json").unlink()
     for number in range(7):  # kinds that were passed over, and files that were counted again
         shutil.copy(tmp_path / "other" / "1" / f"00{number}.png", tmp_path / "own" / "1" / f"new{number}.jfif")
-    assert tested(run) == own
-    assert tested(run, data_dir=str(tmp_path / "own")) == own
+    assert paths_of_test(run) == own
+    assert paths_of_test(run, data_dir=str(tmp_path / "own")) == own
     assert load_run_data(RunFolder(run)).test_size == len(own)
     shutil.copy(tmp_path / "other" / "1" / "000.png", tmp_path / "own" / "1" / "new.png")
     for load in (load_tested, load_run_data):  # now another fifth would be drawn, with training images in it
@@ -134,13 +134,38 @@ def test_a_damaged_record_of_the_test_images_is_said(text, run):
     assert "data.json cannot be used" in complaint_of("evaluate", run)
 
 
+PLACES = {
+    "other shards": ("wds/one", "wds/two", None),
+    "other parquet files": ("hfds/one", "hfds/two", "/kept"),
+    "other images of torchvision": ("cifar10", "cifar100", "/kept"),
+    "class folders": ("cifar10", "folder", None),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_other_data_are_looked_for_in_the_run_s_folder_only_where_they_share_it(case, run, monkeypatch):
+    own, other, expected = PLACES[case]
+    config = RunFolder(run).read_config().changed(data=own, data_dir="/kept")
+    RunFolder(run).write_config(config)
+    asked = []
+
+    def load(name, data_dir, **options):
+        asked.append((name, data_dir, options["hold_out"]))
+        raise UserError("enough")
+
+    monkeypatch.setattr(run_data, "load_data", load)
+    with pytest.raises(UserError, match="enough"):
+        load_tested(RunFolder(run), other)
+    assert asked == [(other, expected, True)]
+
+
 def test_training_images_in_a_hold_out_are_counted(run, tmp_path, caplog):
     shutil.copytree(tmp_path / "own", tmp_path / "copy")
-    assert len(tested(run, data_dir=str(tmp_path / "copy"))) == 121
-    count = 97 + sum("001.png" in path or "copy.png" in path for path in tested(run) if "/0/" in path)
+    assert len(paths_of_test(run, data_dir=str(tmp_path / "copy"))) == 121
+    count = 97 + sum("001.png" in path or "copy.png" in path for path in paths_of_test(run) if "/0/" in path)
     assert f"{count} of 121 images were trained on, byte for byte" in caplog.text
     caplog.clear()
-    tested(run, data_dir=str(tmp_path / "other"))
+    paths_of_test(run, data_dir=str(tmp_path / "other"))
     assert not caplog.text
 
 
@@ -177,7 +202,7 @@ def test_evaluate_ends_with_status_1_and_the_count(run, tmp_path):
 
 
 def test_a_run_s_own_test_images_may_have_become_unreadable(run, tmp_path):
-    own = tested(run)
+    own = paths_of_test(run)
     Path(own[0]).write_bytes(b"spoilt")
     metrics = evaluate(str(run), workers=0)
     assert [image["image"] for image in metrics["unreadable"]] == own[:1]

@@ -20,6 +20,7 @@ from cmpe_se.data.splits import places_of, role_of
 from cmpe_se.errors import UserError
 
 _PEEKED = 256
+_FIRST_TEST_NAMES = ("test", "val", "validation")  # that runs with a ``Listing`` of version 1 looked for, in this order
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ def scan_class_folders(
     """
     listing, log = listing or Listing(), log or _log.warning
     names = _subfolders(root)
+    if listing.version == 1 and train_split is None and test_split is None and "train" in names:
+        found = [name for name in _FIRST_TEST_NAMES if name in names and role_of(name) in test_roles]
+        train_split, test_split = ("train", found[0]) if found else (None, None)
     parts = choose_parts(root, names, test_roles, train_split, test_split, _subfolders)
     if parts:
         train_name, test_name, left_out = parts

@@ -97,8 +97,10 @@ def refuse_likely_parts(root: Path, classes: Sequence[str], images: Sequence[lis
     They do where most of them hold images in folders of the same names, at least two of those. Folders inside a class
     that are named like parts are refused too.
     """
-    inside = [{os.path.relpath(os.path.dirname(path), root / name) for path in paths} - {"."}
-              for name, paths in zip(classes, images, strict=True)]  # fmt: skip
+    inside = [
+        {os.path.relpath(folder, root / name) for folder in set(map(os.path.dirname, paths))} - {"."}
+        for name, paths in zip(classes, images, strict=True)
+    ]
     split = [name for name, folders in zip(classes, inside, strict=True) if any(map(role_of, folders))]
     if len(split) > max(1, len(classes) / 2):
         raise UserError(

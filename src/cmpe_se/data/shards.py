@@ -160,12 +160,16 @@ def _member_names(shard: Path) -> Iterator[str]:
         raise UserError(f"{shard} is no complete tar file of images and .cls files ({error}); write it again") from None
 
 
+def _is_label(name: str) -> bool:
+    return name.endswith(".cls") and not is_hidden(Path(name).name)
+
+
 def _largest_label(info_file: Path, shards: list[Path]) -> int:
     labels = []
     for shard in shards:
         try:
             with tarfile.open(shard) as tar:
-                files = (tar.extractfile(member) for member in tar if member.name.endswith(".cls"))
+                files = (tar.extractfile(member) for member in tar if _is_label(member.name))
                 labels += [int(file.read()) for file in files if file is not None]  # a folder has none
         except (OSError, ValueError, tarfile.TarError) as error:
             raise UserError(
