@@ -1,7 +1,6 @@
 """A network's accuracy on corrupted test images, with its files and its table."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -143,8 +142,8 @@ def write_corruptions(folder: Path, metrics: CorruptionMetrics, data: ImageData)
     """
     with os_errors_as(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "corruptions.csv", lambda path: write_table(path, corruption_rows(metrics)))
-        _replace(folder / "corruptions.png", lambda path: plot_corruptions(metrics, data.name, path))
+        write_table(folder / "corruptions.csv", corruption_rows(metrics))
+        plot_corruptions(metrics, data.name, folder / "corruptions.png")
     write_corruption_record(folder, metrics, data, provenance())
 
 
@@ -184,13 +183,3 @@ def table_of_corruptions(metrics: CorruptionMetrics) -> Table:
     table.add_row("mean", *(f"{value:.2f}" for value in (*means, metrics["mean"])))
     table.add_row("clean", *[""] * len(means), f"{metrics['clean']:.2f}")
     return table
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file beside its old version, and put it there once it is whole."""
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")  # matplotlib looks at the suffix
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
