@@ -43,12 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line, without the program's name; those of this process if left out.
     """
     before = end_at_once_when_stopped()
+    status = None
     try:
-        return _main(list(sys.argv[1:] if arguments is None else arguments))
+        status = _main(list(sys.argv[1:] if arguments is None else arguments))
+        return status
     finally:
-        if arguments is not None:  # called by other code; else the process ends now, and Python takes a moment to
-            for number, handler in before.items():
-                _signal.signal(number, handler)
+        for number, handler in before.items():
+            # The process of a command takes a moment to end: a launcher's signal then has nothing more to say.
+            ending = arguments is None and status is not None
+            _signal.signal(number, (lambda *_: os._exit(status)) if ending else handler)
 
 
 def end_at_once_when_stopped() -> dict[int, Any]:

@@ -21,7 +21,7 @@ from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
 from cmpe_se.training.launching import LOST_PROCESS, is_main_process, lost_process, may_speak, processes_left_out
 from cmpe_se.utils.files import os_errors_as
-from cmpe_se.utils.signals import raised
+from cmpe_se.utils.signals import handled, raised
 from cmpe_se.utils.terminal import print_plainly
 from cmpe_se_command import complain
 
@@ -78,7 +78,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _say(message: str, status: int) -> int:
     """Print why a command ends, unless another process of the same run has said so; returns the status."""
-    return complain(message, status) if may_speak() else status
+    with handled(lambda *_: None):  # a launcher ends the others where one has failed: that is no second reason
+        return complain(message, status) if may_speak() else status
 
 
 def _flush() -> None:

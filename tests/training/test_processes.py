@@ -1,16 +1,19 @@
 """Two real processes on a CPU: the same recipe, and every test image once."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cmpe_se.commands.evaluate import evaluate
 from cmpe_se.training.launching import processes_left_out
+from tests.tiers import slow_but
 from tests.training.processes import empty_folder
 from tests.training.runs import checkpoint, metrics, result, weights
 
@@ -134,3 +137,74 @@ def test_processes_are_left_out_where_accelerate_meant_several_and_none_has_a_ra
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     assert (processes_left_out() is not None) == left_out
+
+
+def lines_of_ours(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("cmpe-se: ")]
+
+
+def begin(folder: Path, *arguments, launcher=TORCHRUN) -> subprocess.Popen:
+    """A long run of two processes in a session of its own, at its first checkpoint; ``stop`` ends it."""
+    command = [*launcher, "train", "--epochs=200", "--checkpoint-steps=5", "--output", folder, *arguments]
+    begun = subprocess.Popen(
+        [str(part) for part in command],
+        env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    end = time.monotonic() + 120
+    while not (folder / "state" / "checkpoint.safetensors").exists():
+        assert begun.poll() is None, begun.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return begun
+
+
+def end_of(begun: subprocess.Popen) -> str:
+    try:
+        return begun.communicate(timeout=60)[1]
+    finally:
+        if begun.poll() is None:
+            os.killpg(begun.pid, signal.SIGKILL)
+
+
+LAUNCHERS = {"torchrun": TORCHRUN, "accelerate": [*ACCELERATE[:2], "--num_processes", "1", "-m", "cmpe_se"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_all_processes_saves_once(number, launcher, tmp_path):
+    """The launcher has the signal too, and hands it on: the second one must not end what is being saved."""
+    begun = begin(tmp_path / "run", launcher=LAUNCHERS[launcher])
+    os.killpg(begun.pid, getattr(signal, number))
+    said = lines_of_ours(end_of(begun))
+    assert len(said) == 1
+    assert said[0].startswith("cmpe-se: stopped and saved after step ")
+    tree = checkpoint(tmp_path / "run")
+    assert f"step {22 * tree['epoch'] + tree['batch']};" in said[0]
+
+
+@pytest.mark.parametrize("rank", slow_but([0, 1], [1]))
+def test_a_killed_process_is_one_sentence(rank, tmp_path):
+    begun = begin(tmp_path / "run")
+    processes = psutil.Process(begun.pid).children()
+    os.kill(next(each for each in processes if each.environ().get("RANK") == str(rank)).pid, signal.SIGKILL)
+    text = end_of(begun)
+    (said,) = lines_of_ours(text)
+    assert "another process of this run has ended without a word, perhaps for want of memory" in said
+    assert said.endswith(f"resume with: cmpe-se train --resume {tmp_path / 'run'}")
+    assert "cmpe_se/" not in text  # no trace of ours; the launcher has one of its own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0, 1])
+def test_one_process_that_fails_says_why_alone(share, digit_folder, tmp_path):
+    """A broken test image in the share of either process."""
+    data = shutil.copytree(digit_folder, tmp_path / "data")
+    images = sorted((data / "test").rglob("*.png"))
+    images[share].write_bytes(b"no image")
+    settings = ("--data=folder", "--data-dir", data, "--image-size=112", "--model=test_resnet", "--batch-size=8")
+    done = launch("train", "--epochs=1", *settings, "--output", tmp_path / "run")
+    assert done.returncode != 0
+    (said,) = lines_of_ours(done.stderr)
+    assert str(images[share]) in said
+    assert "cmpe_se/" not in done.stderr

@@ -190,7 +190,7 @@ def test_progress_outlives_its_terminal(monkeypatch):
     class Closed:
         encoding = "utf-8"
 
-        def write(self, _):
+        def write(self, _=""):
             raise OSError(5, "Input/output error")
 
         flush = write

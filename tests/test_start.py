@@ -1,0 +1,69 @@
+"""The first and the last moments of a command: Ctrl-C while packages are imported, and no place to write to."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+import cmpe_se_command
+from cmpe_se_command import COMMANDS
+from tests.tiers import slow_but
+from tests.training.processes import CONSOLE_SCRIPT, complaint_of, empty_folder
+
+STARTS = {"console script": [str(CONSOLE_SCRIPT)], "python -m": ["-m", "cmpe_se"]}
+CASES = [(how, command, number) for how in STARTS for command in COMMANDS for number in ("SIGINT", "SIGTERM", "SIGHUP")]
+NOW = [("console script", "train", "SIGINT"), ("python -m", "evaluate", "SIGTERM")]
+
+
+@pytest.mark.parametrize(("how", "command", "number"), slow_but(CASES, NOW))
+@pytest.mark.parametrize("module", slow_but(["torch.nn", "timm.layers", "torch"], ["torch"]))
+def test_a_signal_during_imports_is_one_line(module, how, command, number):
+    """``-X importtime`` says what has been imported, so that the signal comes in the middle."""
+    begun = subprocess.Popen(
+        [sys.executable, "-X", "importtime", *STARTS[how], command, "run"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=empty_folder(), start_new_session=True,
+    )  # fmt: skip
+    for line in begun.stderr:
+        if line.rpartition("|")[2].strip().startswith(module):
+            break
+    begun.send_signal(getattr(signal, number))
+    said = [line for line in begun.communicate(timeout=120)[1].splitlines() if not line.startswith("import time:")]
+    assert said == ["cmpe-se: stopped"]
+    assert begun.returncode == 130
+
+
+def test_a_caller_keeps_its_handlers():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert cmpe_se_command.main(["--version"]) == 0
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+
+def test_ctrl_c_in_a_command_is_one_line(monkeypatch):
+    def models(**_):
+        """Stop."""
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("cmpe_se.commands.models.models", models)
+    assert complaint_of("models") == "cmpe-se: stopped"
+
+
+def test_no_folder_for_temporary_files(monkeypatch):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    assert complaint_of("models") == (
+        "cmpe-se: error: No usable temporary directory found in ['/tmp']; set TMPDIR to a folder that can be written"
+    )
+
+
+def test_a_full_standard_output():
+    command = [CONSOLE_SCRIPT, "compare", "--plan", "--effect=0.3", "--sd=0.4"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("cmpe-se: error: ")
+    assert said.endswith("No space left on device")
+    assert done.returncode == 1

@@ -1,0 +1,65 @@
+"""Which of several processes says why a run has ended."""
+
+from datetime import timedelta
+
+import pytest
+import torch.distributed
+
+from cmpe_se.training import launching
+from cmpe_se.training.launching import lost_process, may_speak
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """The environment of one of two, which met at the store that torchrun keeps."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in {
+        "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True,
+        "TORCHELASTIC_RESTART_COUNT": 0, "RANK": 1,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    return store
+
+
+def test_the_first_that_asks_speaks(two_processes, monkeypatch):
+    assert may_speak()
+    monkeypatch.setenv("RANK", "0")
+    assert not may_speak()
+    assert not may_speak()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun --max-restarts: a new life, a new reason
+    assert may_speak()
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [(0, True), (1, False)])
+def test_before_they_have_met_the_main_one_speaks(rank, speaks, two_processes, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
+    monkeypatch.setenv("RANK", str(rank))
+    assert may_speak() is speaks
+
+
+def test_a_store_that_is_gone_has_spoken(two_processes, monkeypatch):
+    monkeypatch.setattr(launching, "_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setenv("MASTER_PORT", "9")
+    assert not may_speak()
+
+
+def test_one_process_speaks(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert may_speak()
+    assert may_speak()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
+        (RuntimeError("Connection reset by peer [127.0.0.1]:1234"), True),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"), True),
+        (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_the_end_of_another_process_is_recognised(error, lost, two_processes, monkeypatch):
+    assert lost_process(error) is lost
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not lost_process(error)
