@@ -1,10 +1,13 @@
 """Who waits for answers, and how much has been uploaded: what the server and the page have to know of each other."""
 
 import asyncio
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from cmpe_se.utils.text import counted
 
 _ARRIVING = 3.0  # seconds from a question to the stream that its answer goes to; a browser opens it at once
 _SESSIONS = 1000  # that are remembered
@@ -62,10 +65,11 @@ class Uploads:
         """Why an upload of so many bytes has to wait; None where it need not."""
         while self._recent and time.monotonic() - self._recent[0][0] > self.kept:
             self._recent.popleft()
-        files, total = (sum(each[place] for each in self._recent) for place in (1, 2))
+        files, total = sum(files for _, files, _ in self._recent), sum(size for _, _, size in self._recent)
         if files < self.files and total + size <= self.size:
             return None
-        return f"too many uploads: {files} files of {total / 1e6:.0f} MB are kept; wait {self.kept / 60:.0f} minutes"
+        minutes = counted(math.ceil(self.kept / 60), "minute")
+        return f"too many uploads: {counted(files, 'file')} of {total / 1e6:.0f} MB kept; wait {minutes}"
 
     def add(self, files: int, size: int) -> None:
         """Count an upload."""
