@@ -26,6 +26,7 @@ from cmpe_se.inspecting import find_gates, forced_gates
 from cmpe_se.inspecting.attribution import attribute
 from cmpe_se.training.run_folder import RunFolder
 from tests.tiers import slow_but
+from tests.training.conftest import write_digits
 from tests.training.processes import trained_run
 
 
@@ -359,3 +360,33 @@ def test_large_photos_are_not_kept(folded, tmp_path):
     assert asked.missing is None
     assert {picture.read().size for picture in asked.examples} == {(900, 700)}
     assert max(max(picture.thumbnail.size) for picture in asked.examples) == 160
+
+
+@pytest.fixture(scope="module")
+def other_data(plain, tmp_path_factory):
+    """A run like the plain one, whose test images are files of another folder."""
+    place = tmp_path_factory.mktemp("other")
+    images = write_digits(place / "images", {"train": 1, "test": 3}, digits=range(10))
+    run = place / "other"
+    shutil.copytree(plain, run)
+    text = (run / "config.yaml").read_text().replace("data: digits", "data: folder")
+    (run / "config.yaml").write_text(text.replace("data_dir: null", f"data_dir: {images}"))
+    return run
+
+
+def test_another_runs_image_is_not_taken_for_ones_own(plain, other_data, folded):
+    talk, (own, other, same) = answers(plain, other_data, folded)
+    chosen = Chosen(own, 3)
+    assert talk.image_for(same, chosen, 0) == chosen  # the same test images: networks can be compared on one
+    assert talk.image_for(other, chosen, 1) == Chosen(other, 1)
+    upload = Chosen("", content=png(load_data("digits").test_image(0)))
+    assert talk.image_for(other, upload, 0) == upload
+    name = talk.network(own).examples[3].name
+    said, _ = talk.show(choices(other, left_image=chosen))
+    assert f"{name} of {own}" in Shown(said).text
+    assert f"{name} of" not in Shown(talk.show(choices(same, left_image=chosen))[0]).text
+
+
+def test_a_network_that_is_loaded_again_has_images_of_its_own(plain):
+    first, second = network(plain), network(plain)
+    assert first.number != second.number  # the cache of images asks for it

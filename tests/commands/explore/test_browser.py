@@ -322,3 +322,27 @@ def test_what_is_missing_is_said(browser, runs, tmp_path):
         page.locator("#to").get_by_label("mean").check()
         expect(page.locator("#message [role=alert]")).to_contain_text("not known without test images")
         page.context.close()
+
+
+@pytest.mark.slow
+def test_the_slider_names_its_block(page, network):
+    slider, middle = page.locator("#depth input[type=range]"), (len(network.blocks) + 1) // 2
+    expect(page.locator("#block")).to_have_text(f"{network.blocks[middle - 1]} ({middle} of {len(network.blocks)})")
+    slider.press("Home")
+    expect(page.locator("#block")).to_have_text(f"{network.blocks[0]} (1 of {len(network.blocks)})")
+    choose(page, "left-network", "plain")
+    expect(page.locator("#block")).to_have_text("")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_covers_the_examples_and_words_in_plots_are_large_enough(browser, site, width):
+    page = visit(browser, site, width)
+    page.wait_for_timeout(500)
+    label = page.locator("#left-examples label").first.bounding_box()
+    first = page.locator("#left-examples button.thumbnail-item").first.bounding_box()
+    assert label["y"] + label["height"] <= first["y"]
+    sizes = page.locator("#left-answer img").evaluate_all("all => all.map(one => one.clientWidth / one.naturalWidth)")
+    points = 8 * 170 / 72  # the smallest letters, in pixels of the plot
+    assert min(sizes) * points >= 8.5
+    page.context.close()

@@ -221,3 +221,98 @@ def test_help():
     said = " ".join(succeed("explore", "--help").out.split())  # lines are wrapped
     assert "Serve a page for exploring finished runs on this machine" in said
     assert "all finished ones in runs/, the newest first, if left out" in said
+
+
+def dependencies(page) -> list[dict]:
+    return json.loads(ask(page, "/config")[1])["dependencies"]
+
+
+def shows(page) -> tuple[int, list]:
+    """Number of the event that shows everything, and values that it takes."""
+    parts = json.loads(ask(page, "/config")[1])["components"]
+    run = next(part["props"]["value"] for part in parts if part["props"].get("label") == "Network")
+    return 0, ["One", run, run, None, None, 1, "as trained", 0, "Grad-CAM at this block"]
+
+
+def last(said: list[dict]) -> dict:
+    return next(message for message in said if message["msg"] in ("process_completed", "refused"))
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://[::1", "http://[x]:y", "http://a:99999999", "x", "http://127.0.0.1 evil", ""]
+)
+def test_an_origin_that_is_no_address_is_refused(page, origin):
+    status, words = ask(page, "/", headers={"Origin": origin})
+    assert (status, words) == (403, b"requests of other sites are refused")
+    assert "Traceback" not in page.running.err
+
+
+@pytest.mark.parametrize("number", [9999, -1, None, "x", 1.5, True, [], {}])
+def test_events_that_the_page_does_not_have_are_answered_in_words(page, number):
+    refused = last(event(page, number, []))
+    assert (refused["status"], refused["content"]) == (400, "the page has nothing like that; load it again")
+    assert "Traceback" not in page.running.err
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b'{"fn_index": 0}', b"[" * 100_000])
+def test_questions_that_are_none_are_answered_in_words(page, body):
+    status, words = ask(page, "/gradio_api/queue/join", "POST", body, {"Content-Type": "application/json"})
+    assert (status, words) == (400, b"the page has nothing like that; load it again")
+    status, _ = ask(page, "/gradio_api/queue/join", "POST", b" " * (2**20 + 1))
+    assert status == 413
+    assert "Traceback" not in page.running.err
+
+
+def test_values_of_another_type_are_answered_in_words(page):
+    number, values = shows(page)
+    assert last(event(page, number, values))["success"]
+    for place in range(len(values)):
+        for bad in ("<b>x</b>", [], {}, -5, 10**30, None):
+            answer = last(event(page, number, [*values[:place], bad, *values[place + 1 :]]))
+            if not answer["success"]:
+                assert answer["output"]["error"], (place, bad)
+                assert "<b>" not in answer["output"]["error"]
+    for each in dependencies(page):
+        for data in ([], ["x"] * len(each["inputs"]), [{}] * len(each["inputs"])):
+            answer = last(event(page, each["id"], data))
+            assert answer["success"] or answer["output"]["error"], (each["id"], data)
+    assert "Traceback" not in page.running.err
+
+
+def test_an_answer_that_nobody_waits_for_is_not_computed(page):
+    number, values = shows(page)
+    body = {"data": [*values[:-1], "Integrated gradients"], "fn_index": number, "event_data": None, "trigger_id": None}
+    for guest in range(30):
+        assert post(page, "/gradio_api/queue/join", body | {"session_hash": f"gone{guest}"})[0] == 200
+    answer = last(event(page, number, values))
+    assert answer["success"]
+    status, content = ask(page, "/gradio_api/queue/data?session_hash=gone29")
+    assert status == 200
+    assert b"nobody waits for this answer" in content  # the last one was too late
+
+
+def _keep_few_uploads() -> None:
+    look_for_the_temporary_folder_anew()
+    from cmpe_se.commands.explore import serving
+
+    serving._MOST_UPLOADS, serving._UPLOADED = 3, 10_000
+
+
+def test_uploads_are_limited_in_number_and_size(folded):
+    with served(folded, before=_keep_few_uploads) as page:
+        assert upload(page, "x.png", b"0" * 9_000)[0] == 200
+        status, words = upload(page, "x.png", b"0" * 9_000)
+        assert status == 429
+        assert b"too many uploads: 1 file of 0 MB kept" in words
+        assert [upload(page, "x.png", b"1")[0] for _ in range(3)] == [200, 200, 429]
+        assert len(list(page.temporary.rglob("x.png"))) == 3
+    with served(folded, before=_keep_few_uploads) as page:
+        edge = uuid.uuid4().hex
+        part = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="y.png"\r\n\r\n{{}}\r\n'
+        body = "".join(part.format(number) for number in range(5)) + f"--{edge}--\r\n"
+        several = {"Content-Type": f"multipart/form-data; boundary={edge}"}
+        assert ask(page, "/gradio_api/upload", "POST", body.encode(), several)[0] == 200
+        assert upload(page, "x.png", b"1")[0] == 429  # all five count
+        chunked = several | {"Transfer-Encoding": "chunked"}
+        assert ask(page, "/gradio_api/upload", "POST", iter([b"x"]), chunked)[0] == 411
+        assert "Traceback" not in page.running.err

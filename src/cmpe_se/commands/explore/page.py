@@ -1,5 +1,7 @@
 """The page: its parts, and what follows from their events."""
 
+import logging
+import traceback
 from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
@@ -7,11 +9,44 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from cmpe_se.commands.explore.answers import ATTRIBUTIONS
+from cmpe_se.commands.explore.guests import Guests
 from cmpe_se.commands.explore.images import FORMATS, LARGEST_FILE, UPLOADS_KEPT, read_upload
 from cmpe_se.commands.explore.network import FORCES, Network, Networks
+from cmpe_se.commands.explore.serving import NOT_KNOWN
 from cmpe_se.commands.explore.visit import AS_TRAINED, HERE, ONE, TWO_IMAGES, TWO_NETWORKS, Answers, Choices, Chosen
 from cmpe_se.errors import UserError
 from cmpe_se.utils.escaping import visible
+from cmpe_se.utils.text import in_one_line
+
+_log = logging.getLogger(__name__)
+
+
+class Page(gr.Blocks):
+    """Gradio's page, whose events end in words and not in traces, and are not computed for nobody."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.guests = Guests()
+
+    async def process_api(self, *args: Any, **settings: Any) -> dict[str, Any]:
+        """Answer an event.
+
+        Raises:
+            gr.Error: nobody waits for it any more, or it cannot be answered; the browser shows its words.
+        """
+        session_hash = settings.get("session_hash")
+        if session_hash is not None and not await self.guests.waits(session_hash):
+            raise gr.Error("nobody waits for this answer", print_exception=False)
+        try:
+            return await super().process_api(*args, **settings)
+        except gr.Error as error:  # a value that is none of a part's
+            words = error.message
+        except Exception as error:
+            words = NOT_KNOWN
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            name = type(error).__name__
+            _log.warning(f"an event was not answered: {name} at {place.filename}:{place.lineno}: {in_one_line(error)}")
+        raise gr.Error(escape(visible(words)), print_exception=False)
 
 
 class _Picker(NamedTuple):
@@ -23,7 +58,7 @@ class _Picker(NamedTuple):
     image: gr.State
 
 
-def build(networks: Networks) -> gr.Blocks:
+def build(networks: Networks) -> Page:
     """The page, with the first network and its first example on it.
 
     Args:
@@ -32,9 +67,7 @@ def build(networks: Networks) -> gr.Blocks:
     answers, names = Answers(networks), networks.names
     first = answers.network(names[0])
     several = len(names) > 1
-    with gr.Blocks(
-        title="cmpe-se explore", analytics_enabled=False, delete_cache=(UPLOADS_KEPT // 3, UPLOADS_KEPT)
-    ) as page:
+    with Page(title="cmpe-se explore", analytics_enabled=False, delete_cache=(UPLOADS_KEPT // 3, UPLOADS_KEPT)) as page:
         gr.Markdown(
             "# Competition inside a network\nPick an image and a block. Hold gates closed, open or at their mean to "
             "see their effect on the prediction."
@@ -51,7 +84,7 @@ def build(networks: Networks) -> gr.Blocks:
             left_picker = _picker("left", first, Chosen(names[0], 0), visible=True)
             right_picker = _picker("right", first, Chosen(names[0], 1 % len(first.examples)), visible=False)
         with gr.Row():
-            with gr.Group(), gr.Column(min_width=160):
+            with gr.Column(min_width=160, elem_classes="depth"):
                 depth = _depth(first.blocks, (len(first.blocks) + 1) // 2)
                 block = gr.HTML(elem_id="block")
             to = gr.Radio([AS_TRAINED, *FORCES], value=AS_TRAINED, label="Gates", elem_id="to")
