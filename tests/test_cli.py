@@ -81,8 +81,9 @@ def test_switches_are_the_parameters_that_are_true_or_false():
     of_training = {"bias", "download", "flip", "channels_last", "compile", "tensorboard"}
     assert _switches(train.train) == of_training
     assert _switches(compare.compare) == of_training | {"corruptions", "dry_run", "plan"}
-    assert _switches(evaluate.evaluate) == {"corruptions"}
-    assert _switches(predict.predict) == _switches(models.models) == {"as_json"}
+    assert _switches(evaluate.evaluate) == {"corruptions", "fail_fast"}
+    assert _switches(predict.predict) == {"as_json", "fail_fast", "trust_pickle"}
+    assert _switches(models.models) == {"as_json"}
     assert _switches(explore.explore) == set()
     assert _switches(export.export) == {"merge", "int8"}
     assert _switches(push.push) == {"private"}
@@ -194,7 +195,7 @@ def test_models_mistake():
 
 def test_progress_bar_on_a_terminal(tmp_path):
     text = shown_on_terminal("train", "--epochs", "2", "--output", tmp_path / "run")
-    assert re.search(r"epoch 2/2 .*\d+/44 .*images/s .*loss \d\.\d+ .*top-1 \d+\.\d %.*left", text)
+    assert re.search(r"epoch 2/2 +step \d+/22 .*images/s .*loss \d\.\d+ .*top-1 \d+\.\d %.*left", text)
     assert re.search(r"epoch +2/2 +loss", text)  # the line that an epoch leaves
 
 

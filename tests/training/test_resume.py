@@ -1,5 +1,6 @@
 """Runs that are killed, interrupted and gone on with end as if nothing had happened: bit for bit, on a CPU."""
 
+import json
 import re
 import shutil
 import signal
@@ -144,7 +145,7 @@ def test_garbage_in_both_checkpoints(stopped):
 def test_finished_run_returns_its_result(short_run):
     before = everything_in(short_run)
     done = succeed("train", "--resume", short_run)
-    assert f'"test_top1": {result(short_run)["test_top1"]}' in done.out
+    assert json.loads(done.out)["test_top1"] == pytest.approx(result(short_run)["test_top1"], rel=1e-5)
     assert "epoch" not in done.err
     assert everything_in(short_run) == before
     assert train(resume=short_run) == result(short_run)

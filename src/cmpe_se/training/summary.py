@@ -61,7 +61,7 @@ class RunMetrics(EvaluationMetrics):
     epochs: int
     params: int
     macs: int
-    gates: dict[str, int]
+    gates: NotRequired[dict[str, int]]
     train_images: int
     test_images: int
     train_seconds: float

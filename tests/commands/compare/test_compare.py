@@ -140,7 +140,7 @@ def test_a_dry_run_says_what_it_would_cost():
     folder = empty_folder() / "comparison"
     done = succeed(*TWO, "--seeds=2", "--dry-run", "--output", folder)
     assert "total" in done.out
-    assert "CPU threads" in " ".join(done.out.split())
+    assert "on 1 CPU thread" in " ".join(done.out.split())
     assert not folder.exists()
 
 

@@ -23,6 +23,7 @@ from cmpe_se.training.config import GATE_FIELDS, TrainingConfig
 from cmpe_se.training.gate_settings import without_recipe_gates
 from cmpe_se.training.network import create_network
 from tests.tiers import slow_but
+from tests.training.written import a_result
 
 FIELDS = [field.name for field in fields(TrainingConfig)]
 DEFAULTS = {"start": None, "reduction": 16, "min_hidden": 1, "bias": False, "mask": 0.0}
@@ -195,16 +196,15 @@ def test_a_network_with_other_gates_than_asked_for_is_no_result(tmp_path):
     """As of a run whose settings are right and whose network is not: seen in the gates that were trained."""
     compared = grid(tmp_path, ("preact_resnet20", "preact_resnet20:se"))
     plain, se = compared.cells[:2]
-    tested = {"test_top1": 50.0, "params": 1, "macs": 1, "train_seconds": 1.0}
     for cell, gates in ((plain, {}), (se, {"se": 9})):
         cell.run.write_config(compared.config_of(cell))
         cell.run.write_metrics([])
-        cell.run.write_result(tested | {"gates": gates})
+        cell.run.write_result(a_result(gates=gates))
     compared.check_runs()
     assert [outcome.label for outcome in collect(compared, {})] == ["preact_resnet20", "preact_resnet20:se"]
 
-    plain.run.write_result(tested | {"gates": {"folded_3x3": 9}})
-    se.run.write_result(tested | {"gates": {"se": 8}})
+    plain.run.write_result(a_result(gates={"folded_3x3": 9}))
+    se.run.write_result(a_result(gates={"se": 8}))
     assert collect(compared, {}) == []
     assert not any(map(compared.is_finished, compared.cells))
     with pytest.raises(UserError, match="seed0 has 9 gates of view folded_3x3, and preact_resnet20 has no gates; give"):

@@ -14,9 +14,9 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.gate_settings import without_recipe_gates
 from cmpe_se.training.network import count_gates, create_network
-from cmpe_se.training.provenance import provenance
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.cost import count_parameters
+from tests.training.written import a_record, a_result
 
 SETTINGS = {"recipe": "digits", "epochs": 1, "device": "cpu"}
 MODELS = {"preact_resnet20": [90.0, 91.0], "cmpe_se_preact_resnet20": [91.5, 92.0]}
@@ -24,11 +24,9 @@ MODELS = {"preact_resnet20": [90.0, 91.0], "cmpe_se_preact_resnet20": [91.5, 92.
 
 def keep(run: RunFolder, config: TrainingConfig, top1: float) -> None:
     """What stays of a finished run."""
-    tested = {"test_top1": top1, "test_top5": 99.0, "test_loss": 0.3}
     run.write_config(config)
-    run.write_metrics([{"epoch": 1, "train_loss": 1.0, **tested}])
-    sizes = {"params": 1000, "macs": 10_000, "epochs": 1, "train_images": 1437, "test_images": 360}
-    run.write_result(sizes | tested | {"train_seconds": 5.0, "images_per_second": 300.0} | provenance())
+    run.write_metrics([a_record(test_top1=top1)])
+    run.write_result(a_result(test_top1=top1, macs=10_000, train_seconds=5.0, images_per_second=300.0))
 
 
 @pytest.fixture
