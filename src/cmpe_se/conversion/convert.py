@@ -163,7 +163,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]
             places[id(module)] = (name, module, above)
     for name, module, above in places.values():
         # Sequential and the like add nothing themselves, unless their forward is another.
-        plain = str(type(module).forward.__module__).startswith("torch.nn.") and not why_inside_stays(module)
+        plain = not why_inside_stays(module) and str(type(module).forward.__module__).startswith("torch.nn.")
         if not plain and any(True for _ in module.children()) and count_convolutions(module):
             yield name, module, above
 
@@ -189,6 +189,11 @@ def _new_gate(name: str, addition: Addition, block: nn.Module, settings: dict[st
         gate = CompetitiveSE(addition.channels, **settings, device=like.device, dtype=like.dtype)
     except ValueError as error:
         raise UserError(f"block {name}: {error}; or leave the block out with where=") from None
+    if addition.scale != 1 and getattr(gate.kind.layers, "scales_identity", False):
+        raise UserError(
+            f"block {name}: {addition.node.name} scales its residual by {addition.scale:g}, and view '{gate.view}' "
+            f"scales both flows; write identity + {addition.scale:g} * residual, or leave the block out with where="
+        )
     gate.zero_last_layer()
     gate.gain *= addition.scale  # identity + scale * residual, in the one step that the addition took
     return gate.train(block.training)
