@@ -2,6 +2,7 @@
 
 import copy
 from itertools import chain
+from typing import Any
 
 from torch import nn
 
@@ -9,18 +10,19 @@ from cmpe_se.errors import UserError
 from cmpe_se.utils.text import in_one_line
 
 
-def copy_network(model: nn.Module, instead: str) -> nn.Module:
+def copy_network(model: nn.Module, instead: str, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy of a network.
 
     Args:
         model: the network.
         instead: what a user can do where there is no copy, as the end of a sentence.
+        memo: what stands for an object in the copy, by the object's id, as :func:`copy.deepcopy` takes it.
 
     Raises:
         UserError: a layer that cannot be copied, such as one that keeps a result of the last forward pass.
     """
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except Exception as error:  # whatever a layer keeps: results with gradients, locks, open files
         reason = in_one_line(error).split(". ")[0].rstrip(".")
         raise UserError(f"{_without_copy(model)} cannot be copied: {reason}; {instead}") from None
