@@ -102,6 +102,7 @@ def test_the_factor_of_a_scaled_addition_stays_with_the_residual(view):
 
 OTHER_SUMS = {
     "scaled identity": (lambda u, s: torch.add(u, s, alpha=0.5), "scales its second operand by 0.5"),
+    "number in the middle": (lambda u, s: torch.add(s, 0.5, u), "not by adding two tensors"),
     "addcmul": (lambda u, s: torch.addcmul(s, u, u), "not by adding two tensors"),
     "lerp": (lambda u, s: torch.lerp(s, u, 0.5), "not by adding two tensors"),
     "difference": (lambda u, s: s - u, "not by adding two tensors"),
@@ -113,6 +114,7 @@ OTHER_SUMS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:This overload of add is deprecated")
 @pytest.mark.parametrize(("join", "reason"), OTHER_SUMS.values(), ids=OTHER_SUMS)
 def test_other_sums_are_listed(join, reason):
     original = nn.Sequential(Plain(), OptionA(12, 12, 1, join))

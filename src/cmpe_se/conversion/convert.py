@@ -2,27 +2,26 @@
 
 A block's forward is traced by torch.fx with its children as leaves, its residual additions are found and replaced, and
 the block takes the new forward. It keeps its class, its children and their names, so checkpoints, hooks, feature
-extraction and parameter groups work as before.
+extraction and parameter groups work as before. A block is converted only where every call of it runs the new forward;
+the others are left as they are, and the report names each with the reason.
 
 At the start every gate is exactly 1: the last layer is zero, so the logistic gives 1/2, and a fixed factor of 2 undoes
 it (fact 4 of ``docs/method.md``). The converted network computes what the original did, bit for bit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import fx, nn
+from torch import nn
 
-from cmpe_se.conversion.additions import Addition, calls_of, count_convolutions, find_additions
+from cmpe_se.conversion.additions import Addition
 from cmpe_se.conversion.blocks import replace_forward, with_forward
-from cmpe_se.conversion.calls import shared_with_original, why_block_stays, why_inside_stays
+from cmpe_se.conversion.calls import shared_with_original
+from cmpe_se.conversion.planning import Plan, plan_conversion
 from cmpe_se.conversion.report import remember_skipped
 from cmpe_se.conversion.shapes import tensor_like
-from cmpe_se.conversion.tracing import trace
-from cmpe_se.conversion.unconvertible import Unconvertible
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.views import STARTS, TABLE
@@ -61,14 +60,15 @@ def convert(
         bias: biases in the gates' linear maps.
         mask: probability with which a squeeze is hidden from the gate in training.
         where: the blocks to convert; all if left out. A name stands for everything inside it too.
-        inplace: change ``model`` itself instead of a copy.
+        inplace: change ``model`` itself instead of a copy, for example because it cannot be copied.
 
     Returns:
         The converted network. :func:`conversion_report` says what was converted and what was not.
 
     Raises:
-        UserError: no residual addition, nothing at ``where``, a network that has gates already, a view that cannot fold
-            the channels of some block. The model is left as it was.
+        UserError: no residual addition that can be converted, nothing at ``where``, a network that has gates already
+            or has a layer that cannot be copied, a view that cannot fold the channels of some block. The model is left
+            as it was.
     """
     for name, value, known in (("view", view, tuple(TABLE)), ("start", start, STARTS)):
         if value not in known:
@@ -81,7 +81,7 @@ def convert(
     if not inplace:
         model = copy_network(model, "convert in place (inplace=True)")
 
-    plans, skipped = _plan(model)
+    plans, skipped = plan_conversion(model)
     if not plans:
         what = "that can be converted" if skipped else "of convolutional branches"
         raise UserError(
@@ -108,66 +108,6 @@ def convert(
     return model
 
 
-class _Plan(NamedTuple):
-    """A block that can be converted: its forward, and what in it becomes a gate."""
-
-    block: nn.Module
-    graph: fx.Graph
-    additions: list[Addition]
-
-
-def _plan(model: nn.Module) -> tuple[dict[str, _Plan], dict[str, str]]:
-    """Blocks that can be converted, and of others that have residual additions why they cannot."""
-    plans, skipped, called = {}, {}, {}
-    for name, block, closed in _candidates(model):
-        closed = closed or why_block_stays(block)
-        if why_inside_stays(block):
-            skipped[name] = str(closed)
-            continue
-        try:
-            graph, caveat = trace(block)
-            called[name] = calls_of(block, graph)
-            additions, reasons = find_additions(block, graph)
-        except Unconvertible as reason:
-            additions, reasons, caveat = [], [str(reason)], None
-        if (closed := closed or caveat) and (additions or reasons):
-            additions, reasons = [], [closed]
-        if additions:
-            plans[name] = _Plan(block, graph, additions)
-        if reasons:
-            skipped[name] = "; ".join(reasons)
-    for name, plan in list(plans.items()):
-        inside = {layer for layer in plan.block.modules() if layer is not plan.block}
-        for caller, layers in called.items():
-            if caller != name and model.get_submodule(caller) not in inside and not inside.isdisjoint(layers):
-                skipped[name] = f"{caller or 'the network itself'} runs its layers without it"
-                plans.pop(name, None)
-    return plans, skipped
-
-
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]:
-    """Modules whose own forward may hold a residual addition, each with a reason if something around it forbids gates.
-
-    A module that stands at several places is there once, at a place that allows gates if there is one.
-    """
-    around: dict[str, str | None] = {}  # of a module, what forbids gates inside it
-    places: dict[int, tuple[str, nn.Module, str | None]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        above = around[name.rpartition(".")[0]] if name else None
-        inside = why_inside_stays(module)
-        around[name] = above or (f"inside {name or 'the network itself'}: {inside}" if inside else None)
-        if isinstance(module, torch.jit.ScriptModule) and above:
-            continue  # parts of what is named as a whole
-        known = places.get(id(module))
-        if known is None or (known[2] and not above):
-            places[id(module)] = (name, module, above)
-    for name, module, above in places.values():
-        # Sequential and the like add nothing themselves, unless their forward is another.
-        plain = str(type(module).forward.__module__).startswith("torch.nn.") and not why_inside_stays(module)
-        if not plain and any(True for _ in module.children()) and count_convolutions(module):
-            yield name, module, above
-
-
 def _matches(where: Where, name: str, block: nn.Module) -> bool:
     if callable(where):
         return where(name, block)
@@ -175,7 +115,7 @@ def _matches(where: Where, name: str, block: nn.Module) -> bool:
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in patterns)
 
 
-def _new_gates(name: str, plan: _Plan, settings: dict[str, Any]) -> dict[str, CompetitiveSE]:
+def _new_gates(name: str, plan: Plan, settings: dict[str, Any]) -> dict[str, CompetitiveSE]:
     """A gate for each addition of a block, by the name that it gets among the block's children."""
     names = (CHILD if number == 1 else f"{CHILD}_{number}" for number in count(1))
     free = (child for child in names if not hasattr(plan.block, child))
@@ -189,12 +129,17 @@ def _new_gate(name: str, addition: Addition, block: nn.Module, settings: dict[st
         gate = CompetitiveSE(addition.channels, **settings, device=like.device, dtype=like.dtype)
     except ValueError as error:
         raise UserError(f"block {name}: {error}; or leave the block out with where=") from None
+    if addition.scale != 1 and getattr(gate.kind.layers, "scales_identity", False):
+        raise UserError(
+            f"block {name}: {addition.node.name} scales its residual by {addition.scale:g}, and view '{gate.view}' "
+            f"scales both flows; write identity + {addition.scale:g} * residual, or leave the block out with where="
+        )
     gate.zero_last_layer()
     gate.gain *= addition.scale  # identity + scale * residual, in the one step that the addition took
     return gate.train(block.training)
 
 
-def _put_gates(plan: _Plan, children: list[str]) -> None:
+def _put_gates(plan: Plan, children: list[str]) -> None:
     """Let the gates take the place of the additions in the graph of a block."""
     for addition, child in zip(plan.additions, children, strict=True):
         with plan.graph.inserting_after(addition.node):
@@ -203,7 +148,7 @@ def _put_gates(plan: _Plan, children: list[str]) -> None:
         plan.graph.erase_node(addition.node)
 
 
-def _try_forward(name: str, plan: _Plan) -> None:
+def _try_forward(name: str, plan: Plan) -> None:
     try:
         with_forward(plan.block, plan.graph)
     except Exception as error:  # whatever a class does when it gets a subclass

@@ -47,9 +47,7 @@ class Trace(NamedTuple):
 class _BlockTracer(fx.Tracer):
     """Children are leaves; gradients and autocast have to stay as they were."""
 
-    proxy_buffer_attributes = (
-        True  # or what is written into a buffer would be written while it is traced, and then never
-    )
+    proxy_buffer_attributes = True  # or a forward would write into its buffers while it is traced, and never again
 
     def __init__(self) -> None:
         super().__init__()
