@@ -16,7 +16,7 @@ small picture of the network's inside::
 from typing import TypeGuard
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from cmpe_se.layers.gate_layers import Gate, GateSizes
 from cmpe_se.layers.gated_addition import add_gated, squeeze
@@ -124,7 +124,10 @@ class CompetitiveSE(Gate):
 
     def forward(self, residual: Tensor, identity: Tensor) -> Tensor:
         """Add the gated residual to the identity: (N, C, H, W) and (N, C, H, W) to (N, C, H, W)."""
-        return _add(self, residual, identity)
+        self._check_shapes(residual, identity, dimensions=(4,))
+        if hasattr(self, "map_gate"):
+            return self.kind.layers.add(self, residual, identity)
+        return add_gated(identity, self.gate(residual, identity), residual)
 
     def gate(self, residual: Tensor, identity: Tensor) -> Tensor:
         """Gate a of each channel, (N, C) in (0, 1) or (0, 2), from feature maps (N, C, H, W) or their squeezes (N, C).
@@ -137,7 +140,11 @@ class CompetitiveSE(Gate):
             raise ValueError(
                 f"view '{self.view}' rescales feature maps by itself: it has not one gate for each channel"
             )
-        return _gate(self, residual, identity)
+        residual, identity = self._squeezes(residual, identity)
+        with without_autocast(residual.device.type):
+            # The gate is tiny and steers everything behind it, so autocast does not round it.
+            weight_dtype = next(self.fc2.parameters()).dtype
+            return self._excite(residual.to(weight_dtype), identity.to(weight_dtype))
 
     def picture(self, residual: Tensor, identity: Tensor) -> Tensor:
         """Picture (N, 1, height, width) that the map convolution reads, from feature maps or from their squeezes.
@@ -206,23 +213,6 @@ class CompetitiveSE(Gate):
         start = f", start='{self.start}'" if self.start != "half" else ""
         mask = f", mask={self.mask:g}" if self.mask else ""
         return f"{self.channels}, view='{self.view}'{hidden}{size}{start}{mask}"
-
-
-@fx.wrap  # one operation to torch.fx and its users: what it does depends on shapes, and it is to stay in float32
-def _add(gate: CompetitiveSE, residual: Tensor, identity: Tensor) -> Tensor:
-    gate._check_shapes(residual, identity, dimensions=(4,))
-    if hasattr(gate, "map_gate"):
-        return gate.kind.layers.add(gate, residual, identity)
-    return add_gated(identity, gate.gate(residual, identity), residual)
-
-
-@fx.wrap
-def _gate(gate: CompetitiveSE, residual: Tensor, identity: Tensor) -> Tensor:
-    residual, identity = gate._squeezes(residual, identity)
-    with without_autocast(residual.device.type):
-        # The gate is tiny and steers everything behind it, so autocast does not round it.
-        weight_dtype = next(gate.fc2.parameters()).dtype
-        return gate._excite(residual.to(weight_dtype), identity.to(weight_dtype))
 
 
 def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -11,17 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
-from cmpe_se.layers.hooks import is_recorded, is_symbolic, says_what_it_does
+from cmpe_se.layers.hooks import is_recorded, says_what_it_does
 from cmpe_se.layers.precision import autocasts
 
 
 def add_gated(identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     """``identity + gate * residual`` in one pass: (N, C, H, W), (N, C), (N, C, H, W) to (N, C, H, W)."""
-    return _add_gated(identity, gate, residual)
-
-
-@fx.wrap  # as those below: one operation to torch.fx, since what they do depends on dtypes
-def _add_gated(identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     gate = gate.to(residual.dtype)[:, :, None, None]
     if _plain_is_best() or identity.dtype != residual.dtype:
         return torch.addcmul(identity, gate, residual)
@@ -37,8 +32,6 @@ def add_gated_pointwise(identity: Tensor, gate: Tensor, conv: nn.Conv2d, x: Tens
         conv: see :func:`cmpe_se.layers.attention.is_pointwise`.
         x: the convolution's input, (N, C_in, H, W).
     """
-    if is_symbolic(x):  # the convolution is to be seen
-        return add_gated(identity, gate, conv(x))
     simple = identity.dtype == x.dtype == conv.weight.dtype and conv.bias is None
     if _plain_is_best() or not says_what_it_does(conv) or not simple or autocasts(x.device.type):
         return add_gated(identity, gate, conv(x))
@@ -47,8 +40,6 @@ def add_gated_pointwise(identity: Tensor, gate: Tensor, conv: nn.Conv2d, x: Tens
 
 def with_squeeze(residual: Tensor) -> tuple[Tensor, Tensor]:
     """A tensor (N, C, H, W) and its squeeze (N, C), whose gradient is added to the tensor's own in place."""
-    if is_symbolic(residual):
-        return residual, squeeze(residual)
     if _plain_is_best() or residual.dtype not in (torch.float32, torch.float64):
         return residual, squeeze(residual)
     return _WithSqueeze.apply(residual)
@@ -59,7 +50,7 @@ def squeeze(x: Tensor) -> Tensor:
     return _squeeze(x)
 
 
-@fx.wrap
+@fx.wrap  # one operation to torch.fx, since what it does depends on the dtype
 def _squeeze(x: Tensor) -> Tensor:
     if _rows_first(x):
         rows = avg_pool2d(x, (1, x.shape[3]))  # (N, C, H, 1), summed in float32 and rounded as x's own numbers are

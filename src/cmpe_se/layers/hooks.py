@@ -1,7 +1,8 @@
 """Hooks on layers, layers whose output is what their parameters say, and tools that record what layers do."""
 
+from functools import partial
 from types import FunctionType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 import torch
 from timm.layers import Conv2dSame, DropPath
@@ -69,15 +70,21 @@ def is_watched(module: nn.Module) -> bool:
     return "weight" in values or "bias" in values or "parametrizations" in module._modules
 
 
-class HookedSum(nn.Module):
-    """A module whose output an in-place activation may overwrite although it has full backward hooks.
+class GateModule(nn.Module):
+    """What gates, merged or not, are to PyTorch's tools.
 
-    PyTorch makes the output of a module with such hooks a view, which it allows nothing to write over. What reads a
-    gate in a converted network is often a ReLU that does.
+    - To torch.fx and its users a gate is one layer, whichever tracer it is: what a gate does depends on shapes and
+      dtypes, and what quantises a traced network is to leave it in float32.
+    - A full backward hook makes the output of a module a view, which PyTorch allows nothing to write over. What reads a
+      gate in a converted network is often a ReLU that does, so such an output is copied.
+    - ``torch.jit.script`` gets a sentence.
     """
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """What the module puts out."""
+        for value in inputs:
+            if is_symbolic(value) and isinstance(value.tracer, fx.Tracer):
+                return value.tracer.call_module(self, partial(_as_one_layer, self, value.tracer), inputs, keywords)
         output = super().__call__(*inputs, **keywords)
         hooked = self._backward_hooks or self._backward_pre_hooks or module_hooks._global_backward_hooks
         return output.clone() if hooked or module_hooks._global_backward_pre_hooks else output
@@ -85,6 +92,10 @@ class HookedSum(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` asks each module for."""
         raise_not_scriptable(self)
+
+
+def _as_one_layer(module: nn.Module, tracer: fx.Tracer, *inputs: Any, **keywords: Any) -> fx.Proxy:
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, keywords)
 
 
 def raise_not_scriptable(module: nn.Module) -> NoReturn:
@@ -95,7 +106,7 @@ def raise_not_scriptable(module: nn.Module) -> NoReturn:
     )
 
 
-def is_symbolic(value: object) -> bool:
+def is_symbolic(value: object) -> TypeGuard[fx.Proxy]:
     """Whether a value is torch.fx's stand-in for a tensor, of which neither shape nor dtype is known."""
     return isinstance(value, fx.Proxy)
 

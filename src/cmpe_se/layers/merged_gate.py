@@ -4,17 +4,17 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from cmpe_se.layers.gate_layers import Gate
 from cmpe_se.layers.gated_addition import add_gated, squeeze
-from cmpe_se.layers.hooks import HookedSum, known_layer, says_what_it_does
+from cmpe_se.layers.hooks import GateModule, known_layer, says_what_it_does
 from cmpe_se.layers.precision import without_autocast
 
 
 @known_layer
-class MergedGate(HookedSum):
+class MergedGate(GateModule):
     """``identity + gain * sigmoid(W2 relu(A r + B i + b) + c) * residual``: what a gate computes in eval mode, exactly.
 
     Made by :func:`cmpe_se.merge` and :meth:`cmpe_se.CompetitiveSE.fuse`. Its weights stay float32 (or wider) whatever
@@ -71,7 +71,12 @@ class MergedGate(HookedSum):
 
     def gate(self, residual: Tensor | None, identity: Tensor | None) -> Tensor:
         """Gate a of each channel, (N, C), from the squeezes (N, C_r) and (N, C_i); one it does not read may be None."""
-        return _gate(self, residual, identity)
+        r, i = cast(Tensor, residual), cast(Tensor, identity)  # what is read is there
+        single = i if self.competitive else r
+        read = torch.cat((r, i), dim=1) if self.competitive and self.reads_residual else single
+        with without_autocast(read.device.type):
+            gate = self.excite(self.read(read.to(self.read.weight.dtype)).relu()).sigmoid()
+        return gate if self.gain == 1 else gate * self.gain
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MergedGate":
         def keeping_precision(tensor: Tensor) -> Tensor:
@@ -84,16 +89,6 @@ class MergedGate(HookedSum):
     def extra_repr(self) -> str:
         """View and gain, for ``print(model)``."""
         return f"view='{self.view}', gain={self.gain:g}"
-
-
-@fx.wrap  # one operation to torch.fx and its users, which stays in float32
-def _gate(merged: MergedGate, residual: Tensor | None, identity: Tensor | None) -> Tensor:
-    r, i = cast(Tensor, residual), cast(Tensor, identity)  # what is read is there
-    single = i if merged.competitive else r
-    read = torch.cat((r, i), dim=1) if merged.competitive and merged.reads_residual else single
-    with without_autocast(read.device.type):
-        gate = merged.excite(merged.read(read.to(merged.read.weight.dtype)).relu()).sigmoid()
-    return gate if merged.gain == 1 else gate * merged.gain
 
 
 def layers_say_what_it_does(attention: nn.Module) -> bool:

@@ -87,7 +87,8 @@ class Calls:
                 self.normed += [(module.get_submodule(conv), module.get_submodule(norm)) for conv, norm in names]
                 continue
             walked = is_sequence(module) and module is not model and id(module) not in self._calls
-            if walked or id(module) in looked_into or not any(True for _ in module.children()):
+            single = is_unaltered(module) or not any(True for _ in module.children())
+            if walked or single or id(module) in looked_into:
                 continue
             graph, inside = _trace(module)
             self._graphs[id(module)] = graph
@@ -100,9 +101,9 @@ class Calls:
     def _note(self, block: nn.Module, node: fx.Node) -> None:
         if node.op == "call_module":
             self._calls[id(block.get_submodule(str(node.target)))].append(Call(block, node))
-        elif node.op == "get_attr":
+        elif node.op == "get_attr" and "." in str(node.target):  # what is not its own
             value: Any = block
-            for name in filter(None, str(node.target).split(".")):  # the block itself has an empty name
+            for name in str(node.target).split("."):
                 value = getattr(value, name)
             self._read |= {id(part) for part in value.modules()} if isinstance(value, nn.Module) else {id(value)}
 

@@ -82,14 +82,16 @@ class PreActBlock(nn.Module):
         last = self.branch(h)
         if self.attention is None:
             return shortcut + self.drop_path(self.last_conv(last)), None
-        if not self.attention.takes_squeezes or not says_what_it_does(self.attention):  # nothing flows or is read ahead
+        apart = is_symbolic(x) or not says_what_it_does(
+            self.attention
+        )  # what stands for it, or listens, sees it called
+        if apart or not self.attention.takes_squeezes:  # nothing flows, and nothing is read ahead
             y = self.attention(self.last_conv(last), shortcut)
             drops = self.training and isinstance(self.drop_path, DropPath) and self.drop_path.drop_prob
             return shortcut + self.drop_path(y - shortcut) if drops else y, None
 
         residual = None
-        ahead = not is_symbolic(x)  # a convolution is to be seen in the graph that torch.fx writes down
-        if ahead and self.reads_ahead and is_pointwise(self.last_conv):
+        if self.reads_ahead and is_pointwise(self.last_conv):
             r = squeeze_through(self.last_conv, last)  # (N, C)
         else:
             residual, r = with_squeeze(self.last_conv(last))
@@ -98,9 +100,7 @@ class PreActBlock(nn.Module):
             return self._add(shortcut, gate, residual, last), None
 
         if self.shortcut is not None:
-            i = (
-                squeeze_through(self.shortcut, h) if ahead and is_pointwise(self.shortcut) else squeeze(shortcut)
-            )  # (N, C)
+            i = squeeze_through(self.shortcut, h) if is_pointwise(self.shortcut) else squeeze(shortcut)  # (N, C)
         else:
             i = squeeze(x) if identity_squeeze is None else identity_squeeze
         # Dropping a sample's whole residual is a factor on its gates: one number a channel, not a pass over the maps.
