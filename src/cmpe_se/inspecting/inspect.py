@@ -110,7 +110,7 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
         for module in modes:
             module.training = False
         for name, gate in gates.items():
-            handles += _listen(name, gate, seen)
+            handles += _listen(name, gate, seen, isinstance(model.get_submodule(name), PreActBlock))
         for name, block in model.named_modules():
             if isinstance(block, PreActBlock) and name in gates and gates[name].takes_squeezes:
                 made: dict[str, Tensor] = {}
@@ -143,8 +143,12 @@ def find_gates(model: nn.Module) -> dict[str, CompetitiveSE | MergedGate]:
     return {block if block in alone else name: full[name] for block, name in zip(blocks, full, strict=True)}
 
 
-def _listen(name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, Any]]) -> list[Any]:
-    """Hooks on a gate and its layers; each call of it leaves one record in ``seen``."""
+def _listen(name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, Any]], ours: bool) -> list[Any]:
+    """Hooks on a gate and its layers; each call of it leaves one record in ``seen``.
+
+    A block of our own networks hands its squeezes to the gate's layers, and calls the gate itself only where that has
+    hooks: it gets none.
+    """
     parts: dict[str, Tensor] = {}  # of the current call
 
     def keep(part: str) -> Callable:
@@ -165,7 +169,7 @@ def _listen(name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, An
     if hasattr(gate, "map_gate"):
         heard = _listen_to_maps(name, gate, seen, parts)
         return [gate.register_forward_pre_hook(keep_flows), *heard]
-    handles = [gate.register_forward_pre_hook(keep_flows)]
+    handles = [] if ours else [gate.register_forward_pre_hook(keep_flows)]
     for child, layer in gate.named_children():
         if child in ("fc2", "excite"):
             handles.append(layer.register_forward_hook(decided))

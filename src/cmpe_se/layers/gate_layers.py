@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from cmpe_se.layers.hooks import known_layer
+from cmpe_se.layers.hooks import GateModule, known_layer
 
 FORMS = ("squeezes", "picture", "constant", "maps")
 """Linear maps of squeezes, a convolution over a picture of both, a learned constant, a module that takes the maps."""
@@ -37,7 +37,7 @@ class Kind(Protocol):
         """The layers themselves."""
 
 
-class Gate(nn.Module):
+class Gate(GateModule):
     """What the layers see of the gate that they belong to, a :class:`cmpe_se.CompetitiveSE`."""
 
     channels: int

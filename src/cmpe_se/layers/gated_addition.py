@@ -8,7 +8,7 @@ Under ``torch.compile``, which fuses the plain form itself, and without gradient
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
 from cmpe_se.layers.hooks import is_recorded, says_what_it_does
@@ -47,6 +47,11 @@ def with_squeeze(residual: Tensor) -> tuple[Tensor, Tensor]:
 
 def squeeze(x: Tensor) -> Tensor:
     """Global average of each channel, (N, C, H, W) to (N, C), in float32 or the input's wider dtype."""
+    return _squeeze(x)
+
+
+@fx.wrap  # one operation to torch.fx, since what it does depends on the dtype
+def _squeeze(x: Tensor) -> Tensor:
     if _rows_first(x):
         rows = avg_pool2d(x, (1, x.shape[3]))  # (N, C, H, 1), summed in float32 and rounded as x's own numbers are
         return rows.mean(dim=(2, 3), dtype=torch.float32)

@@ -1,15 +1,18 @@
-"""Whether a layer's output is what its parameters say, and whether a compiler or tracer records its operations."""
+"""Hooks on layers, layers whose output is what their parameters say, and tools that record what layers do."""
 
+from functools import partial
 from types import FunctionType
-from typing import TypeVar
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 import torch
 from timm.layers import Conv2dSame, DropPath
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from timm.layers.norm_act import FrozenBatchNorm2d as TimmFrozenBatchNorm2d
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules import module as module_hooks
 from torchvision.ops.misc import FrozenBatchNorm2d
+
+from cmpe_se.errors import UserError
 
 _HARMLESS = {"reset_parameters", "extra_repr"}  # methods that have no part in what a layer computes
 
@@ -65,6 +68,47 @@ def is_watched(module: nn.Module) -> bool:
         return True
     values = module.__dict__
     return "weight" in values or "bias" in values or "parametrizations" in module._modules
+
+
+class GateModule(nn.Module):
+    """What gates, merged or not, are to PyTorch's tools.
+
+    - To torch.fx and its users a gate is one layer, whichever tracer it is: what a gate does depends on shapes and
+      dtypes, and what quantises a traced network is to leave it in float32.
+    - A full backward hook makes the output of a module a view, which PyTorch allows nothing to write over. What reads a
+      gate in a converted network is often a ReLU that does, so such an output is copied.
+    - ``torch.jit.script`` gets a sentence.
+    """
+
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        """What the module puts out."""
+        for value in inputs:
+            if is_symbolic(value) and isinstance(value.tracer, fx.Tracer):
+                return value.tracer.call_module(self, partial(_as_one_layer, self, value.tracer), inputs, keywords)
+        output = super().__call__(*inputs, **keywords)
+        hooked = self._backward_hooks or self._backward_pre_hooks or module_hooks._global_backward_hooks
+        return output.clone() if hooked or module_hooks._global_backward_pre_hooks else output
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` asks each module for."""
+        raise_not_scriptable(self)
+
+
+def _as_one_layer(module: nn.Module, tracer: fx.Tracer, *inputs: Any, **keywords: Any) -> fx.Proxy:
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, keywords)
+
+
+def raise_not_scriptable(module: nn.Module) -> NoReturn:
+    """Say in one sentence what TorchScript can do with gates."""
+    raise UserError(
+        f"torch.jit.script cannot compile {type(module).__name__}, whose forward is Python that TorchScript does not "
+        "know; torch.jit.trace, torch.export and torch.compile take the network as it is"
+    )
+
+
+def is_symbolic(value: object) -> TypeGuard[fx.Proxy]:
+    """Whether a value is torch.fx's stand-in for a tensor, of which neither shape nor dtype is known."""
+    return isinstance(value, fx.Proxy)
 
 
 def is_recorded() -> bool:

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from cmpe_se.layers.gate_layers import Gate
-from cmpe_se.layers.gated_addition import squeeze
-from cmpe_se.layers.hooks import is_recorded, says_what_it_does
+from cmpe_se.layers.gated_addition import add_gated, squeeze
+from cmpe_se.layers.hooks import GateModule, known_layer, says_what_it_does
 from cmpe_se.layers.precision import without_autocast
 
 
-class MergedGate(nn.Module):
+@known_layer
+class MergedGate(GateModule):
     """``identity + gain * sigmoid(W2 relu(A r + B i + b) + c) * residual``: what a gate computes in eval mode, exactly.
 
     Made by :func:`cmpe_se.merge` and :meth:`cmpe_se.CompetitiveSE.fuse`. Its weights stay float32 (or wider) whatever
@@ -31,8 +32,6 @@ class MergedGate(nn.Module):
     """
 
     takes_squeezes = True
-    overwrites = False
-    """Whether ``forward`` may write the sum over the residual, which nothing else reads: timm's blocks do the same."""
 
     def __init__(
         self,
@@ -68,11 +67,7 @@ class MergedGate(nn.Module):
         """
         r = squeeze(residual) if residual_squeeze is None and self.reads_residual else residual_squeeze
         i = squeeze(identity) if identity_squeeze is None and self.competitive else identity_squeeze
-        gate = self.gate(r, i).to(residual.dtype)[:, :, None, None]
-        kept = torch.is_grad_enabled() or is_recorded() or identity.dtype != residual.dtype
-        if self.overwrites and not kept:
-            return torch.addcmul(identity, gate, residual, out=residual)
-        return torch.addcmul(identity, gate, residual)
+        return add_gated(identity, self.gate(r, i), residual)
 
     def gate(self, residual: Tensor | None, identity: Tensor | None) -> Tensor:
         """Gate a of each channel, (N, C), from the squeezes (N, C_r) and (N, C_i); one it does not read may be None."""
@@ -80,7 +75,7 @@ class MergedGate(nn.Module):
         single = i if self.competitive else r
         read = torch.cat((r, i), dim=1) if self.competitive and self.reads_residual else single
         with without_autocast(read.device.type):
-            gate = self.excite(self.read(read.to(self.read.weight.dtype)).relu_()).sigmoid_()
+            gate = self.excite(self.read(read.to(self.read.weight.dtype)).relu()).sigmoid()
         return gate if self.gain == 1 else gate * self.gain
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MergedGate":

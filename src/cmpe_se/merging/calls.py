@@ -20,10 +20,19 @@ class _FlatTracer(fx.Tracer):
         self.looked_into: set[int] = set()
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        if _has_own_call(module):
+            raise TypeError(f"what {name} does around its forward would be traced into the one that calls it")
         if not is_sequence(module) or is_watched(module):
             return True
         self.looked_into.add(id(module))
         return False
+
+
+def _has_own_call(module: nn.Module) -> bool:
+    ancestors = type(module).__mro__
+    return not is_unaltered(module) and any(
+        "__call__" in vars(kind) for kind in ancestors[: ancestors.index(nn.Module)]
+    )
 
 
 def is_sequence(module: nn.Module) -> bool:
@@ -36,12 +45,8 @@ def runs_its_class(module: nn.Module) -> bool:
     return vars(module).keys().isdisjoint(("forward", "_call_impl"))
 
 
-def trace_eval(module: nn.Module) -> fx.Graph | None:
-    """The module's forward in eval mode, its children as leaves; None where torch.fx cannot trace it."""
-    return _trace(module)[0]
-
-
 def _trace(module: nn.Module) -> tuple[fx.Graph | None, set[int]]:
+    """A module's forward, None where torch.fx cannot trace it, and the sequences inside it that were looked into."""
     tracer = _FlatTracer()
     if not runs_its_class(module):
         return None, set()
@@ -65,13 +70,14 @@ class Calls:
     puts out. The forwards of our own blocks are known.
 
     Args:
-        model: network in eval mode.
+        model: network in eval mode. A child may later be replaced under its name by another that is called alike.
     """
 
     def __init__(self, model: nn.Module):
         self._names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
         self._calls: dict[int, list[Call]] = defaultdict(list)
         self._read: set[int] = set()  # tensors and modules that a forward reads by itself
+        self._graphs: dict[int, fx.Graph | None] = {}
         self.normed: list[tuple[nn.Module, nn.Module]] = []
         """Convolutions and the norms that alone read what they put out."""
         looked_into: set[int] = set()
@@ -81,9 +87,11 @@ class Calls:
                 self.normed += [(module.get_submodule(conv), module.get_submodule(norm)) for conv, norm in names]
                 continue
             walked = is_sequence(module) and module is not model and id(module) not in self._calls
-            if walked or id(module) in looked_into or not any(True for _ in module.children()):
+            single = is_unaltered(module) or not any(True for _ in module.children())
+            if walked or single or id(module) in looked_into:
                 continue
             graph, inside = _trace(module)
+            self._graphs[id(module)] = graph
             looked_into |= inside
             for node in graph.nodes if graph else ():
                 self._note(module, node)
@@ -93,7 +101,7 @@ class Calls:
     def _note(self, block: nn.Module, node: fx.Node) -> None:
         if node.op == "call_module":
             self._calls[id(block.get_submodule(str(node.target)))].append(Call(block, node))
-        elif node.op == "get_attr":
+        elif node.op == "get_attr" and "." in str(node.target):  # what is not its own
             value: Any = block
             for name in str(node.target).split("."):
                 value = getattr(value, name)
@@ -109,6 +117,10 @@ class Calls:
         layers = [call.block.get_submodule(str(node.target)) for node in (call.node, reader)]
         once = all(len(self._calls[id(layer)]) == 1 for layer in layers)
         return (layers[0], layers[1]) if once else None
+
+    def graph(self, module: nn.Module) -> fx.Graph | None:
+        """The module's forward in eval mode, its children as leaves; None where it could not be traced."""
+        return self._graphs.get(id(module))
 
     def once(self, layer: nn.Module) -> bool:
         """Whether a layer has one call that is known, or one that is hidden in a forward that is not."""

@@ -6,19 +6,21 @@ a gate reads its squeeze off a pointwise convolution's input where that is small
 norm is part of that convolution). In our own networks facts 2 and 3 hold already.
 """
 
+import inspect
 import operator
 from functools import partial
 from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torchvision.models import feature_extraction
 
 from cmpe_se.conversion.blocks import replace_forward
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE, is_pointwise
 from cmpe_se.layers.gated_addition import squeeze
 from cmpe_se.layers.merged_gate import MergedGate, layers_say_what_it_does, merge_gate
-from cmpe_se.merging.calls import Calls, passes_on, trace_eval
+from cmpe_se.merging.calls import Calls, passes_on
 from cmpe_se.merging.norms import fold_norms, is_plain_convolution
 from cmpe_se.merging.static import merge_static_gates
 from cmpe_se.utils.copying import copy_network
@@ -46,9 +48,9 @@ def merge(model: nn.Module) -> nn.Module:
         return merge_gate(merged)
     if isinstance(merged, CompetitiveSE):
         return merged
-    fold_norms(merged)
-    merge_static_gates(merged)
     calls = Calls(merged)
+    fold_norms(merged, calls)
+    merge_static_gates(merged, calls)
     for block in _gated(merged):
         _merge_gates(block, calls)
     merged.train = partial(_refuse_training, merged)  # type: ignore[method-assign]  # of this one network
@@ -82,7 +84,7 @@ def _merges(module: nn.Module) -> TypeGuard[CompetitiveSE]:
 
 
 def _merge_gates(block: nn.Module, known: Calls) -> None:
-    graph = trace_eval(block)
+    graph = known.graph(block)
     calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
     for child, gate in list(block.named_children()):
         if not _merges(gate):
@@ -103,9 +105,7 @@ def _merged_where_called(block: nn.Module, graph: fx.Graph, call: fx.Node, gate:
     for flow, operand, conv in zip(("residual", "identity"), operands, convs, strict=True):
         if flow in gate.kind.reads:
             call.update_kwarg(f"{flow}_squeeze", _early_squeeze(block, graph, call, operand, conv))
-    merged = merge_gate(gate, *(conv and conv[1] for conv in convs))
-    merged.overwrites = _is_fresh(block, operands[0])
-    return merged
+    return merge_gate(gate, *(conv and conv[1] for conv in convs))
 
 
 def _pointwise_behind(block: nn.Module, call: fx.Node, operand: fx.Node) -> tuple[fx.Node, nn.Conv2d] | None:
@@ -163,22 +163,21 @@ def _stays(block: nn.Module, call: fx.Node, source: fx.Node) -> bool:
     return True
 
 
-def _is_fresh(block: nn.Module, operand: fx.Node) -> bool:
-    """Whether an operand is the output of a convolution that nothing reads later than the gate."""
-    while operand.op == "call_module" and sum(user.target is not squeeze for user in operand.users) == 1:
-        module = block.get_submodule(str(operand.target))
-        if is_plain_convolution(module):
-            return True
-        if not passes_on(module):
-            return False
-        operand = operand.all_input_nodes[0]
-    return False
-
-
 def _refuse_training(merged: nn.Module, mode: bool = True) -> nn.Module:
-    if mode:
+    if mode and not _for_feature_extraction():
         raise UserError(
             f"a merged {type(merged).__name__} cannot be trained: its norms and gates are folded into other weights; "
             "train the network that it was merged from, and merge again"
         )
     return nn.Module.train(merged, False)
+
+
+def _for_feature_extraction() -> bool:
+    """Whether it is torchvision's (and timm's) feature extraction that asks for training mode.
+
+    It traces a network in both modes, whichever it is used in.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") in (__name__, nn.Module.train.__module__):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") == feature_extraction.__name__

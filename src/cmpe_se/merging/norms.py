@@ -19,13 +19,16 @@ _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, *_FROZEN, *_WITH_ACTIVATION)
 
 
 @torch.no_grad()
-def fold_norms(model: nn.Module) -> int:
+def fold_norms(model: nn.Module, calls: Calls) -> int:
     """Fold each batch norm that directly follows a convolution, and nothing else uses, into it; returns how many.
 
     The norm's place is taken by its activation (timm's norms have one), or by an identity. A pair stays as it is where
     one of both may do more than its parameters say, or is used elsewhere too.
+
+    Args:
+        model: network in eval mode, changed in place.
+        calls: of its layers.
     """
-    calls = Calls(model)
     names = {id(module): name for name, module in model.named_modules()}
     folded = 0
     for conv, norm in calls.normed:
@@ -34,7 +37,7 @@ def fold_norms(model: nn.Module) -> int:
         _fold(conv, norm)
         folded += 1
         parent, _, child = names[id(norm)].rpartition(".")
-        rest = norm.get_submodule("act") if isinstance(norm, _WITH_ACTIVATION) else nn.Identity()
+        rest = norm.get_submodule("act") if isinstance(norm, _WITH_ACTIVATION) else nn.Identity().eval()
         setattr(model.get_submodule(parent), child, rest)
     return folded
 

@@ -10,18 +10,18 @@ from torch import Tensor, fx, nn
 from cmpe_se.conversion.blocks import replace_forward
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.merged_gate import layers_say_what_it_does
-from cmpe_se.merging.calls import Calls, is_known_block, passes_on, trace_eval
+from cmpe_se.merging.calls import Calls, is_known_block, passes_on
 from cmpe_se.merging.norms import is_plain_convolution, is_plain_norm
 
 
 @torch.no_grad()
-def merge_static_gates(model: nn.Module) -> None:
+def merge_static_gates(model: nn.Module, calls: Calls) -> None:
     """Put every static gate into the convolution or norm that makes its residual, where nothing else reads that.
 
     Args:
         model: network in eval mode, changed in place. Gates for which there is no such layer stay as they are.
+        calls: of the network's layers.
     """
-    calls = Calls(model)
     for block in list(model.modules()):
         static: dict[str, CompetitiveSE] = {name: child for name, child in block.named_children() if _is_static(child)}
         if not static or not calls.has_one_name(block):
@@ -39,7 +39,7 @@ def _is_static(module: nn.Module) -> TypeGuard[CompetitiveSE]:
 
 
 def _merge_where_called(block: nn.Module, static: dict[str, CompetitiveSE], known: Calls) -> None:
-    graph = trace_eval(block)
+    graph = known.graph(block)
     if graph is None:
         return
     calls = [node for node in graph.nodes if node.op == "call_module"]

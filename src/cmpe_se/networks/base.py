@@ -10,6 +10,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.layers.hooks import is_symbolic
 from cmpe_se.networks.blocks import PreActBlock, Stage
 
 STEM_CHANNELS = 16
@@ -230,6 +231,8 @@ class ResidualNetwork(nn.Module):
         return torch.relu(self.norm(x))
 
     def _check_images(self, x: Tensor) -> None:
+        if is_symbolic(x):
+            return
         if x.ndim != 4 or x.shape[1] != self.in_chans or 0 in x.shape:
             raise ValueError(
                 f"{type(self).__name__} takes images of shape (N, {self.in_chans}, H, W) with N, H and W at least 1, "

@@ -22,7 +22,7 @@ from torch.nn.functional import relu
 
 from cmpe_se.layers.attention import CompetitiveSE, is_pointwise, squeeze_through
 from cmpe_se.layers.gated_addition import add_gated, add_gated_pointwise, squeeze, with_squeeze
-from cmpe_se.layers.hooks import known_layer
+from cmpe_se.layers.hooks import is_symbolic, known_layer, raise_not_scriptable, says_what_it_does
 
 Attention = Callable[..., CompetitiveSE] | None
 """What makes the gate of a block, from its channels, device and dtype; None for a plain block."""
@@ -82,7 +82,10 @@ class PreActBlock(nn.Module):
         last = self.branch(h)
         if self.attention is None:
             return shortcut + self.drop_path(self.last_conv(last)), None
-        if not self.attention.takes_squeezes:  # nothing flows, and nothing is read ahead
+        apart = is_symbolic(x) or not says_what_it_does(
+            self.attention
+        )  # what stands for it, or listens, sees it called
+        if apart or not self.attention.takes_squeezes:  # nothing flows, and nothing is read ahead
             y = self.attention(self.last_conv(last), shortcut)
             drops = self.training and isinstance(self.drop_path, DropPath) and self.drop_path.drop_prob
             return shortcut + self.drop_path(y - shortcut) if drops else y, None
@@ -103,6 +106,10 @@ class PreActBlock(nn.Module):
         # Dropping a sample's whole residual is a factor on its gates: one number a channel, not a pass over the maps.
         gate = self.drop_path(self.attention.gate(r, i))
         return self._add(shortcut, gate, residual, last), torch.addcmul(i, gate, r)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` asks each module for."""
+        raise_not_scriptable(self)
 
     def _add(self, shortcut: Tensor, gate: Tensor, residual: Tensor | None, last: Tensor) -> Tensor:
         if residual is None:
