@@ -66,6 +66,7 @@ FLAGS = {  # command, and what is typed, to what is parsed
     ("predict", "--as-json run a.png"): ["--as_json=true", "run", "a.png"],
     ("predict", "--as-json False run a.png"): ["--as_json", "False", "run", "a.png"],
     ("evaluate", "--corruptions run"): ["--corruptions=true", "run"],
+    ("predict", "--fail-fast run a.png"): ["--fail_fast=true", "run", "a.png"],
     ("export", "--int8 run --merge false"): ["--int8=true", "run", "--merge", "false"],
     ("models", "--as-json"): ["--as_json=true"],
 }
@@ -81,8 +82,9 @@ def test_switches_are_the_parameters_that_are_true_or_false():
     of_training = {"bias", "download", "flip", "channels_last", "compile", "tensorboard"}
     assert _switches(train.train) == of_training
     assert _switches(compare.compare) == of_training | {"corruptions", "dry_run", "plan"}
-    assert _switches(evaluate.evaluate) == {"corruptions"}
-    assert _switches(predict.predict) == _switches(models.models) == {"as_json"}
+    assert _switches(evaluate.evaluate) == {"corruptions", "fail_fast"}
+    assert _switches(predict.predict) == {"as_json", "fail_fast"}
+    assert _switches(models.models) == {"as_json"}
     assert _switches(explore.explore) == set()
     assert _switches(export.export) == {"merge", "int8"}
     assert _switches(push.push) == {"private"}
