@@ -66,6 +66,7 @@ FLAGS = {  # command, and what is typed, to what is parsed
     ("predict", "--as-json run a.png"): ["--as_json=true", "run", "a.png"],
     ("predict", "--as-json False run a.png"): ["--as_json", "False", "run", "a.png"],
     ("evaluate", "--corruptions run"): ["--corruptions=true", "run"],
+    ("predict", "--fail-fast run a.png"): ["--fail_fast=true", "run", "a.png"],
     ("export", "--int8 run --merge false"): ["--int8=true", "run", "--merge", "false"],
     ("models", "--as-json"): ["--as_json=true"],
 }

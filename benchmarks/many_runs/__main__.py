@@ -138,7 +138,13 @@ def _prepare(options: argparse.Namespace, settings: dict) -> tuple[Grid, SmallIm
     if options.first_seed < 0:
         raise UserError(f"first_seed is {options.first_seed}, should be at least 0")
     config = with_whole_paths(TrainingConfig.from_recipe(options.recipe, **settings))
-    data = load_data(config.data, config.data_dir, image_size=config.image_size, workers=options.workers)
+    data = load_data(
+        config.data,
+        config.data_dir,
+        image_size=config.image_size,
+        workers=options.workers,
+        options=config.data_options,
+    )
     if not isinstance(data, SmallImages):
         raise UserError(f"{data.name} is not held in memory; many runs at a time need small images")
     config = without_foreign_augmentation(config, TrainingConfig.from_recipe(options.recipe), data)

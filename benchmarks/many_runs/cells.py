@@ -18,6 +18,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.metrics import collect_logits, count_correct
 from cmpe_se.training.network import count_gates, create_network
+from cmpe_se.training.run_images import write_listing
 from cmpe_se.training.seeding import seed_everything
 from cmpe_se.training.summary import UNTESTED, summarise, test_record
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
@@ -127,6 +128,7 @@ def train_cell(
     result |= {"processes": 1, "run": str(cell.run.path), **source}
     result["tf32"] = program.on_gpu and torch.backends.cudnn.allow_tf32
     cell.run.write_config(config)
+    write_listing(cell.run, data, None)
     cell.run.write_metrics(history)
     if keep_weights:
         begun.network.load_state_dict(network.state_dict())

@@ -106,6 +106,16 @@ def test_broken_image_in_parquet(hugging_face, tmp_path, monkeypatch):
         list(data.test_batches(batch_size=2))
 
 
+@pytest.mark.parametrize("image_size", [32, 112])  # held in memory, and not
+def test_a_broken_image_in_parquet_is_passed_over(image_size, hugging_face, tmp_path, monkeypatch):
+    whole = encoded
+    monkeypatch.setitem(globals(), "encoded", lambda image: whole(image)[: 60 if image.getpixel((0, 0))[0] else None])
+    name = f"hfds/{hugging_face({'train': [0, 1], 'test': [1, 0]})}"
+    data = load_data(name, tmp_path / "kept", image_size=image_size, workers=0, skip_unreadable=True)
+    assert [labels.tolist() for _, labels in data.test_batches(batch_size=2)] == [[1]]
+    assert [image.image for image in data.unreadable] == [f"image 1 of the split test of {name}"]
+
+
 WRONG_HUGGING_FACE = {
     "no test split": (({"train": [0, 1]},), {}, "has the splits train; expected train and one of test, val"),
     "negative labels": (({"train": [0, -1], "test": [0]},), {"names": ()}, "column label has to hold class indices"),

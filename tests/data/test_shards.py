@@ -150,6 +150,10 @@ def test_broken_image_is_missed_at_the_end_of_the_test(workers, shards):
     (root / "_info.json").write_text(json.dumps(info))
     with pytest.raises(UserError, match=r"3 test images could be read where _info.json in .* says 4"):
         list(_stream(root, workers).test_batches(batch_size=2))
+    data = load_data("wds/x", root, image_size=32, workers=workers, skip_unreadable=True)
+    assert sum(len(labels) for _, labels in data.test_batches(batch_size=2)) == 3
+    assert [image.image for image in data.unreadable] == [str(root)]
+    assert "1 of 4 images in the shards cannot be read" in data.unreadable[0].reason
 
 
 def write_shards(folder, members, info=None):

@@ -41,13 +41,13 @@ def read_listing(run: RunFolder) -> Listing:
     return Listing(version, None if names is None else frozenset(names))
 
 
-def write_listing(run: RunFolder, data: ImageData, in_both: int) -> None:
+def write_listing(run: RunFolder, data: ImageData, in_both: int | None) -> None:
     """Write ``data.json`` for a new run on class folders; others have none.
 
     Args:
         run: its folder, which exists.
         data: what it is trained on.
-        in_both: number of test images that are training images too.
+        in_both: number of test images that are training images too; None where they were not looked for.
     """
     if data.folders is None:
         return
