@@ -21,7 +21,10 @@ from cmpe_se.commands.report.facts import facts_of
 from cmpe_se.data import load_data
 from cmpe_se.data.corruptions import CORRUPTIONS
 from cmpe_se.errors import UserError
+from cmpe_se.inspecting.gathering import gather
 from cmpe_se.training import train
+from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.network import create_network
 from cmpe_se.training.pretrained import saved_network
 from cmpe_se.training.robustness import read_corruptions
 from cmpe_se.training.run_folder import RunFolder
@@ -308,6 +311,14 @@ def test_values_too_large_for_the_network(folder, tmp_path):
     assert not (folder.path / "evaluation").exists()
     complaint = complaint_of("predict", folder.path, folder.curves, "--as-json")
     assert f"gives no finite probabilities for {folder.curves}" in complaint
+
+
+def test_values_too_large_for_a_report():
+    data = load_data("digits")
+    network, _ = create_network(TrainingConfig(model="se_preact_resnet20"), data)
+    network.head.fc.weight.data.fill_(3e38)
+    with pytest.raises(UserError, match="gives no finite values for some test images"):
+        gather(network, data.test_batches(batch_size=90), 10)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, capsys):

@@ -40,7 +40,7 @@ from cmpe_se.training.summary import (
 )
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.plots import plot_curves
-from cmpe_se.utils.tensor_files import misfit, not_finite
+from cmpe_se.utils.tensor_files import load_exactly, not_finite
 from cmpe_se.utils.text import in_one_line
 
 _STEPS_BETWEEN_LOOKS = 10  # at losses and, with several processes, at signals: a look waits for the device
@@ -285,7 +285,9 @@ class Trainer:
                     f"it is {tree['batch']} batches into epoch {tree['epoch'] + 1}, with records of "
                     f"{len(tree['history'])} epochs of {self.steps_per_epoch} batches"
                 )
-            self._restore_weights(tree)
+            load_exactly(self.network, tree["network"])
+            if self.ema:
+                load_exactly(self.ema.module, tree["ema"] or tree["network"])
             self.optimizer.load_state_dict(tree["optimizer"])
         # Another optimiser's state, or a tree of another shape: PyTorch looks at neither.
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -300,15 +302,6 @@ class Trainer:
         self.sums.total = tree["sums"]
         self.epoch, self.batch = tree["epoch"], tree["batch"]
         self.epoch_seconds, self.history = tree["epoch_seconds"], tree["history"]
-
-    def _restore_weights(self, tree: CheckpointTree) -> None:
-        averaged = [(self.ema.module, tree["ema"] or tree["network"])] if self.ema else []
-        for module, state in [(self.network, tree["network"]), *averaged]:
-            if reason := misfit(state, module.state_dict()):
-                raise ValueError(reason)
-            if name := not_finite(state):
-                raise ValueError(f"{name} holds values that are not finite")
-            module.load_state_dict(state)
 
     def _finish(self) -> RunResult:
         """Write the network and its metrics."""
