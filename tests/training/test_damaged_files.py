@@ -261,6 +261,17 @@ def loaded_from(config: dict) -> Callable:
     return lambda _: (dict(config["pretrained_cfg"]), config["architecture"], dict(config["model_args"]))
 
 
+@pytest.mark.parametrize("damage", [lambda model: flip(model / "model.safetensors"), lambda m: shutil.rmtree(m)])
+def test_the_advice_brings_the_network_back(damage, folder):
+    expected = folder.load_model().state_dict()
+    damage(folder.model)
+    with pytest.raises(UserError, match="resume"):
+        folder.load_model()
+    folder.result.unlink()
+    train(resume=folder.path)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in folder.load_model().state_dict().items())
+
+
 # Weights.
 
 
