@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 from safetensors import safe_open
@@ -17,12 +18,17 @@ from safetensors.torch import load_file, save_file
 from cmpe_se.commands.compare import latency
 from cmpe_se.commands.push import push
 from cmpe_se.commands.report.facts import facts_of
+from cmpe_se.data import load_data
 from cmpe_se.data.corruptions import CORRUPTIONS
 from cmpe_se.errors import UserError
+from cmpe_se.inspecting.gathering import gather
 from cmpe_se.training import train
+from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.network import create_network
 from cmpe_se.training.pretrained import saved_network
 from cmpe_se.training.robustness import read_corruptions
 from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.training.trainer import Trainer
 from cmpe_se.utils.tensor_files import CHECKSUM, save_tensors
 from tests.training.processes import complaint_of, empty_folder
 from tests.training.runs import everything_in
@@ -228,6 +234,44 @@ def test_commands_answer_in_a_line(name, folder):
         assert str(folder.path / name) in complaint_of(*command.split(), folder.path, *more)
 
 
+def test_a_base_that_reaches_for_the_network(folder, monkeypatch):
+    """A stranger's config.json may name what to load: only names of timm's own networks are."""
+    asked = []
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", lambda *names, **_: asked.append(names))
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_path", asked.append)
+    monkeypatch.setattr("timm.models._factory.load_checkpoint", lambda *names: asked.append(names))
+    path = folder.model / "config.json"
+    config = json.loads(path.read_text())
+    arguments = config["model_args"] | {"view": "se"}
+    for base in ("hf-hub:someone/network", f"local-dir:{folder.path}", "someone/network", "", 7):
+        with pytest.raises(ValueError, match="of a converted network is no network of timm's own"):
+            timm.create_model("cmpe_se_converted", base=base, view="se")
+    for more in ({"base": "hf-hub:someone/network"}, {"base": "test_resnet", "checkpoint_path": str(folder.curves)}):
+        changed = config | {"architecture": "cmpe_se_converted", "model_args": arguments | more}
+        path.write_text(json.dumps(changed))
+        # local-dir itself is read by timm, from the file that was looked at before
+        monkeypatch.setattr("timm.models._factory.load_model_config_from_path", loaded_from(changed))
+        with pytest.raises(UserError, match=r"is no network of timm's own|checkpoint_path '.*' cannot be a setting"):
+            folder.load_model()
+    assert asked == []
+
+
+def loaded_from(config: dict) -> Callable:
+    """What timm makes of a config.json."""
+    return lambda _: (dict(config["pretrained_cfg"]), config["architecture"], dict(config["model_args"]))
+
+
+@pytest.mark.parametrize("damage", [lambda model: flip(model / "model.safetensors"), lambda m: shutil.rmtree(m)])
+def test_the_advice_brings_the_network_back(damage, folder):
+    expected = folder.load_model().state_dict()
+    damage(folder.model)
+    with pytest.raises(UserError, match="resume"):
+        folder.load_model()
+    folder.result.unlink()
+    train(resume=folder.path)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in folder.load_model().state_dict().items())
+
+
 # Weights.
 
 
@@ -280,6 +324,14 @@ def test_values_too_large_for_the_network(folder, tmp_path):
     assert f"gives no finite probabilities for {folder.curves}" in complaint
 
 
+def test_values_too_large_for_a_report():
+    data = load_data("digits")
+    network, _ = create_network(TrainingConfig(model="se_preact_resnet20"), data)
+    network.head.fc.weight.data.fill_(3e38)
+    with pytest.raises(UserError, match="gives no finite values for some test images"):
+        gather(network, data.test_batches(batch_size=90), 10)
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, capsys):
     tree, newest = folder.checkpoints.load()
     folder.checkpoints.save({**tree, "batch": 0})  # now there are two
@@ -302,6 +354,33 @@ def test_a_damaged_checkpoint_alone(folder):
     complaint = complaint_of("train", "--resume", folder.path)
     assert "no checkpoint can be read" in complaint
     assert "the checksum differs" in complaint
+    assert everything_in(folder.path) == before
+
+
+def test_statistics_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    step = Trainer._train_step
+
+    def spoil(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> None:
+        step(trainer, images, labels)
+        if trainer.step == 7:
+            trainer.network.norm.running_var.fill_(math.inf)
+
+    monkeypatch.setattr(Trainer, "_train_step", spoil)
+    sentence = (
+        r"some weights are not finite, of norm.running_var at step 10 .*; last good checkpoint: .*checkpoint\.saf"
+    )
+    with pytest.raises(UserError, match=sentence):
+        train(epochs=1, model="preact_resnet20", checkpoint_steps=5, output=tmp_path / "run", device="cpu")
+    run = RunFolder(tmp_path / "run")
+    assert run.checkpoints.load()[0]["batch"] == 5
+    assert not run.result.exists()
+
+
+def test_a_network_that_is_not_finite_is_not_saved(folder):
+    model, before = folder.load_model(), everything_in(folder.path)
+    model.norm.running_mean.fill_(math.nan)
+    with pytest.raises(UserError, match=r"cannot save .*model: norm.running_mean holds values that are not finite"):
+        folder.save_model(model, model_args={}, data=load_data("digits"))
     assert everything_in(folder.path) == before
 
 

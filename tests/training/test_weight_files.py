@@ -250,3 +250,10 @@ def test_a_name_on_the_hub(state, tmp_path, monkeypatch, caplog):
     network, _ = create_network(TrainingConfig(model=MODEL, pretrained="hf-hub:someone/network@v1"), Shape)
     assert torch.equal(network.fc.weight, state["fc.weight"])
     assert asked == [("someone/network", name, "v1") for name in ("model.safetensors", "pytorch_model.bin")]
+
+
+def test_what_the_network_has_not_is_no_reason_to_refuse(state, tmp_path, caplog):
+    more = {"mask": torch.full((2,), float("-inf")), "angles": torch.zeros(2, dtype=torch.complex64)}
+    network = load(tmp_path / "weights.pth", state | more)
+    assert torch.equal(network.fc.weight, state["fc.weight"])
+    assert "left out, since the network has no such tensors: mask, angles" in caplog.text

@@ -23,9 +23,8 @@ _CONVERSION = ("view", *GATE_SETTINGS, "where")
 
 
 def _converted(base: str, conversion: dict[str, Any], **settings: Any) -> nn.Module:
-    # A saved network's config.json says what the base is: a name with a source would be loaded from there.
-    if not timm.is_model(base) or "checkpoint_path" in settings:
-        raise ValueError(f"the base {base!r} is no network of timm's own, or has a checkpoint_path; name one of timm's")
+    if "checkpoint_path" in settings:  # which a stranger's config.json may have
+        raise ValueError(f"checkpoint_path {settings['checkpoint_path']!r} cannot be a setting of a converted network")
     return convert(timm.create_model(base, **settings), **conversion, inplace=True)
 
 
@@ -82,6 +81,9 @@ def cmpe_se_converted(pretrained: bool = False, *, base: str, **settings: Any) -
         base: name of the network.
         settings: for the conversion and the network.
     """
+    # A stranger's config.json may name the base: what has a source, such as hf-hub:, would be loaded from there.
+    if not (isinstance(base, str) and timm.is_model(base.partition(".")[0])):
+        raise ValueError(f"the base {base!r} of a converted network is no network of timm's own; name one")
     if settings.get("pretrained_cfg") is None:
         settings["pretrained_cfg"] = timm.get_pretrained_cfg(base)
     model = _build("cmpe_se_converted", base.partition(".")[0], pretrained, **settings)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cmpe_se.errors import UserError
 from cmpe_se.inspecting import look
 from cmpe_se.inspecting.statistics import BlockStatistics
 
@@ -36,11 +37,17 @@ class Gathered:
 
 
 def gather(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Gathered:
-    """Run a network over batches of images (B, C, H, W) and labels (B,)."""
+    """Run a network over batches of images (B, C, H, W) and labels (B,).
+
+    Raises:
+        UserError: outputs that are not finite.
+    """
     logits, labels = [], []
     blocks: list[BlockStatistics] = []
     for images, targets in batches:
         output, views = look(model, images)
+        if not output.isfinite().all():
+            raise UserError("the network gives no finite values for some test images; its weights are damaged")
         logits.append(output.float().cpu())
         labels.append(targets.cpu())
         blocks = blocks or [BlockStatistics(view, classes) for view in views]

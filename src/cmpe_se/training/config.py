@@ -239,15 +239,16 @@ class TrainingConfig:
         where = str(path)
         text = _read(path, where)
         values = _parse(text, where, of_a_run=True)
+        try:
+            config = cls(**values)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         if as_written and not is_as_written(text):
             raise UserError(
                 f"{where} has changed since it was written, by hand or by damage, and training would go on with other "
                 "settings; put it back and give changes as flags, or delete its line '# settings' if it is right"
             )
-        try:
-            return cls(**values)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+        return config
 
     def changed(self, **settings: Any) -> "TrainingConfig":
         """A copy with other values in some fields."""

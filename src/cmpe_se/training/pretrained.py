@@ -52,8 +52,6 @@ def start_from(pretrained: str, model: str, create: Callable[..., nn.Module]) ->
     path = _downloaded(pretrained.removeprefix(HUB)) if pretrained.startswith(HUB) else _file(pretrained)
     weights = read_weights(path)
     found, converted = fitted(renamed(weights.tensors, expected, str(path)), expected, str(path))
-    if name := not_finite(found):
-        raise UserError(f"{name} in {path} holds values that are not finite; give another file of weights")
     classifiers = _classifiers(network)
     head = _classifier_of_the_file(found, expected, classifiers)
     renewed = [name for name in expected if name.rpartition(".")[0] in classifiers and _differs(found, expected, name)]
@@ -68,6 +66,8 @@ def start_from(pretrained: str, model: str, create: Callable[..., nn.Module]) ->
             network = _loaded_by_timm(create, kept, expected, classifiers)
         except Exception:  # each layout's converter raises many kinds
             raise UserError(f"{model} cannot start from {pretrained}: {gaps.words(model)}") from None
+    if name := not_finite(network.state_dict()):
+        raise UserError(f"{name} in {path} holds values that are not finite; give another file of weights")
     if is_main_process():
         part = f" (its {weights.part})" if weights.part else ""
         count = sum(name in found and name not in renewed for name in _essential(expected))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cmpe_se.errors import UserError
 from cmpe_se.training.summary import CheckpointTree
-from cmpe_se.utils.tensor_files import misfit, not_finite
+from cmpe_se.utils.tensor_files import load_exactly
 from cmpe_se.utils.text import in_one_line
 
 
@@ -50,11 +50,7 @@ def restore(
     """
     try:
         for module, state in weights:
-            if reason := misfit(state, module.state_dict()):
-                raise ValueError(reason)
-            if name := not_finite(state):
-                raise ValueError(f"{name} holds values that are not finite")
-            module.load_state_dict(state)
+            load_exactly(module, state)
         optimizer.load_state_dict(optimizer_state)
     # Another optimiser's state, or a tree of another shape: PyTorch looks at neither.
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -26,7 +26,7 @@ from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.summary import CheckpointTree, EpochRecord, RunResult
 from cmpe_se.utils.files import os_errors_as, write_json, write_text, written_whole
 from cmpe_se.utils.records import check_shape, parse_json, read_json
-from cmpe_se.utils.tensor_files import UnreadableFileError, load_tensors, misfit, not_finite, save_tensors
+from cmpe_se.utils.tensor_files import UnreadableFileError, load_exactly, load_tensors, not_finite, save_tensors
 from cmpe_se.utils.text import in_one_line
 
 _log = logging.getLogger(__name__)
@@ -236,9 +236,7 @@ class RunFolder:
             if not timm.is_model(config["architecture"]):
                 raise UserError(f"there is no network {config['architecture']}")
             model = timm.create_model(f"local-dir:{self.model}", pretrained=False)
-            if reason := misfit(tensors, model.state_dict()):
-                raise UserError(f"model.safetensors does not fit the network in config.json: {reason}")
-            model.load_state_dict(tensors)
+            load_exactly(model, tensors)
             return model.eval()
         except Exception as error:  # timm raises many kinds
             advice = self._written_again(self.result)

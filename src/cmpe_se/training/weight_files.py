@@ -140,14 +140,19 @@ def fitted(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where:
     """
     found, converted = {}, set()
     for name, tensor in tensors.items():
-        like = expected.get(name)
-        wanted = like.dtype if like is not None else torch.float32 if tensor.is_floating_point() else tensor.dtype
-        if tensor.layout is not torch.strided or tensor.is_quantized:
-            raise UserError(f"{name} in {where} is sparse or quantised; give dense weights in floating point")
-        if wanted.is_floating_point != tensor.is_floating_point() or tensor.is_complex():
-            have, want = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, wanted))
-            raise UserError(f"{name} in {where} is {have}, should be {want}; give weights in floating point")
+        wanted = torch.float32 if tensor.is_floating_point() else tensor.dtype  # where timm converts the layout
+        if name in expected:
+            wanted = expected[name].dtype
+            if tensor.layout is not torch.strided or tensor.is_quantized:
+                raise UserError(f"{name} in {where} is sparse or quantised; give dense weights in floating point")
+            if _kind(wanted) != _kind(tensor.dtype):
+                have, want = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, wanted))
+                raise UserError(f"{name} in {where} is {have}, should be {want}; give weights in floating point")
         if tensor.is_floating_point() and tensor.dtype != wanted:
             converted.add(str(tensor.dtype).removeprefix("torch."))
         found[name] = tensor.to(wanted)
     return found, f"{' and '.join(sorted(converted))} converted to float32" if converted else ""
+
+
+def _kind(dtype: torch.dtype) -> tuple[bool, bool]:
+    return dtype.is_floating_point, dtype.is_complex

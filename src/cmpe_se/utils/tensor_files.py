@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmpe_se.utils.text import in_one_line
 
@@ -114,6 +114,20 @@ def misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str |
         if there.dtype != tensor.dtype:
             return f"{name} is {_type_name(there)}, should be {_type_name(tensor)}"
     return None
+
+
+def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load all of a network's weights and statistics, as they are: PyTorch would cast other types without a word.
+
+    Raises:
+        ValueError: other names, shapes or types than the network's, or values that are not finite; the network is as
+            it was.
+    """
+    if reason := misfit(tensors, network.state_dict()):
+        raise ValueError(reason)
+    if name := not_finite(tensors):
+        raise ValueError(f"{name} holds values that are not finite")
+    network.load_state_dict(dict(tensors))
 
 
 def _type_name(tensor: Tensor) -> str:
