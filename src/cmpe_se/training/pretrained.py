@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from cmpe_se.errors import UserError
+from cmpe_se.utils.files import whole_path
 
 HUB = "hf-hub:"
 """Prefix of a name on the Hugging Face hub, as timm has it."""
@@ -61,7 +62,7 @@ def saved_network(pretrained: str) -> tuple[str, dict[str, Any]] | None:
 
 def _file(pretrained: str) -> Path:
     """The file of weights in a run folder or a folder; other paths as they are."""
-    path = Path(pretrained).expanduser()
+    path = whole_path(pretrained)
     for folder in (path / "model", path):
         if (folder / "model.safetensors").is_file():
             return folder / "model.safetensors"
