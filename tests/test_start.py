@@ -4,10 +4,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 
 import cmpe_se_command
+from cmpe_se.cli import _flush
+from cmpe_se.errors import UserError
 from cmpe_se_command import COMMANDS
 from tests.tiers import slow_but
 from tests.training.processes import CONSOLE_SCRIPT, complaint_of, empty_folder
@@ -67,3 +70,19 @@ def test_a_full_standard_output():
     assert said.startswith("cmpe-se: error: ")
     assert said.endswith("No space left on device")
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (OSError(28, "No space left on device"), UserError, "cannot write to the standard output: No space left on"),
+        (BrokenPipeError(32, "Broken pipe"), BrokenPipeError, "Broken pipe"),  # a reader that has read enough
+    ],
+)
+def test_what_waits_in_the_buffer_fails_with_a_sentence(error, raised, said, monkeypatch):
+    def flush():
+        raise error
+
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(flush=flush, fileno=lambda: -1))
+    with pytest.raises(raised, match=said):
+        _flush()

@@ -20,7 +20,6 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
 from cmpe_se.training.launching import LOST_PROCESS, is_main_process, lost_process, may_speak, processes_left_out
-from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.signals import handled, raised
 from cmpe_se.utils.terminal import print_plainly
 from cmpe_se_command import complain
@@ -85,12 +84,13 @@ def _say(message: str, status: int) -> int:
 def _flush() -> None:
     """Write what is still in stdout's buffer, while there is a sentence for a disk that is full."""
     try:
-        with os_errors_as("cannot write to the standard output"):
-            sys.stdout.flush()
-    except UserError:
+        sys.stdout.flush()
+    except OSError as error:
         with suppress(OSError, ValueError):  # else Python tries once more as it ends, and prints a trace
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(f"cannot write to the standard output: {error.strerror}") from None
 
 
 def _function(command: str) -> Callable:

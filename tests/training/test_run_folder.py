@@ -165,3 +165,11 @@ def test_a_run_folder_that_cannot_be_written(code, tmp_path, monkeypatch, caplog
     with pytest.raises(UserError, match=f"cannot write to {tmp_path / 'run'}: {os.strerror(code)}"):
         train(epochs=1, device="cpu", output=tmp_path / "run")
     assert not caplog.records
+
+
+def test_the_result_counts_the_gates_that_were_trained(plain, folded, converted):
+    found = [RunFolder(path).read_result()["gates"] for path in (plain, folded, converted)]
+    model = RunFolder(converted).load_model()
+    number = sum(isinstance(module, CompetitiveSE) for module in model.modules())
+    assert found == [{}, {"folded_3x3": 9}, {"pair_view_1x1": number}]
+    assert number > 1

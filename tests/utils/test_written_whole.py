@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from cmpe_se.errors import UserError
-from cmpe_se.utils.files import replaced, sweep, written_whole
+from cmpe_se.utils.files import replaced, sweep, whole_path, written_whole
 from cmpe_se.utils.plots import save_figure
 
 _FORK = multiprocessing.get_context("fork")
@@ -103,3 +103,11 @@ def test_a_figure_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/curves\.png: Not a directory"):
         save_figure(figure, tmp_path / "file" / "curves.png", dpi=20)
+
+
+def test_a_home_folder_that_nobody_has(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert whole_path("~/images") == Path("/home/me/images")
+    assert whole_path("images") == Path("images")
+    with pytest.raises(UserError, match=r"^~nobody-knows-them/images: there is no home folder to put in"):
+        whole_path("~nobody-knows-them/images")

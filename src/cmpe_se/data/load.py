@@ -23,6 +23,7 @@ from cmpe_se.data.shards import load_web_dataset, refuse_url
 from cmpe_se.data.small import SmallImages, TensorSource, channel_statistics
 from cmpe_se.data.splits import places_of
 from cmpe_se.errors import UserError
+from cmpe_se.utils.files import whole_path
 
 DATA_SETS = ("digits", *TORCHVISION, "folder", "imagenet", "hfds/NAME", "wds/NAME")
 """The names that ``load_data`` knows; NAME stands for a data set's own name or path."""
@@ -115,7 +116,7 @@ def load_data(
     if name == "digits":
         data = load_digits()
     elif name in TORCHVISION:
-        data = load_torchvision(name, Path(data_dir or "data").expanduser(), download=download)
+        data = load_torchvision(name, whole_path(data_dir or "data"), download=download)
     else:
         close = get_close_matches(name, DATA_SETS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -189,7 +190,7 @@ def _as_wanted(data: SmallImages, preprocessing: Preprocessing, wanted: _Wanted)
 def _existing_folder(data_dir: str | Path | None, name: str = "") -> Path:
     if data_dir is None:
         raise UserError(f"{name} needs data_dir: give the folder that holds its images")
-    folder = Path(data_dir).expanduser()
+    folder = whole_path(data_dir)
     if not folder.exists():
         raise UserError(f"data_dir {folder} does not exist; give the folder that holds the images")
     if not folder.is_dir():

@@ -2,11 +2,11 @@
 
 import logging
 from dataclasses import fields
-from pathlib import Path
 
 from cmpe_se.data import Augmentation, ImageData
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
+from cmpe_se.utils.files import whole_path
 
 _log = logging.getLogger(__name__)
 
@@ -14,9 +14,9 @@ _log = logging.getLogger(__name__)
 def with_whole_paths(config: TrainingConfig) -> TrainingConfig:
     """Paths from the root, so that the run is understood from every working directory."""
     paths = {"data_dir": config.data_dir}
-    if config.pretrained and Path(config.pretrained).expanduser().exists():  # else it is a name
+    if config.pretrained and whole_path(config.pretrained).exists():  # else it is a name
         paths["pretrained"] = config.pretrained
-    return config.changed(**{key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path})
+    return config.changed(**{key: str(whole_path(path).absolute()) for key, path in paths.items() if path})
 
 
 def refuse_idle_folder(data: str, data_dir: str | None) -> None:

@@ -12,6 +12,7 @@ from cmpe_se.conversion.convert import CHILD
 from cmpe_se.errors import UserError
 from cmpe_se.training.launching import is_main_process
 from cmpe_se.training.weight_files import SUFFIXES, fitted, read_weights, renamed
+from cmpe_se.utils.files import whole_path
 from cmpe_se.utils.records import read_json
 from cmpe_se.utils.tensor_files import not_finite
 
@@ -214,7 +215,7 @@ def saved_network(pretrained: str) -> tuple[str, dict[str, Any]] | None:
 
 def _place(pretrained: str) -> Path:
     """The file of weights in a run folder or a folder; other paths as they are."""
-    path = Path(pretrained).expanduser()
+    path = whole_path(pretrained)
     for folder in (path / "model", path):
         for name in _IN_FOLDERS:
             if (folder / name).is_file():

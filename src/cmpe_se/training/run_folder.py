@@ -104,9 +104,10 @@ class RunFolder:
             UserError: such a run.
         """
         if not self.checkpoints.exist() and (self.metrics.exists() or self.result.exists()):
+            start = f" (--pretrained {self.path} starts from its network)" if self.model.exists() else ""
             raise UserError(
                 f"{self.path} has finished epochs but no checkpoint in state/ to continue from; put state/ back, or "
-                f"train again with another --output (--pretrained {self.path} starts from its network)"
+                f"train again with another --output{start}"
             )
 
     @contextmanager

@@ -36,6 +36,18 @@ def os_errors_as(what: str, *, advice: str = "") -> Iterator[None]:
         raise UserError(f"{what}: {error.strerror or error}{end}") from None
 
 
+def whole_path(path: str | Path) -> Path:
+    """A path with its ``~`` replaced by the home folder.
+
+    Raises:
+        UserError: there is none, as for a user whom the system does not know.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no home folder to put in the place of ~; give the whole path") from None
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of ``path`` once the block has ended well; else ``path`` is as it was.

@@ -4,6 +4,7 @@ import sys
 from dataclasses import fields
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -344,3 +345,19 @@ def test_an_entry_makes_its_network():
     config = TrainingConfig.from_recipe("digits")
     network, _ = create_network(config.changed(**Entry("preact_resnet20", "double_fc").settings), data)
     assert network.view == "double_fc"
+
+
+def test_an_interrupted_comparison_stops_its_runs(tmp_path, monkeypatch):
+    """Else closing would wait, for hours, until what is being trained has finished."""
+    did = []
+    module = sys.modules[compare.__module__]
+    place = SimpleNamespace(stop=lambda: did.append("stop"), close=lambda: did.append("close"))
+    monkeypatch.setattr(module, "_place", lambda *_: place)
+
+    def insist(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_cells", insist)
+    with pytest.raises(KeyboardInterrupt):
+        compare(models="preact_resnet20,se_preact_resnet20", output=tmp_path, device="cpu")
+    assert did == ["stop", "close"]

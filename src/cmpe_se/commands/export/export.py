@@ -20,7 +20,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import SUFFIXES, load_exported
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
-from cmpe_se.utils.files import os_errors_as, sweep
+from cmpe_se.utils.files import os_errors_as, sweep, whole_path
 from cmpe_se.utils.packages import require
 from cmpe_se.utils.terminal import Terminal
 
@@ -60,7 +60,7 @@ def export(
     _check(to, output, int8, calibration_images)
     folder = RunFolder.open(run)
     network, preprocessing = folder.load_model(), folder.preprocessing()
-    target = Path(output).expanduser() if output else folder.path / "export" / f"model{SUFFIXES[to]}"
+    target = whole_path(output) if output else folder.path / "export" / f"model{SUFFIXES[to]}"
     console = Terminal(stderr=True)
     with console.status("loading test images"):
         data = _data(folder, needed=int8)

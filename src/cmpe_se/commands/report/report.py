@@ -33,7 +33,7 @@ from cmpe_se.layers.views import TABLE
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, whole_path
 from cmpe_se.utils.packages import require
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.terminal import Terminal
@@ -86,7 +86,7 @@ def report(
     known = _known_blocks(model, folder)
     shown_blocks = named_blocks(blocks, known) if blocks is not None else None
     photos = [photo_of_file(path, preprocessing) for path in _paths(images)]
-    target = Path(output).expanduser() if output else folder.path / "report"
+    target = whole_path(output) if output else folder.path / "report"
     _make(target)
 
     console = Terminal(stderr=True)
