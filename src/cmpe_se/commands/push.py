@@ -11,7 +11,7 @@ from cmpe_se.training.pretrained import HUB
 from cmpe_se.training.run_folder import RunFolder, write_text
 from cmpe_se.training.summary import RunResult
 from cmpe_se.utils.escaping import markdown
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, refuse_other_encodings
 from cmpe_se.utils.text import gate_words, in_one_line
 
 _FILES = ("config.json", "model.safetensors")
@@ -82,6 +82,7 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
             _write(folder, Path(temporary), metrics, address)
             _upload(Path(temporary), destination.removeprefix(HUB), private)
     else:
+        refuse_other_encodings(destination)
         address = f"local-dir:{destination}"
         target = Path(destination).expanduser()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):

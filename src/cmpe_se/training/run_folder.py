@@ -25,7 +25,7 @@ from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.summary import EpochRecord, RunResult
 from cmpe_se.utils.escaping import to_json
-from cmpe_se.utils.files import os_errors_as
+from cmpe_se.utils.files import os_errors_as, refuse_other_encodings
 from cmpe_se.utils.text import in_one_line
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class RunFolder:
     @classmethod
     def new(cls, path: str | Path) -> "RunFolder":
         """A run folder yet to be written; refuse one that holds a run already, or what is left of one."""
+        refuse_other_encodings(path)
         run = cls(path)
         if run.config.exists():
             raise UserError(f"{path} holds a run already; resume it with --resume {path}, or name another --output")

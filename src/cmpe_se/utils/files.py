@@ -1,7 +1,8 @@
-"""Files that cannot be written, as an error for users."""
+"""Files and folders that cannot be written to, as an error for users."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from cmpe_se.errors import UserError
 
@@ -22,3 +23,15 @@ def os_errors_as(what: str, *, advice: str = "") -> Iterator[None]:
     except OSError as error:
         end = f"; {advice}" if advice else ""
         raise UserError(f"{what}: {error.strerror or error}{end}") from None
+
+
+def refuse_other_encodings(path: str | Path) -> None:
+    """Refuse a folder for weights whose name is not UTF-8: safetensors writes there, and cannot read it again.
+
+    Raises:
+        UserError: such a name.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the folder {path} has a name that is not UTF-8; name another one") from None
