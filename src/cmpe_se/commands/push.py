@@ -10,7 +10,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.pretrained import HUB
 from cmpe_se.training.run_folder import RunFolder, write_text
 from cmpe_se.training.summary import RunResult
-from cmpe_se.utils.escaping import markdown
+from cmpe_se.utils.escaping import markdown, visible
 from cmpe_se.utils.files import os_errors_as, refuse_other_encodings
 from cmpe_se.utils.text import gate_words, in_one_line
 
@@ -88,7 +88,7 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{destination} is not an empty folder; name a new one")
         _write(folder, target, metrics, address)
-    print(address)
+    print(visible(address))
     return address
 
 

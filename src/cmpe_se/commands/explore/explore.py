@@ -10,6 +10,7 @@ from cmpe_se.commands.explore.settings import only_our_settings
 from cmpe_se.errors import UserError
 from cmpe_se.training.interruption import Interruption
 from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.utils.escaping import visible
 from cmpe_se.utils.packages import require
 from cmpe_se.utils.terminal import Terminal
 
@@ -44,7 +45,7 @@ def explore(runs: str | Sequence[str] = (), *, port: int | None = None) -> None:
 
         networks = Networks(folders)
         while not runs and len(folders) > 1 and (reason := _broken(networks)):
-            print(f"cmpe-se: left out: {reason}", file=sys.stderr)
+            print(f"cmpe-se: left out: {visible(reason)}", file=sys.stderr)
             folders = folders[1:]
             networks = Networks(folders)
         with serve(build(networks), port=port, largest_file=LARGEST_FILE) as address:
@@ -67,7 +68,7 @@ def _folders(runs: str | Sequence[str]) -> list[RunFolder]:
         try:
             found.append(RunFolder.open(result.parent))
         except UserError as error:
-            print(f"cmpe-se: left out: {error}", file=sys.stderr)
+            print(f"cmpe-se: left out: {visible(str(error))}", file=sys.stderr)
     if not found:
         raise UserError(f"no finished run in {_RUNS}/; `cmpe-se train` makes one, or name run folders")
     return found
