@@ -47,11 +47,9 @@ def plot_pareto(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
         places.append((x, summary.mean))
     front = _pareto_front(places)
     axes.plot(*zip(*front, strict=True), color=_FAINT, linewidth=1.2, zorder=0, drawstyle="steps-post")
-    cost = (
-        f"time of a forward pass, ratio to {shortened(outcomes[0].label, 60)}"
-        if timed
-        else "multiply-adds of an image, millions"
-    )
+    cost = "multiply-adds of an image, millions"
+    if timed:
+        cost = f"time of a forward pass, ratio to {shortened(outcomes[0].label, 60)}"
     axes.margins(0.08)
     limits, cut = _cut(axes.get_ylim(), [accuracy for outcome in outcomes for accuracy in outcome.seeds.values()])
     axes.set_ylim(limits)
