@@ -28,6 +28,7 @@ NAMES = (
     "user\u202egnp.exe",  # right to left from here on
     "zero\u200bwidth",
     os.fsdecode("caf\xe9".encode("latin-1")),  # a file name that is not UTF-8
+    "x, true class y",  # as a sentence of ours goes on
     "猫",
     "قطة",
     "é" * 60 + "long" * 20,

@@ -196,7 +196,7 @@ def test_models_mistake():
 
 def test_progress_bar_on_a_terminal(tmp_path):
     text = shown_on_terminal("train", "--epochs", "2", "--output", tmp_path / "run")
-    assert re.search(r"epoch 2/2 +step \d+/22 .*images/s .*loss \d\.\d+ .*top-1 \d+\.\d %.*left", text)
+    assert re.search(r"epoch 2/2 .*step \d+/22 .*images/s .*loss \d\.\d+ .*top-1 \d+\.\d %.*whole run.*left", text)
     assert re.search(r"epoch +2/2 +loss", text)  # the line that an epoch leaves
 
 

@@ -20,6 +20,7 @@ from cmpe_se.commands.explore.answers import ATTRIBUTIONS, render
 from cmpe_se.commands.explore.network import Networks
 from cmpe_se.commands.explore.page import build
 from cmpe_se.commands.predict import predict
+from cmpe_se.commands.push import push
 from cmpe_se.commands.report import report
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.escaping import visible
@@ -27,6 +28,7 @@ from cmpe_se.utils.terminal import Terminal
 from cmpe_se_command import main
 from tests.commands.compare.outcomes import outcome
 from tests.hostile import NAMES, write_hostile_folder
+from tests.training.processes import complaint_of
 
 LATIN_1 = os.fsdecode("caf\xe9".encode("latin-1"))
 
@@ -219,6 +221,21 @@ def test_terminals_of_another_encoding(trained, data, encoding, monkeypatch):
         stream.flush()
     assert b"\\u732b" in out.buffer.getvalue()
     assert b"no image at \\u732b" in err.buffer.getvalue()
+
+
+def test_folders_for_weights_have_names_in_utf_8(trained, tmp_path):
+    where = tmp_path / LATIN_1  # safetensors would write there, and not find it again
+    for arguments in (["train", "--output", where], ["push", trained[0], where]):
+        assert "caf\\xe9 has a name that is not UTF-8; name another one" in complaint_of(*arguments)
+    assert not where.exists()
+
+
+def test_push(trained, tmp_path):
+    push(str(trained[0]), str(tmp_path / 'a "quoted" $x$ [folder]'))
+    card = (tmp_path / 'a "quoted" $x$ [folder]' / "README.md").read_text(encoding="utf-8")
+    assert_harmless(card)
+    line = next(line for line in card.splitlines() if line.startswith("model = "))
+    compile(line, "card", "exec")
 
 
 def test_every_figure_is_written_by_one_function():

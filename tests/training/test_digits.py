@@ -79,14 +79,16 @@ def test_printed():
     folder = default_run()[0]
     shown = json.loads(done.out)
     assert shown["run"] == "runs/cmpe_se_preact_resnet20-digits-seed0"
-    assert shown["test_top1"] == result(folder)["test_top1"]
+    assert shown["test_top1"] == float(f"{result(folder)['test_top1']:.6g}")
 
 
 def test_quiet_where_there_is_no_terminal():
     _, done = default_run()
-    assert len(done.err.splitlines()) == 1 + 30
+    lines = done.err.splitlines()
+    assert len(lines) == 1 + 30 + 3
     assert not {"\r", "\x1b", "\x08"} & set(done.err + done.out)
-    assert all(line.startswith("epoch ") for line in done.err.splitlines()[1:])
+    assert all(line.startswith("epoch ") for line in lines[1:31])
+    assert all(line.startswith("next: cmpe-se ") for line in lines[31:])
 
 
 def test_curves(digits_run):

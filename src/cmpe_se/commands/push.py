@@ -11,8 +11,8 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.pretrained import HUB
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.summary import RunResult
-from cmpe_se.utils.escaping import markdown
-from cmpe_se.utils.files import os_errors_as, sweep, whole_path, written_whole
+from cmpe_se.utils.escaping import markdown, visible
+from cmpe_se.utils.files import os_errors_as, refuse_other_encodings, sweep, whole_path, written_whole
 from cmpe_se.utils.text import gate_words, in_one_line
 
 _FILES, _README = ("config.json", "model.safetensors"), "README.md"
@@ -84,13 +84,14 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
             _write(folder, Path(temporary), metrics, address)
             _upload(Path(temporary), destination.removeprefix(HUB), private)
     else:
+        refuse_other_encodings(destination)
         address = f"local-dir:{destination}"
         target = whole_path(destination)
         sweep(target)  # what a kill has left of an earlier push
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{destination} is not an empty folder; name a new one")
         _write(folder, target, metrics, address)
-    print(address)
+    print(visible(address))
     return address
 
 

@@ -24,7 +24,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.summary import CheckpointTree, EpochRecord, RunResult
-from cmpe_se.utils.files import os_errors_as, write_json, write_text, written_whole
+from cmpe_se.utils.files import os_errors_as, refuse_other_encodings, write_json, write_text, written_whole
 from cmpe_se.utils.records import check_shape, parse_json, read_json
 from cmpe_se.utils.tensor_files import UnreadableFileError, load_exactly, load_tensors, not_finite, save_tensors
 from cmpe_se.utils.text import in_one_line
@@ -75,6 +75,7 @@ class RunFolder:
     @classmethod
     def new(cls, path: str | Path) -> "RunFolder":
         """A run folder yet to be written; refuse one that holds a run already, or what is left of one."""
+        refuse_other_encodings(path)
         run = cls(path)
         if run.config.exists():
             raise UserError(f"{path} holds a run already; resume it with --resume {path}, or name another --output")

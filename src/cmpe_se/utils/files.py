@@ -48,6 +48,18 @@ def whole_path(path: str | Path) -> Path:
         raise UserError(f"{path}: there is no home folder to put in the place of ~; give the whole path") from None
 
 
+def refuse_other_encodings(path: str | Path) -> None:
+    """Refuse a folder for weights whose name is not UTF-8: safetensors writes there, and cannot read it again.
+
+    Raises:
+        UserError: such a name.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the folder {path} has a name that is not UTF-8; name another one") from None
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of ``path`` once the block has ended well; else ``path`` is as it was.

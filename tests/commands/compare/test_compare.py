@@ -120,7 +120,7 @@ def test_a_failed_run_is_named_and_the_others_are_finished():
     assert "se_preact_resnet20 with seed 0 failed" in done.complaint
     assert "its log is" in done.complaint
     assert cells(folder) == ["preact_resnet20-seed0"]
-    assert "**1 run(s) have not finished**" in (folder / "compare.md").read_text()
+    assert "**1 run still to finish**" in (folder / "compare.md").read_text()
 
 
 @pytest.mark.slow

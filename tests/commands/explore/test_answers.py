@@ -390,3 +390,18 @@ def test_another_runs_image_is_not_taken_for_ones_own(plain, other_data, folded)
 def test_a_network_that_is_loaded_again_has_images_of_its_own(plain):
     first, second = network(plain), network(plain)
     assert first.number != second.number  # the cache of images asks for it
+
+
+def test_gates_at_their_start_are_said_to_be(converted):
+    talk, (name,) = answers(converted)
+    for parameter in talk.network(name).model.parameters():
+        parameter.requires_grad_(False)
+    for gate in find_gates(talk.network(name).model).values():
+        gate.fc2.weight.zero_()
+        if gate.fc2.bias is not None:
+            gate.fc2.bias.zero_()
+    text = Shown(talk.show(choices(name, depth=1))[0]).text
+    assert "have not moved from their start, 1." in text
+    assert "closes 0" not in text
+    held = Shown(talk.show(choices(name, depth=1, to="closed"))[0]).text
+    assert "closes" in held

@@ -32,6 +32,7 @@ from cmpe_se.training.run_images import read_listing
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.escaping import markdown_code
 from cmpe_se.utils.tables import number_table
+from cmpe_se.utils.text import counted
 
 _CACHED_BYTES = 2**30
 _COLUMNS = (
@@ -79,7 +80,7 @@ def measure_corruptions(grid: Grid, cells: Sequence[Cell], console: Console) -> 
                 progress=f"corrupted images, run {number} of {len(waiting)}",
             )
             write_corruptions(cell.run.path, metrics, data)
-    console.print(f"{len(waiting)} run(s) tested on corrupted images", highlight=False)
+    console.print(f"{counted(len(waiting), 'run')} tested on corrupted images", highlight=False)
 
 
 class CorruptionOutcomes:

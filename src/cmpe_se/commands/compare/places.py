@@ -15,7 +15,7 @@ from cmpe_se.commands.compare.cells import Job, run_job
 from cmpe_se.errors import UserError
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.packages import require
-from cmpe_se.utils.text import in_one_line
+from cmpe_se.utils.text import counted, in_one_line
 
 
 class Place(Protocol):
@@ -58,7 +58,9 @@ class Machine:
 
     def describe(self) -> str:
         """How many runs at a time, on what."""
-        device = f"on {len(self.gpus)} GPU(s)" if self.gpus else f"with {self.threads} thread(s) each"
+        device = f"with {counted(self.threads, 'thread')} each"
+        if self.gpus:
+            device = f"on {counted(len(self.gpus), 'GPU')}"
         return f"{self.jobs} at a time, {device}"
 
     def submit(self, job: Job) -> Future:

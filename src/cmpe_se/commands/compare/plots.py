@@ -16,6 +16,7 @@ from cmpe_se.commands.compare.presenting import p_value
 from cmpe_se.commands.compare.statistics import Summary, summarise
 from cmpe_se.utils.figures import save_figure
 from cmpe_se.utils.plots import BLUE, GREY, ORANGE, epoch_axis, percent_axis
+from cmpe_se.utils.text import shortened
 
 # Okabe and Ito's colours, and a marker each: distinguishable without colour vision and in grey. The two lists have
 # lengths without a common divisor, so that no pair comes twice in a grid of a dozen networks.
@@ -46,7 +47,9 @@ def plot_pareto(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
         places.append((x, summary.mean))
     front = _pareto_front(places)
     axes.plot(*zip(*front, strict=True), color=_FAINT, linewidth=1.2, zorder=0, drawstyle="steps-post")
-    cost = f"time of a forward pass, ratio to {outcomes[0].label}" if timed else "multiply-adds of an image, millions"
+    cost = "multiply-adds of an image, millions"
+    if timed:
+        cost = f"time of a forward pass, ratio to {shortened(outcomes[0].label, 60)}"
     axes.margins(0.08)
     limits, cut = _cut(axes.get_ylim(), [accuracy for outcome in outcomes for accuracy in outcome.seeds.values()])
     axes.set_ylim(limits)
@@ -73,7 +76,7 @@ def plot_learning_curves(outcomes: Sequence[Outcome], title: str, path: Path) ->
             seeds = list(shown.values())
             axes.plot(
                 list(shown), [fmean(each) for each in seeds], color=colour, marker=marker, markersize=5, linewidth=1.4,
-                markevery=max(1, len(shown) // 8), label=outcome.label, clip_on=False,
+                markevery=max(1, len(shown) // 8), label=shortened(outcome.label, 60), clip_on=False,
                 in_layout=False,
             )  # fmt: skip
             low, high = [min(each) for each in seeds], [max(each) for each in seeds]
@@ -136,7 +139,7 @@ def plot_differences(
     limits, cut = _cut(axes.get_xlim(), [0.0, *dots])
     axes.set_xlim(limits)
     axes.set_xlabel("difference in points of test top-1")
-    figure.suptitle(f"Difference to {base.label}, seed by seed{cut}\n{title}")
+    figure.suptitle(f"Difference to {shortened(base.label, 60)}, seed by seed{cut}\n{title}")
     adjusted = "by Holm but for the primary" if any(each.primary for each in differences.values()) else "by Holm"
     figure.text(
         0.5, -0.01, f"small: a seed; bar: mean with its 95 % interval; p: paired t-test, {adjusted}",
@@ -219,7 +222,7 @@ def _name_beside(axes: Axes, outcomes: Sequence[Outcome], places: Sequence[tuple
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "linestyle": ":", "alpha": 0.7},
         )  # fmt: skip
         axes.plot(1.035, height, marker, color=colour, markersize=6, transform=axes.transAxes, clip_on=False)
-        axes.text(1.055, height, outcome.label, transform=axes.transAxes, va="center", fontsize=8)
+        axes.text(1.055, height, shortened(outcome.label, 60), transform=axes.transAxes, va="center", fontsize=8)
 
 
 def _say(axes: Axes, row: int, text: str) -> None:

@@ -16,6 +16,7 @@ from cmpe_se.exhibits.choosing import Photo
 from cmpe_se.exhibits.drawing import draw_block, draw_one_image, draw_overlay
 from cmpe_se.exhibits.photos import depth_of
 from cmpe_se.inspecting import BlockView
+from cmpe_se.inspecting.statistics import MOVED
 from cmpe_se.utils.figures import save_figure
 from cmpe_se.utils.html import html_environment
 from cmpe_se.utils.text import counted
@@ -102,8 +103,11 @@ def _inside(network: Network, said: Answer, block: str) -> Picture:
     sample = counted(network.sample, "test image")
     mean = f"; the black line is the mean over {sample}" if block in network.usual else ""
     drawn = "picture" if view.picture is not None else "squeezes"
+    title = f"{block} closes {closed} of {counted(len(depth.gate), 'channel')}"
+    if np.abs(depth.gate - depth.neutral).max() < MOVED * depth.gain:
+        title = f"The gates of {block} have not moved from their start, {depth.neutral:g}"
     return Picture(
-        f"{block} closes {closed} of {len(depth.gate)} channels",
+        title,
         f"Top: {drawn} of residual (r) and identity (i); purple is above zero, orange below. Middle: the same after "
         f"gating. Bottom: the gate of each channel{mean}.",
         _embedded(draw_block(depth, drawn)),
@@ -118,7 +122,8 @@ def _over_depth(said: Answer, block: str) -> Picture:
     known = [share for share in shares if share is not None]
     title = "Competition over depth"
     if known:
-        title = f"The residual has {100 * min(known):.0f} to {100 * max(known):.0f} % of the energy of a block's sum"
+        low, high = f"{100 * min(known):.0f}", f"{100 * max(known):.0f}"
+        title = f"The residual has {low if low == high else f'{low} to {high}'} % of the energy of a block's sum"
     return Picture(
         title,
         "Top: the gates of each block; dark is the middle half of the channels, light the middle 90 %, the line the "

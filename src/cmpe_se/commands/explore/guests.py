@@ -31,13 +31,15 @@ class Guests:
     def listens(self, session: str) -> Iterator[None]:
         """For as long as a session's stream is open."""
         self._listening[session] = self._listening.get(session, 0) + 1
+        opened = time.monotonic()
         try:
             yield
         finally:
             self._listening[session] -= 1
             if not self._listening[session]:
                 del self._listening[session]
-                self._asked.pop(session, None)
+                if self._asked.get(session, opened) < opened:  # a later question is about to have a stream of its own
+                    del self._asked[session]
 
     async def waits(self, session: str) -> bool:
         """Whether somebody is there to hear the answer; one who has just asked gets a moment to open a stream."""

@@ -20,6 +20,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import SUFFIXES, load_exported
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.utils.escaping import visible
 from cmpe_se.utils.files import os_errors_as, sweep, whole_path
 from cmpe_se.utils.packages import require
 from cmpe_se.utils.terminal import Terminal
@@ -137,12 +138,12 @@ def _size(file: Path) -> int:
 def _print(result: dict[str, Any]) -> None:
     form = "merged" if result["merged"] else "as trained"
     sizes = ", ".join(map(str, result["batch_sizes"]))
-    print(f"{result['path']}: {result['format']}, {form}, {result['bytes']:,} bytes")
+    print(f"{visible(result['path'])}: {result['format']}, {form}, {result['bytes']:,} bytes")
     print(
         f"compared with PyTorch on {result['images']} images, batches of {sizes}: "
         f"largest error {result['largest_error']:.1e} of the largest logit"
     )
     if "int8" in result:
         int8 = result["int8"]
-        print(f"{int8['path']}: int8, {int8['bytes']:,} bytes")
+        print(f"{visible(int8['path'])}: int8, {int8['bytes']:,} bytes")
         print(f"test top-1 {result['test_top1']:.2f} % in float32, {int8['test_top1']:.2f} % in int8")
