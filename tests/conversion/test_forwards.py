@@ -186,6 +186,25 @@ def test_a_copy_of_a_compiled_block_runs_its_own_gates():
         assert not torch.equal(again(X), converted(X))
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_compiled_forward_and_a_compiled_sequence(inplace):
+    """A compiled forward holds the module that it was made of, so that a copy would run the original."""
+    torch.compiler.reset()
+    network = build()
+    network.forward = torch.compile(network.forward, backend="eager")
+    if inplace:
+        assert_right(build(), convert(network, inplace=True), ALL)
+    else:
+        with pytest.raises(UserError, match="its forward was replaced by function"):
+            convert(network)
+    network = build()
+    network.layers = torch.compile(network.layers, backend="eager")
+    with torch.no_grad():
+        network(X)
+    names = ["layers._orig_mod.0", "layers._orig_mod.1", "last"]
+    assert_right(build(), convert(network, inplace=inplace), names)
+
+
 def replaced(forward):
     def change(network):
         for block in network.layers:
@@ -244,6 +263,8 @@ def own_call_impl(network):
 LISTED = {
     "closure": (replaced(lambda block: lambda x, old=block.forward: old(x)), "<lambda>"),
     "partial": (replaced(lambda block: functools.partial(type(block).forward, block)), "functools.partial of"),
+    "compiled": (replaced(lambda block: torch.compile(block.forward, backend="eager")), "replaced by function"),
+    "wrapped": (replaced(lambda block: torch.no_grad()(block.forward)), "replaced by function"),
     "another method": (replaced(lambda block: types.MethodType(lambda self, x: self.residual(x), block)), "<lambda>"),
     "object": (replaced(Callable), "an object of class Callable"),
     "accelerate's hooks": (hooked, "functools.partial of function add_hook_to_module"),

@@ -41,9 +41,7 @@ def why_inside_stays(module: nn.Module) -> str | None:
         return f"{min(wrappers)} knows only the parameters that it was made with; convert the network, then wrap it"
     if _runs_its_class(module) or _is_bound_to(module, module.forward):
         return None
-    if hasattr(module.forward, "_torchdynamo_orig_callable"):  # torch.compile's, which calls the module that it wraps
-        return None
-    return _replaced(module)
+    return None if _is_compiled(module) else _replaced(module)
 
 
 def own_forward_again(block: nn.Module) -> None:
@@ -77,6 +75,14 @@ def _is_bound_to(module: nn.Module, forward: Callable[..., Any]) -> bool:
     if isinstance(forward, functools.partial):
         return bool(forward.args) and forward.args[0] is module
     return getattr(forward, "__self__", None) is module
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a forward is torch.compile's, of the module that it wraps or of the module's own forward."""
+    compiled = getattr(module.forward, "_torchdynamo_orig_callable", None)
+    if compiled is None:  # also for code that was compiled ahead of time
+        return False
+    return type(module).__name__ == "OptimizedModule" or getattr(compiled, "__self__", None) is module
 
 
 def _holds_modules(forward: object) -> bool:

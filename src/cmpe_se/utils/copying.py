@@ -21,17 +21,18 @@ def copy_network(model: nn.Module, instead: str, memo: dict[int, Any] | None = N
     Raises:
         UserError: a layer that cannot be copied, such as one that keeps a result of the last forward pass.
     """
+    given = dict(memo or {})
     try:
-        return copy.deepcopy(model, memo)
+        return copy.deepcopy(model, dict(given))
     except Exception as error:  # whatever a layer keeps: results with gradients, locks, open files
         reason = in_one_line(error).split(". ")[0].rstrip(".")
-        raise UserError(f"{_without_copy(model)} cannot be copied: {reason}; {instead}") from None
+        raise UserError(f"{_without_copy(model, given)} cannot be copied: {reason}; {instead}") from None
 
 
-def _without_copy(model: nn.Module) -> str:
+def _without_copy(model: nn.Module, given: dict[int, Any]) -> str:
     """The first of the innermost modules that cannot be copied."""
     tensors = chain(model.parameters(), model.buffers())
-    kept = {id(tensor): tensor for tensor in tensors if tensor.is_leaf}  # not copied again for each module
+    kept = given | {id(tensor): tensor for tensor in tensors if tensor.is_leaf}  # not copied again for each module
 
     def copies(module: nn.Module) -> bool:
         try:
