@@ -15,6 +15,8 @@ _NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
 class _FlatTracer(fx.Tracer):
     """Traces one module with its children as leaves, but looks into sequences, and notes which."""
 
+    proxy_buffer_attributes = True  # a buffer that a forward reads is to be seen in the graph
+
     def __init__(self) -> None:
         super().__init__()
         self.looked_into: set[int] = set()
