@@ -198,7 +198,8 @@ def test_layers_of_a_gate(view, alter):
         model = make(kind, view)
         for gate in model.modules():
             if isinstance(gate, CompetitiveSE):
-                alter(gate.fc1 if hasattr(gate, "fc1") else gate.fc2)
+                with torch.no_grad():  # timm could not copy a pruned weight with its graph
+                    alter(gate.fc1 if hasattr(gate, "fc1") else gate.fc2)
         for merged in (reparameterize_model(model), merge(model)):
             assert_same(model, merged)
             assert not any(isinstance(module, MergedGate) for module in merged.modules())

@@ -39,7 +39,8 @@ def _has_own_call(module: nn.Module) -> bool:
 
 def is_sequence(module: nn.Module) -> bool:
     """Whether a module hands its input from child to child, and does nothing else."""
-    return type(module).forward is nn.Sequential.forward and runs_its_class(module)
+    forward = getattr(type(module), "forward", None)  # TorchScript's classes have none
+    return forward is nn.Sequential.forward and runs_its_class(module)
 
 
 def runs_its_class(module: nn.Module) -> bool:
