@@ -15,6 +15,8 @@ _NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
 class _FlatTracer(fx.Tracer):
     """Traces one module with its children as leaves, but looks into sequences, and notes which."""
 
+    proxy_buffer_attributes = True  # a buffer that a forward reads is to be seen in the graph
+
     def __init__(self) -> None:
         super().__init__()
         self.looked_into: set[int] = set()
@@ -37,7 +39,8 @@ def _has_own_call(module: nn.Module) -> bool:
 
 def is_sequence(module: nn.Module) -> bool:
     """Whether a module hands its input from child to child, and does nothing else."""
-    return type(module).forward is nn.Sequential.forward and runs_its_class(module)
+    forward = getattr(type(module), "forward", None)  # TorchScript's classes have none
+    return forward is nn.Sequential.forward and runs_its_class(module)
 
 
 def runs_its_class(module: nn.Module) -> bool:
