@@ -66,7 +66,7 @@ def test_damaged_cache_is_ignored(damage, two_classes, cache_dir, caplog):
     if damage == "half":
         damage = cache.read_bytes()[:-1000]
     elif damage == "other tensors":
-        decoding.save_file({"train": torch.zeros(1), "test": torch.zeros(1)}, cache)
+        decoding.save_tensors({"train": torch.zeros(1), "test": torch.zeros(1)}, cache)
         damage = cache.read_bytes()
     cache.write_bytes(damage)
     again = load_data("folder", two_classes)

@@ -23,9 +23,12 @@ def keep(run: RunFolder, config: TrainingConfig, top1: float) -> None:
     """What stays of a finished run."""
     tested = {"test_top1": top1, "test_top5": 99.0, "test_loss": 0.3}
     run.write_config(config)
-    run.write_metrics([{"epoch": 1, "train_loss": 1.0, **tested}])
+    speed, training = {"images_per_second": 300.0}, {"train_loss": 1.0, "train_top1": 80.0, "seconds": 5.0}
+    run.write_metrics([{"epoch": 1, "step": 22, "lr": 0.1, "test_images": 360, **training, **speed, **tested}])
     sizes = {"params": 1000, "macs": 10_000, "epochs": 1, "train_images": 1437, "test_images": 360}
-    run.write_result(sizes | tested | {"train_seconds": 5.0, "images_per_second": 300.0} | provenance())
+    settings = {"model": config.model, "view": config.view, "data": config.data, "seed": config.seed}
+    place = {"processes": 1, "run": str(run.path), "train_seconds": 5.0}
+    run.write_result(settings | sizes | tested | place | speed | provenance())
 
 
 @pytest.fixture
