@@ -60,12 +60,14 @@ def test_cache_follows_the_files(two_classes, cache_dir):
     assert len(list(cache_dir.iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", [b"", b"nonsense", "half", "other tensors"])
+@pytest.mark.parametrize("damage", [b"", b"nonsense", "half", "a bit", "other tensors"])
 def test_damaged_cache_is_ignored(damage, two_classes, cache_dir, caplog):
     first = load_data("folder", two_classes)
     (cache,) = cache_dir.iterdir()
     if damage == "half":
         damage = cache.read_bytes()[:-1000]
+    elif damage == "a bit":
+        damage = cache.read_bytes()[:-1] + bytes([cache.read_bytes()[-1] ^ 1])
     elif damage == "other tensors":
         save_tensors({"train": torch.zeros(1), "test": torch.zeros(1)}, cache)
         damage = cache.read_bytes()

@@ -22,6 +22,7 @@ _NESTED_LATER = ("net", "module", "params", "weights")
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # anywhere in a name
 _OUTER = ("model", "network", "net", "backbone")  # before a name: attributes that hold the network
 _DEEPEST = 4
+_NO_FILE = "it is torn, or another kind of file"
 
 
 class Weights(NamedTuple):
@@ -53,17 +54,17 @@ def _load_pickled(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm keeps a run's flags in one
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         if names := _foreign_names(path):
             raise UserError(
                 f"{path} holds more than tensors ({', '.join(names[:3])}), which is not unpickled since it may run any "
                 "code; save the state dict alone, torch.save(network.state_dict(), FILE)"
             ) from None
-        reason = in_one_line(error, most=120)
+        reason = _NO_FILE
     except RuntimeError as error:
         reason = in_one_line(error, most=120)
     except Exception:  # zip files, tar files and pickles raise many kinds, with words for programmers
-        reason = "it is torn, or another kind of file"
+        reason = _NO_FILE
     raise UserError(f"{path} cannot be read as a state dict of PyTorch: {reason}; give another file of weights")
 
 
