@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from timm.data import create_transform
 
 from cmpe_se.data import SmallImages, decoding, load_data
@@ -66,7 +67,7 @@ def test_damaged_cache_is_ignored(damage, two_classes, cache_dir, caplog):
     if damage == "half":
         damage = cache.read_bytes()[:-1000]
     elif damage == "other tensors":
-        decoding.save_file({"train": torch.zeros(1), "test": torch.zeros(1)}, cache)
+        save_file({"train": torch.zeros(1), "test": torch.zeros(1)}, cache)
         damage = cache.read_bytes()
     cache.write_bytes(damage)
     again = load_data("folder", two_classes)
