@@ -4,6 +4,7 @@ import os
 import pwd
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,7 +61,9 @@ def test_a_cache_that_cannot_be_used_stops_nothing(what, two_classes, cache_dir,
         cache_dir.rmdir()
         cache_dir.write_text("")
     elif what == "no permission to look":
-        monkeypatch.setattr("pathlib.Path.exists", refused(PermissionError(13, "Permission denied")))
+        exists = Path.exists
+        no = refused(PermissionError(13, "Permission denied"))
+        monkeypatch.setattr(Path, "exists", lambda path: no() if path.parent == cache_dir else exists(path))
     elif what == "no permission to write":
         monkeypatch.setattr("pathlib.Path.mkdir", refused(PermissionError(13, "Permission denied")))
     else:
