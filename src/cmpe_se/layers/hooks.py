@@ -46,11 +46,15 @@ for _class in (
 def says_what_it_does(layer: nn.Module) -> bool:
     """Whether a layer's output is what its class and its parameters say, so that another form may stand for it.
 
-    That is a layer of a class in the table above, not of a subclass; none of whose methods has been replaced, on the
-    layer or on the class; without hooks; with weights that are parameters or buffers of its own, not tensors that
-    something computes (a parametrisation, weight norm, pruning).
+    That is a layer of a class in the table above, not of a subclass (which a parametrisation makes it); none of whose
+    methods has been replaced, on the layer or on the class; without hooks, as weight norm and pruning have them.
     """
     return is_unaltered(layer) and not is_watched(layer)
+
+
+def will_always_do_so(layer: nn.Module) -> bool:
+    """Whether a layer says what it does, and its weights are its own parameters: none that something else computes."""
+    return says_what_it_does(layer) and vars(layer).keys().isdisjoint(("weight", "bias"))
 
 
 def is_unaltered(module: nn.Module) -> bool:
@@ -62,12 +66,9 @@ def is_unaltered(module: nn.Module) -> bool:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a layer has hooks, or a weight that is computed, which a shortcut around it would miss."""
+    """Whether a layer has hooks, or a parametrisation of its weights, which a shortcut around it would miss."""
     own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    if own or module_hooks._has_any_global_hook():
-        return True
-    values = module.__dict__
-    return "weight" in values or "bias" in values or "parametrizations" in module._modules
+    return bool(own) or module_hooks._has_any_global_hook() or "parametrizations" in module._modules
 
 
 class GateModule(nn.Module):

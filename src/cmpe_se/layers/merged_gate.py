@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 
 from cmpe_se.layers.gate_layers import Gate
 from cmpe_se.layers.gated_addition import add_gated, squeeze
-from cmpe_se.layers.hooks import GateModule, known_layer, says_what_it_does
+from cmpe_se.layers.hooks import GateModule, known_layer, will_always_do_so
 from cmpe_se.layers.precision import without_autocast
 
 
@@ -93,7 +93,7 @@ class MergedGate(GateModule):
 
 def layers_say_what_it_does(attention: nn.Module) -> bool:
     """Whether a gate computes what its layers' parameters say, so that another form may stand for it."""
-    return all(says_what_it_does(part) for part in attention.modules())
+    return all(will_always_do_so(part) for part in attention.modules())
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from cmpe_se.conversion.blocks import replace_forward
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE, is_pointwise
 from cmpe_se.layers.gated_addition import squeeze
+from cmpe_se.layers.hooks import will_always_do_so
 from cmpe_se.layers.merged_gate import MergedGate, layers_say_what_it_does, merge_gate
 from cmpe_se.merging.calls import Calls, passes_on
 from cmpe_se.merging.norms import fold_norms, is_plain_convolution
@@ -115,7 +116,7 @@ def _pointwise_behind(block: nn.Module, call: fx.Node, operand: fx.Node) -> tupl
     if operand.op != "call_module":
         return None
     conv = block.get_submodule(str(operand.target))
-    if not is_pointwise(conv) or conv.in_channels >= conv.out_channels:
+    if not is_pointwise(conv) or not will_always_do_so(conv) or conv.in_channels >= conv.out_channels:
         return None
     source = operand.all_input_nodes[0]
     return (source, conv) if _stays(block, call, source) else None

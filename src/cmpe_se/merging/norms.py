@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from cmpe_se.layers.hooks import says_what_it_does
+from cmpe_se.layers.hooks import will_always_do_so
 from cmpe_se.merging.calls import Calls, passes_on
 
 _FROZEN = (FrozenBatchNorm2d, TimmFrozenBatchNorm2d, FrozenBatchNormAct2d)
@@ -44,7 +44,7 @@ def fold_norms(model: nn.Module, calls: Calls) -> int:
 
 def is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is a 2-D convolution that uses its weight as it is."""
-    return isinstance(module, (nn.Conv2d, Conv2dSame)) and says_what_it_does(module)
+    return isinstance(module, (nn.Conv2d, Conv2dSame)) and will_always_do_so(module)
 
 
 def is_plain_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
@@ -54,7 +54,7 @@ def is_plain_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
 
 def _is_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     """Whether a layer is a batch norm that uses its running statistics. A frozen one has buffers of the same names."""
-    if not isinstance(module, _NORMS) or not says_what_it_does(module):
+    if not isinstance(module, _NORMS) or not will_always_do_so(module):
         return False
     fixed = module.running_mean is not None and module.running_var is not None
     dropout = getattr(module, "drop", None)  # between a norm of timm's and its activation

@@ -22,7 +22,8 @@ from torch.nn.functional import relu
 
 from cmpe_se.layers.attention import CompetitiveSE, is_pointwise, squeeze_through
 from cmpe_se.layers.gated_addition import add_gated, add_gated_pointwise, squeeze, with_squeeze
-from cmpe_se.layers.hooks import is_symbolic, known_layer, raise_not_scriptable, says_what_it_does
+from cmpe_se.layers.hooks import is_symbolic, is_watched, known_layer, raise_not_scriptable
+from cmpe_se.layers.merged_gate import MergedGate
 
 Attention = Callable[..., CompetitiveSE] | None
 """What makes the gate of a block, from its channels, device and dtype; None for a plain block."""
@@ -82,10 +83,9 @@ class PreActBlock(nn.Module):
         last = self.branch(h)
         if self.attention is None:
             return shortcut + self.drop_path(self.last_conv(last)), None
-        apart = is_symbolic(x) or not says_what_it_does(
-            self.attention
-        )  # what stands for it, or listens, sees it called
-        if apart or not self.attention.takes_squeezes:  # nothing flows, and nothing is read ahead
+        if (
+            not self.attention.takes_squeezes or is_symbolic(x) or _to_be_called(self.attention)
+        ):  # nothing flows, and nothing is read ahead
             y = self.attention(self.last_conv(last), shortcut)
             drops = self.training and isinstance(self.drop_path, DropPath) and self.drop_path.drop_prob
             return shortcut + self.drop_path(y - shortcut) if drops else y, None
@@ -189,6 +189,12 @@ class PreActBasic(PreActBlock):
     def last_conv(self) -> nn.Conv2d:
         """The second 3x3 convolution."""
         return self.conv2
+
+
+def _to_be_called(gate: nn.Module) -> bool:
+    """Whether a gate has to be called as a module: for its hooks, or for a forward of its own."""
+    own = "forward" in vars(gate) or type(gate).forward not in (CompetitiveSE.forward, MergedGate.forward)
+    return own or is_watched(gate)
 
 
 class Stage(nn.Module):
