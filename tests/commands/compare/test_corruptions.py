@@ -25,6 +25,11 @@ RESULT = {
     "params": 1000, "macs": 2000, "test_top1": 90.0, "test_top5": 99.0, "test_loss": 0.3, "epochs": 1,
     "train_seconds": 2.0, "images_per_second": 100.0, "train_images": 1437, "test_images": 360, "commit": "abc",
     "hardware": {"cpu": "CPU", "threads": 1, "gpu": None}, "versions": {"torch": "2", "timm": "1"},
+    "model": "any", "view": None, "data": "digits", "seed": 0, "processes": 1, "run": "runs/any", "command": "cmpe-se",
+}  # fmt: skip
+RECORD = {
+    "epoch": 1, "step": 22, "lr": 0.1, "train_loss": 1.0, "train_top1": 80.0, "images_per_second": 100.0,
+    "seconds": 2.0, "test_images": 360, "test_loss": 0.3, "test_top1": 90.0, "test_top5": 99.0,
 }  # fmt: skip
 
 
@@ -35,7 +40,7 @@ def grid(tmp_path):
     for cell in grid.cells:
         cell.run.path.mkdir(parents=True)
         cell.run.write_result(RESULT | {"test_top1": 90.0 + cell.seed})
-        cell.run.write_metrics([{"epoch": 1, "train_loss": 1.0, "test_top1": 90.0}])
+        cell.run.write_metrics([RECORD])
         mean = CORRUPTED[cell.entry.label][cell.seed]
         metrics = {"clean": 90.0, "mean": mean} | {name: [mean] * len(SEVERITIES) for name in CORRUPTIONS}
         write_corruptions(cell.run.path, metrics, load_data("digits"))
