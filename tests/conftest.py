@@ -20,6 +20,20 @@ def pytest_configure(config):
         torch.set_num_threads(1)  # each worker has one core
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """A worker cannot send its reports with names of files that are no UTF-8, which some tests log on purpose."""
+    report = yield
+    report.sections = [(name, _sendable(text)) for name, text in report.sections]
+    if report.longrepr and (shown := str(report.longrepr)) != _sendable(shown):
+        report.longrepr = _sendable(shown)
+    return report
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @pytest.fixture(scope="session")
 def folded() -> Path:
     """Our network with folded_3x3, after three epochs: it has learnt something, and makes mistakes."""

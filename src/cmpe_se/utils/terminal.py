@@ -47,8 +47,9 @@ class Terminal(Console):
     """
 
     def __init__(self, *, stderr: bool = False, **settings: Any):
-        file = steady_stderr() if stderr else None
-        super().__init__(file=file, markup=False, emoji=False, highlight=False, **settings)
+        if stderr:
+            settings["file"] = steady_stderr()
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """Text as rich prints it."""
