@@ -61,6 +61,7 @@ def trained(place, data):
 @pytest.fixture(autouse=True)
 def cache(place, monkeypatch):
     monkeypatch.setenv("CMPE_SE_CACHE", str(place / "cache"))
+    monkeypatch.setenv("COLUMNS", "400")  # tables that do not fold the names
 
 
 @pytest.fixture(scope="module")
