@@ -110,7 +110,8 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
         for module in modes:
             module.training = False
         for name, gate in gates.items():
-            handles += _listen(name, gate, seen, isinstance(model.get_submodule(name), PreActBlock))
+            ours = gate.takes_squeezes and isinstance(model.get_submodule(name), PreActBlock)
+            handles += _listen(name, gate, seen, called=not ours)
         for name, block in model.named_modules():
             if isinstance(block, PreActBlock) and name in gates and gates[name].takes_squeezes:
                 made: dict[str, Tensor] = {}
@@ -143,11 +144,11 @@ def find_gates(model: nn.Module) -> dict[str, CompetitiveSE | MergedGate]:
     return {block if block in alone else name: full[name] for block, name in zip(blocks, full, strict=True)}
 
 
-def _listen(name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, Any]], ours: bool) -> list[Any]:
+def _listen(name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, Any]], *, called: bool) -> list[Any]:
     """Hooks on a gate and its layers; each call of it leaves one record in ``seen``.
 
-    A block of our own networks hands its squeezes to the gate's layers, and calls the gate itself only where that has
-    hooks: it gets none.
+    A gate that is not ``called`` gets none itself: a block of our own networks hands squeezes to its layers, and would
+    call it only for the hook.
     """
     parts: dict[str, Tensor] = {}  # of the current call
 
@@ -169,7 +170,7 @@ def _listen(name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, An
     if hasattr(gate, "map_gate"):
         heard = _listen_to_maps(name, gate, seen, parts)
         return [gate.register_forward_pre_hook(keep_flows), *heard]
-    handles = [] if ours else [gate.register_forward_pre_hook(keep_flows)]
+    handles = [gate.register_forward_pre_hook(keep_flows)] if called else []
     for child, layer in gate.named_children():
         if child in ("fc2", "excite"):
             handles.append(layer.register_forward_hook(decided))
