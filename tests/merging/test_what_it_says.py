@@ -439,5 +439,5 @@ def test_a_block_with_a_forward_of_its_own():
 def test_what_cannot_be_copied():
     model = make("converted")
     model.layer2[0].conv2.lock = threading.Lock()
-    with pytest.raises(UserError, match=r"^layer2\.0\.conv2 \(Conv2d\) cannot be copied.*lock.*; merge"):
+    with pytest.raises(UserError, match=r"^layer layer2\.0\.conv2 \(Conv2d\) cannot be copied.*lock.*; merge"):
         merge(model)
