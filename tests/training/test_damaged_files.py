@@ -105,7 +105,7 @@ def pushed(run: RunFolder) -> None:
 def readers_of(run: RunFolder, name: str) -> list[Callable]:
     """What reads a file of a run."""
     return {
-        "result.json": [run.read_result, lambda: facts_of(run, 50.0), lambda: pushed(run)],
+        "result.json": [run.read_result, lambda: facts_of(run, 50.0, "ab", torch.arange(2)), lambda: pushed(run)],
         "metrics.jsonl": [run.read_metrics],
         "config.yaml": [run.read_config, lambda: run.read_config(as_written=True), run.preprocessing],
         "model/config.json": [run.preprocessing, run.model_config, lambda: saved_network(str(run.path))],
@@ -321,7 +321,7 @@ def test_values_too_large_for_the_network(folder, tmp_path):
     assert "gives no finite values for 360 of 360 images" in complaint_of("evaluate", folder.path)
     assert not (folder.path / "evaluation").exists()
     complaint = complaint_of("predict", folder.path, folder.curves, "--as-json")
-    assert f"gives no finite probabilities for {folder.curves}" in complaint
+    assert f"has no finite probabilities for {folder.curves}" in complaint
 
 
 def test_values_too_large_for_a_report():

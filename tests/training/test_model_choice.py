@@ -79,6 +79,7 @@ def patient(plain, tmp_path_factory):
 def test_patience(patient):
     folder, done = patient
     assert (result(folder)["best_epoch"], result(folder)["trained_epochs"], result(folder)["epochs"]) == (1, 3, 9)
+    assert len(RunFolder(folder).read_metrics()) == 3
     assert "stopped early, after epoch 3: none since epoch 1 has a better validation accuracy" in done.err
     seen = facts(folder)
     assert "3 epochs, stopped early of 9, of which epoch 1 is kept" in seen["Training"]

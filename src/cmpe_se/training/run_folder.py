@@ -166,8 +166,11 @@ class RunFolder:
                 if record["epoch"] != number:
                     raise ValueError(f"line {number} is of epoch {record['epoch']}")
                 records.append(record)
-            if self.result.is_file() and len(records) < (epochs := self.read_result()["epochs"]):
-                raise ValueError(f"it ends after {len(records)} of {epochs} epochs")
+            if self.result.is_file():
+                result = self.read_result()
+                epochs = result.get("trained_epochs", result["epochs"])
+                if len(records) < epochs:
+                    raise ValueError(f"it ends after {len(records)} of {epochs} epochs")
         except UserError:
             raise
         except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ from cmpe_se.training.config import GATE_FIELDS, TrainingConfig
 from cmpe_se.training.gate_settings import without_recipe_gates
 from cmpe_se.training.network import create_network
 from tests.tiers import slow_but
-from tests.training.written import a_result
+from tests.training.written import a_record, a_result
 
 FIELDS = [field.name for field in fields(TrainingConfig)]
 DEFAULTS = {"start": None, "reduction": 16, "min_hidden": 1, "bias": False, "mask": 0.0}
@@ -199,7 +199,7 @@ def test_a_network_with_other_gates_than_asked_for_is_no_result(tmp_path):
     plain, se = compared.cells[:2]
     for cell, gates in ((plain, {}), (se, {"se": 9})):
         cell.run.write_config(compared.config_of(cell))
-        cell.run.write_metrics([])
+        cell.run.write_metrics([a_record()])
         cell.run.write_result(a_result(gates=gates))
     compared.check_runs()
     assert [outcome.label for outcome in collect(compared, {})] == ["preact_resnet20", "preact_resnet20:se"]
