@@ -42,8 +42,9 @@ def run(finished, images, tmp_path) -> Path:
     """The run and its images, to be changed: tmp_path/run, tmp_path/own and tmp_path/other."""
     shutil.copytree(images, tmp_path, dirs_exist_ok=True)
     folder = shutil.copytree(finished, tmp_path / "run")
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace(str(images), str(tmp_path)))
+    moved = RunFolder(folder)
+    config = moved.read_config()
+    moved.write_config(config.changed(data_dir=config.data_dir.replace(str(images), str(tmp_path))))
     return folder
 
 

@@ -1,6 +1,7 @@
 """A run's settings are complete or refused; recipes may have any of them."""
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import fields
@@ -48,7 +49,7 @@ DAMAGED = {
     "levels": ("lr: " + "[" * 1000, "too many levels"),
     "count": (WHOLE.replace("# settings: ", "# settings: x"), "has a damaged line '# settings: x"),
     "two counts": (WHOLE + WHOLE.splitlines()[1], "has a damaged line"),
-    "more than were written": (WHOLE.replace("# settings: ", "# settings: -").replace(": -5", ": "), "settings, and"),
+    "more than were written": (re.sub("# settings: [0-9]+", "# settings: 7", WHOLE), "settings, and 7 were written"),
     "first version, a line missing": (without(FIRST_VERSION, "lr"), "lacks lr; put it back"),
     "first version, cut": (FIRST_VERSION[: FIRST_VERSION.index("\nema")], "lacks ema, crop_padding"),
 }

@@ -16,10 +16,10 @@ from tests.training.processes import complaint_of, succeed
 from tests.training.runs import result
 
 
-def first_line(*, view=None, **settings) -> str:
+def first_line(*, view=None, validation_images=0, **settings) -> str:
     config = TrainingConfig.from_recipe(**settings)
     rest = {"params": 12_345, "steps_per_epoch": 23, "device": torch.device("cpu"), "run": Path("runs/x")}
-    return opening(config, load_data("digits"), view=view, **rest)
+    return opening(config, load_data("digits"), view=view, validation_images=validation_images, **rest)
 
 
 def test_the_first_line_says_all_that_matters():
@@ -31,6 +31,7 @@ def test_the_first_line_says_all_that_matters():
     )
     assert " with view folded_3x3, " in first_line(view="folded_3x3")
     assert first_line(model="resnet18", reduction=16, min_hidden=1, bias=False).startswith("resnet18 (12,345 ")
+    assert " training images, 1 validation image and 360 test " in first_line(validation_images=1)
     assert " on flowers: " in first_line(data="folder", data_dir="/data/flowers")
 
 
