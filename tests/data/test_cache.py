@@ -67,7 +67,7 @@ def test_a_cache_that_cannot_be_used_stops_nothing(what, two_classes, cache_dir,
     elif what == "no permission to write":
         monkeypatch.setattr("pathlib.Path.mkdir", refused(PermissionError(13, "Permission denied")))
     else:
-        monkeypatch.setattr(module, "save_file", refused(OSError(28, "No space left on device")))
+        monkeypatch.setattr(module, "save_tensors", refused(OSError(28, "No space left on device")))
     assert torch.equal(images(load_data("folder", two_classes)), expected)
     assert any("cache" in record.message for record in caplog.records)
     if what == "full":
@@ -98,13 +98,13 @@ def test_a_full_disk(tiny_disk, two_classes, monkeypatch, caplog):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_nothing_is_left_of_an_interrupted_write(error, two_classes, cache_dir, monkeypatch):
-    original = module.save_file
+    original = module.save_tensors
 
     def half(tensors, path):
         original(tensors, path)
         raise error
 
-    monkeypatch.setattr(module, "save_file", half)
+    monkeypatch.setattr(module, "save_tensors", half)
     with pytest.raises(error):
         load_data("folder", two_classes)
     assert list(cache_dir.iterdir()) == []
