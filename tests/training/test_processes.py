@@ -13,7 +13,6 @@ import pytest
 
 from cmpe_se.commands.evaluate import evaluate
 from cmpe_se.training.launching import processes_left_out
-from tests.tiers import slow_but
 from tests.training.processes import empty_folder
 from tests.training.runs import checkpoint, metrics, result, weights
 
@@ -183,7 +182,8 @@ def test_a_signal_to_all_processes_saves_once(number, launcher, tmp_path):
     assert f"step {22 * tree['epoch'] + tree['batch']};" in said[0]
 
 
-@pytest.mark.parametrize("rank", slow_but([0, 1], [1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_is_one_sentence(rank, tmp_path):
     begun = begin(tmp_path / "run")
     processes = psutil.Process(begun.pid).children()

@@ -263,6 +263,7 @@ def test_questions_that_are_none_are_answered_in_words(page, body):
     assert "Traceback" not in page.running.err
 
 
+@pytest.mark.slow
 def test_values_of_another_type_are_answered_in_words(page):
     number, values = shows(page)
     assert last(event(page, number, values))["success"]
