@@ -1,10 +1,12 @@
 """The system's refusals as one sentence."""
 
+import os
+
 import pytest
 
 from cmpe_se.errors import UserError
 from cmpe_se.utils import files
-from cmpe_se.utils.files import os_errors_as, replacing, write_json, write_text
+from cmpe_se.utils.files import os_errors_as, write_json, write_text, written_whole
 
 
 @pytest.mark.parametrize(
@@ -32,13 +34,16 @@ def test_other_errors_pass(error):
 def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     synced = []
-    monkeypatch.setattr(files, "sync", synced.append)
+    monkeypatch.setattr(files, "_sync", synced.append)
     write_json(path, {"a": 1})
     assert path.read_text() == '{\n  "a": 1\n}\n'
-    assert synced == [tmp_path / "a.json.partial", tmp_path]  # before it takes the old one's place, and after
+    assert synced == [
+        tmp_path / f"a.unfinished-{os.getpid()}.json",
+        tmp_path,
+    ]  # before it takes the old one's place, and after
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"a": float("nan")})
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), written_whole(path) as temporary:
         write_half_and_stop(temporary)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.json": '{\n  "a": 1\n}\n'}
 
