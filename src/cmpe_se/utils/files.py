@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and those that cannot be written, as an error for users."""
 
+import errno
 import glob
 import os
 import shutil
@@ -82,8 +83,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     removes it, and so does :func:`sweep`.
 
     Raises:
-        OSError: there is no room, or no permission.
+        OSError: there is no room, no permission, or no such folder.
     """
+    if not path.parent.is_dir():  # the lock would make it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     sweep(path.parent, f"{glob.escape(path.stem)}{_UNFINISHED}*{glob.escape(path.suffix)}")
     unfinished = path.with_name(f"{path.stem}{_UNFINISHED}{os.getpid()}{path.suffix}")
     lock = _lock_of(unfinished)
