@@ -1,6 +1,5 @@
 """Files that are written whole or not at all, and those that cannot be written, as an error for users."""
 
-import errno
 import glob
 import os
 import shutil
@@ -85,8 +84,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: there is no room, no permission, or no such folder.
     """
-    if not path.parent.is_dir():  # the lock would make it
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    os.stat(f"{path.parent}/.")  # where there is no such folder, the lock would make it
     sweep(path.parent, f"{glob.escape(path.stem)}{_UNFINISHED}*{glob.escape(path.suffix)}")
     unfinished = path.with_name(f"{path.stem}{_UNFINISHED}{os.getpid()}{path.suffix}")
     lock = _lock_of(unfinished)
