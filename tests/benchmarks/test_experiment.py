@@ -21,6 +21,7 @@ from cmpe_se.commands.compare.grid import Grid, parse_entries
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.text import split_names
+from tests.training.written import a_record, a_result
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/experiment.sh"
@@ -436,8 +437,8 @@ def test_a_gpu_goes_on_with_the_plan(script, archive, tmp_path):
     kept = RunFolder(script.records / "cells/tiny" / plain.run.path.name)
     kept.path.mkdir(parents=True)
     kept.write_config(grid.config_of(plain))
-    kept.write_metrics([{"epoch": 1}])
-    kept.write_result({"test_top1": 12.5, "params": 1, "macs": 1, "train_seconds": 1.0, "seed": 7})
+    kept.write_metrics([a_record()])
+    kept.write_result(a_result(test_top1=12.5, seed=7))
 
     found = script("unpack", archive, tmp_path / "images")
     assert found.returncode == 0, found.stderr
