@@ -62,7 +62,7 @@ def test_what_images_were_used_for(validated, short_run):
 
 @pytest.mark.slow
 def test_killed_and_resumed(validated, tmp_path):
-    start_until(tmp_path / "run", 2, 5, *SETTINGS).send(signal.SIGKILL)
+    start_until(tmp_path / "run", 1, 5, *SETTINGS).send(signal.SIGKILL)
     succeed("train", "--resume", tmp_path / "run")
     assert_same_run(validated, tmp_path / "run")
     assert_same_tensors(checkpoint(validated)["best"]["weights"], checkpoint(tmp_path / "run")["best"]["weights"])

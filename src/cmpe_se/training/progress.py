@@ -113,12 +113,12 @@ class TrainingProgress:
         self.console.print(
             f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['train_loss']:.3f}  {tested}"
             f"{record['images_per_second']:,.0f} images/s",
-            highlight=False,
+            soft_wrap=True,
         )
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
-        self.console.print(message, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(message, soft_wrap=True)
 
 
 class TensorBoardLogs:
