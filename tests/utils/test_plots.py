@@ -59,3 +59,14 @@ def test_text_of_a_figure_is_drawn_as_it_is(tmp_path):
     assert {"\\u732b", "\\x00"} & drawn
     assert max(map(len, drawn)) < 60
     assert not any(text.get_parse_math() for text in figure.findobj(Text))
+
+
+def test_every_curve_is_inside_its_axes():
+    """A validation loss may be far above the others."""
+    records = [
+        {"epoch": epoch, "train_loss": 1.0, "validation_loss": 9.0 / epoch, "test_loss": 0.5 if epoch == 2 else None}
+        for epoch in (1, 2, 3)
+    ]
+    loss = draw_curves(records, "").axes[0]
+    assert [line.get_label() for line in loss.lines] == ["train", "validation", "test"]
+    assert max(max(line.get_ydata()) for line in loss.lines) == 9.0 < loss.get_ylim()[1]

@@ -44,8 +44,8 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
         epoch_axis(axes, [record["epoch"] for record in history])
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    losses = [value for record in history for kind in ("train_loss", "test_loss") if (value := record.get(kind))]
-    loss.set_ylim(0, 1.05 * max(losses, default=1.0))
+    highest = max((max(line.get_ydata()) for line in loss.lines), default=1.0)  # nothing clips the curves
+    loss.set_ylim(0, 1.05 * (highest or 1.0))
     percent_axis(accuracy)
     figure.suptitle(title)
     return figure
