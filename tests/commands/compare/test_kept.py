@@ -87,6 +87,7 @@ PUBLISHED = sorted((Path(__file__).parents[3] / "results" / "experiments").glob(
 def test_a_published_run_is_of_the_network_that_its_folder_names(path):
     run = RunFolder(path.parent)
     config, result = run.read_config(), run.read_result()
+    assert not Path(result["run"]).is_absolute()  # no place of the machine that trained it
     model, *view = path.parent.name.rpartition("-seed")[0].split("-")
     assert (config.model, config.view, config.convert) == (model, view[0] if view else None, None)
     network, _ = create_network(config, SimpleNamespace(classes=range(100), in_chans=3))
