@@ -19,13 +19,14 @@ from torch import nn
 from cmpe_se.commands.compare.compare import VARIED
 from cmpe_se.commands.compare.differences import USUAL, ask
 from cmpe_se.commands.compare.grid import Cell, Grid, parse_entries
-from cmpe_se.data import SmallImages, load_data
+from cmpe_se.data import SmallImages
 from cmpe_se.data.corruptions import corrupted_test_sets
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.data_settings import with_whole_paths, without_foreign_augmentation
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.robustness import corruption_metrics, write_corruption_record
+from cmpe_se.training.run_data import load_configured
 from cmpe_se.training.run_folder import write_text
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.text import in_one_line, split_names
@@ -138,13 +139,7 @@ def _prepare(options: argparse.Namespace, settings: dict) -> tuple[Grid, SmallIm
     if options.first_seed < 0:
         raise UserError(f"first_seed is {options.first_seed}, should be at least 0")
     config = with_whole_paths(TrainingConfig.from_recipe(options.recipe, **settings))
-    data = load_data(
-        config.data,
-        config.data_dir,
-        image_size=config.image_size,
-        workers=options.workers,
-        options=config.data_options,
-    )
+    data = load_configured(config, image_size=config.image_size, workers=options.workers)
     if not isinstance(data, SmallImages):
         raise UserError(f"{data.name} is not held in memory; many runs at a time need small images")
     config = without_foreign_augmentation(config, TrainingConfig.from_recipe(options.recipe), data)

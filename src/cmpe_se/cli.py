@@ -15,11 +15,10 @@ from typing import Any
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from cmpe_se.data.large import lost_worker
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
-from cmpe_se.training.launching import LOST_PROCESS, is_main_process, lost_process, may_speak, processes_left_out
+from cmpe_se.training.launching import is_main_process, lost, may_speak, processes_left_out
 from cmpe_se.utils.signals import handled, raised
 from cmpe_se.utils.terminal import print_plainly
 from cmpe_se_command import complain
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:  # a full disk, or no permission, in a place without a message of its own
         return _say(f"error: {error}", _FAILED)
     except Exception as error:
-        if reason := lost_worker(error) or (LOST_PROCESS if lost_process(error) else None):
+        if reason := lost(error):
             return _say(f"error: {reason}", _FAILED)
         if not may_speak():  # the same fault, or what follows from another process's end
             return _FAILED

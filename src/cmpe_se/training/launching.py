@@ -6,6 +6,8 @@ from datetime import timedelta
 import torch
 import torch.distributed
 
+from cmpe_se.data.large import lost_worker
+
 _PATIENCE = timedelta(seconds=5)
 
 
@@ -29,8 +31,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-LOST_PROCESS = "another process of this run has ended without a word, perhaps for want of memory"
-"""What to say after :func:`lost_process`, if nobody has said better."""
+_LOST_PROCESS = "another process of this run has ended without a word, perhaps for want of memory"
 
 
 def may_speak() -> bool:
@@ -47,6 +48,11 @@ def may_speak() -> bool:
         return store.add(f"cmpe_se/ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
     except (RuntimeError, ValueError):  # of the store: PyTorch's DistError is a RuntimeError
         return False
+
+
+def lost(error: Exception) -> str | None:
+    """What to say where a process that decodes images, or another one of the run, has ended; None of other errors."""
+    return lost_worker(error) or (_LOST_PROCESS if lost_process(error) else None)
 
 
 def lost_process(error: Exception) -> bool:

@@ -10,17 +10,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
-from cmpe_se.data import load_data, validation_split
-from cmpe_se.data.large import lost_worker
+from cmpe_se.data import validation_split
 from cmpe_se.errors import UserError
 from cmpe_se.layers.precision import emulation_warning
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig
 from cmpe_se.training.data_settings import refuse_idle_folder, with_whole_paths, without_foreign_augmentation
 from cmpe_se.training.gate_settings import with_pretrained_gates, without_foreign_gates
 from cmpe_se.training.interruption import Interruption
-from cmpe_se.training.launching import LOST_PROCESS, lost_process
+from cmpe_se.training.launching import lost
 from cmpe_se.training.network import create_network
-from cmpe_se.training.run_data import image_options
+from cmpe_se.training.run_data import image_options, load_configured
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.run_images import read_listing, warn_of_copies, write_listing
 from cmpe_se.training.seeding import seed_everything
@@ -97,10 +96,8 @@ def train(
     if (warning := emulation_warning(config.precision, accelerator.device.type)) and accelerator.is_main_process:
         _log.warning(warning)
     with accelerator.main_process_first():  # the first one downloads and fills the cache
-        images |= {"download": config.download, "workers": config.workers, "options": config.data_options}
-        data = load_data(config.data, config.data_dir, **images)
-    whole = data
-    data, validation = validation_split(data, config.validation) if config.validation else (data, None)
+        whole = load_configured(config, download=config.download, **images)
+    data, validation = validation_split(whole, config.validation) if config.validation else (whole, None)
     if run is None:
         config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
     seed_everything(config.seed)
@@ -122,8 +119,7 @@ def train(
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None
     except RuntimeError as error:
-        reason = lost_worker(error) or (LOST_PROCESS if lost_process(error) else None)
-        if reason is None:
+        if (reason := lost(error)) is None:
             raise
         advice = (
             f"resume with: cmpe-se train --resume {run.path}" if run.checkpoints.exist() else "nothing is saved yet"

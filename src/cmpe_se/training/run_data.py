@@ -18,6 +18,21 @@ from cmpe_se.training.run_images import read_listing
 _log = logging.getLogger(__name__)
 
 
+def load_configured(config: TrainingConfig, load: Callable[..., ImageData] | None = None, **options: Any) -> ImageData:
+    """The data set that a run's settings name.
+
+    Args:
+        config: of the run.
+        load: ``load_data``, or one that remembers what it has loaded.
+        options: more keyword arguments of ``load_data``; they win over the settings.
+
+    Raises:
+        UserError: as ``load_data``.
+    """
+    settings: dict[str, Any] = {"workers": config.workers, "options": config.data_options}
+    return (load or load_data)(config.data, config.data_dir, **(settings | options))
+
+
 def load_run_data(folder: RunFolder, load: Callable[..., ImageData] = load_data) -> ImageData:
     """The data set that a run was trained on, with the run's preprocessing.
 
@@ -29,14 +44,7 @@ def load_run_data(folder: RunFolder, load: Callable[..., ImageData] = load_data)
         UserError: it is not there any more, or is another one by now.
     """
     config, trained = folder.read_config(), folder.preprocessing()
-    data = load(
-        config.data,
-        config.data_dir,
-        preprocessing=trained,
-        workers=config.workers,
-        options=config.data_options,
-        listing=read_listing(folder),
-    )
+    data = load_configured(config, load, preprocessing=trained, listing=read_listing(folder))
     # Images in memory were normalised by their own mean and deviation, which other images hardly share.
     others = isinstance(data, SmallImages) and data.statistics != (trained.mean, trained.std)
     if others or data.classes != trained.classes:

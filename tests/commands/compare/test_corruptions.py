@@ -96,7 +96,7 @@ def test_without_the_flag_nothing_is_said_of_it(grid):
 
 
 def test_finished_cells_are_taken_as_they_are(grid, monkeypatch):
-    monkeypatch.setattr(module, "load_data", None)  # fails where something is to be measured
+    monkeypatch.setattr(module, "load_configured", None)  # fails where something is to be measured
     assert measure(grid) == ""
 
 

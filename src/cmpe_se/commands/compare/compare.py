@@ -17,11 +17,12 @@ from cmpe_se.commands.compare.power import POWER, seeds_needed
 from cmpe_se.commands.compare.presets import preset_grids
 from cmpe_se.commands.compare.report import write_report
 from cmpe_se.commands.compare.running import finish_or_complain, run_cells
-from cmpe_se.data import ImageData, load_data
+from cmpe_se.data import ImageData
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, recipe_names
 from cmpe_se.training.data_settings import refuse_idle_folder, with_whole_paths, without_foreign_augmentation
 from cmpe_se.training.gate_settings import without_recipe_gates
+from cmpe_se.training.run_data import load_configured
 from cmpe_se.utils.files import os_errors_as, write_text
 from cmpe_se.utils.terminal import Terminal
 from cmpe_se.utils.text import split_names
@@ -190,14 +191,7 @@ def _own_grid(
 
 def _load(config: TrainingConfig) -> ImageData:
     """The data; this fetches and decodes it once, before runs side by side would all do so."""
-    return load_data(
-        config.data,
-        config.data_dir,
-        download=config.download,
-        image_size=config.image_size,
-        workers=config.workers,
-        options=config.data_options,
-    )
+    return load_configured(config, download=config.download, image_size=config.image_size)
 
 
 def _part(part: str) -> tuple[int, int]:

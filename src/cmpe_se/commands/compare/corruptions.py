@@ -19,7 +19,7 @@ from cmpe_se.commands.compare.presenting import (
     references,
     summary_rows,
 )
-from cmpe_se.data import ImageData, Listing, Preprocessing, SmallImages, load_data
+from cmpe_se.data import ImageData, Listing, Preprocessing, SmallImages
 from cmpe_se.data.corruptions import CORRUPTIONS, corrupted_test_sets
 from cmpe_se.training.robustness import (
     CorruptionRecord,
@@ -28,6 +28,7 @@ from cmpe_se.training.robustness import (
     read_corruptions,
     write_corruptions,
 )
+from cmpe_se.training.run_data import load_configured
 from cmpe_se.training.run_images import read_listing
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.escaping import markdown_code
@@ -60,14 +61,7 @@ def measure_corruptions(grid: Grid, cells: Sequence[Cell], console: Console) -> 
         by_images.setdefault((cell.run.preprocessing(), read_listing(cell.run)), []).append(cell)
     number = 0
     for (preprocessing, listing), alike in by_images.items():
-        data = load_data(
-            config.data,
-            config.data_dir,
-            preprocessing=preprocessing,
-            workers=config.workers,
-            options=config.data_options,
-            listing=listing,
-        )
+        data = load_configured(config, preprocessing=preprocessing, listing=listing)
         corrupted = list(corrupted_test_sets(data)) if len(alike) > 1 and _fits(data) else None
         for cell in alike:
             number += 1

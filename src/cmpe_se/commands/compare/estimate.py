@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cmpe_se.commands.compare.grid import Cell, Grid
-from cmpe_se.data import load_data
 from cmpe_se.runtimes.engines import make_step
 from cmpe_se.runtimes.timing import keep_heap, take_turns
 from cmpe_se.training.network import create_network
+from cmpe_se.training.run_data import load_configured
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.tables import number_table
@@ -39,13 +39,7 @@ def shape_of(grid: Grid) -> Shape:
     config = grid.config
     if config.data in _CIFAR:
         return _CIFAR[config.data]
-    data = load_data(
-        config.data,
-        config.data_dir,
-        image_size=config.image_size,
-        workers=config.workers,
-        options=config.data_options,
-    )
+    data = load_configured(config, image_size=config.image_size)
     return Shape(data.classes, data.in_chans, data.image_size, data.train_size, data.test_size)
 
 
