@@ -9,6 +9,8 @@ from timm.layers import DropPath
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from cmpe_se.conversion.axes import Layout, joined
+from cmpe_se.conversion.convolutions import convolution_axes, count_convolutions
 from cmpe_se.conversion.optional import given_or
 from cmpe_se.conversion.shapes import find_shapes
 from cmpe_se.conversion.unconvertible import Unconvertible
@@ -22,13 +24,20 @@ _OTHER_SUMS = (
 """Functions that can join an identity and a residual in another way than by adding them."""
 _PARTS = (torch.chunk, torch.split, torch.tensor_split, torch.unbind, torch.narrow, torch.index_select, torch.select)
 _PART_METHODS = tuple(function.__name__ for function in _PARTS)
-_PADS_OR_POOLS = (functional.pad, functional.avg_pool2d, functional.adaptive_avg_pool2d, operator.getitem)
+_PADS_OR_POOLS = (
+    *(functional.pad, operator.getitem),
+    *(functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d),
+    *(functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d),
+)
+_MAY_RETURN_THEIR_INPUT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, DropPath)
 _PROJECTION_LAYERS = (
-    *(nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-    *(nn.ZeroPad2d, nn.ConstantPad2d, nn.Identity, nn.Dropout, nn.Dropout2d, DropPath),
+    *(nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *_MAY_RETURN_THEIR_INPUT,
 )
 """Layers without an activation: what a projection shortcut may be made of."""
-_MAY_RETURN_THEIR_INPUT = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
 _VIEWS = ("getitem", "view", "reshape", "contiguous", "to", "dropout", "given_or")
 
 
@@ -39,6 +48,7 @@ class Addition(NamedTuple):
     residual_argument: int  # 0 or 1
     scale: float = 1.0
     channels: int = 0
+    axes: int = 2  # of the positions
 
     @property
     def residual(self) -> fx.Node:
@@ -76,13 +86,25 @@ def find_additions(block: nn.Module, graph: fx.Graph) -> tuple[list[Addition], l
     shapes = find_shapes(block, graph, alike) if found else {}
     additions: list[Addition] = []
     for addition in found:
-        shape, other = shapes.get(addition.residual), shapes.get(addition.identity)
-        if shape is None or len(shape) != 4 or shape != other:
-            sizes = f"its operands are {shape} and {other}, not two tensors (N, C, H, W) of one shape"
-            reasons[sizes].append(addition.node.name)
+        maps = [shapes.get(operand) for operand in (addition.residual, addition.identity)]
+        if reason := _why_no_residual_and_identity(*maps):
+            reasons[reason].append(addition.node.name)
         else:
-            additions.append(addition._replace(channels=shape[1]))
+            shape = cast(Layout, maps[0]).shape
+            additions.append(addition._replace(channels=shape[1], axes=len(shape) - 2))
     return additions, [f"{' and '.join(nodes)}: {words}" for words, nodes in reasons.items()]
+
+
+def _why_no_residual_and_identity(residual: Layout | None, identity: Layout | None) -> str | None:
+    """What is wrong with two tensors as the feature maps of a residual and an identity; None if nothing is."""
+    shapes = [maps and maps.shape for maps in (residual, identity)]
+    what = f"its operands are {shapes[0]} and {shapes[1]}"
+    if residual is None or identity is None or residual.shape != identity.shape or len(residual.shape) < 3:
+        return f"{what}, not two tensors (N, C, ...) of one shape"
+    if residual.shape[1] == 1:
+        return f"{what}, of one channel, as attention maps are"
+    reason = residual._replace(axes=joined(residual.axes, identity.axes)).why_not_maps
+    return reason and f"{what}, and {reason}"
 
 
 def operands_of(node: fx.Node) -> tuple[fx.Node, ...]:
@@ -105,7 +127,7 @@ def _residual_addition(block: nn.Module, node: fx.Node) -> Addition | None:
         return None
     common = set.intersection(*behind)
     own = [branch - common for branch in behind]
-    convolutions = [sum(_convolutions(block, step) for step in branch) for branch in own]
+    convolutions = [sum(len(convolution_axes(block, step)) for step in branch) for branch in own]
     if not any(convolutions):
         return None  # no convolutions: an attention block, a positional embedding
     operands = operands_of(node)
@@ -134,7 +156,7 @@ def _residual_of(block: nn.Module, own: list[set[fx.Node]], convolutions: list[i
     linear = [all(_is_linear(block, step) for step in branch) for branch in own]
     if linear[0] != linear[1]:
         layers = [layer for step in own[linear.index(True)] for layer in _modules(block, step)]
-        if all(layer.kernel_size == (1, 1) for layer in layers if isinstance(layer, nn.Conv2d)):
+        if all(set(layer.kernel_size) == {1} for layer in layers if isinstance(layer, nn.modules.conv._ConvNd)):
             return linear.index(False)
     raise Unconvertible(f"both operands have {convolutions[0]} convolution(s) behind them")
 
@@ -198,25 +220,7 @@ def _modules(block: nn.Module, node: fx.Node) -> list[nn.Module]:
     return list(block.get_submodule(str(node.target)).modules()) if node.op == "call_module" else []
 
 
-def _convolutions(block: nn.Module, node: fx.Node) -> int:
-    if node.target in (torch.conv2d, functional.conv2d):
-        return 1
-    return sum(is_convolution(layer) for layer in _modules(block, node))
-
-
 def calls_of(block: nn.Module, graph: fx.Graph) -> set[nn.Module]:
     """Children and layers inside them that a forward runs, as far as they have convolutions."""
     layers = (block.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module")
     return {layer for layer in layers if count_convolutions(layer)}
-
-
-def count_convolutions(module: nn.Module) -> int:
-    """Two-dimensional convolutions in a module."""
-    return sum(is_convolution(layer) for layer in module.modules())
-
-
-def is_convolution(layer: nn.Module) -> bool:
-    """Whether a layer is a two-dimensional convolution, of PyTorch or with such a weight."""
-    return isinstance(layer, nn.Conv2d) or (
-        isinstance(weight := getattr(layer, "weight", None), Tensor) and weight.ndim == 4
-    )

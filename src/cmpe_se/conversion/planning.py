@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from cmpe_se.conversion.additions import Addition, calls_of, count_convolutions, find_additions
+from cmpe_se.conversion.additions import Addition, calls_of, find_additions
 from cmpe_se.conversion.calls import why_block_stays, why_inside_stays
+from cmpe_se.conversion.convolutions import count_convolutions
 from cmpe_se.conversion.tracing import trace
 from cmpe_se.conversion.unconvertible import Unconvertible
 

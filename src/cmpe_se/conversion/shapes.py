@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from cmpe_se.conversion.axes import AxisTracker, Layout
+from cmpe_se.conversion.convolutions import convolution_axes
 from cmpe_se.conversion.tracing import first_sentence
 from cmpe_se.conversion.unconvertible import Unconvertible
 
-_SIDE = 64  # pixels of the images that shapes are found with
+_SIDE = 64  # length of each axis of the feature maps that shapes are found with
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def find_shapes(
     block: nn.Module, graph: fx.Graph, alike: dict[fx.Node, tuple[fx.Node, fx.Node]]
-) -> dict[fx.Node, tuple[int, ...]]:
-    """Shape of each tensor of a block's graph.
+) -> dict[fx.Node, Layout]:
+    """Shape of each tensor of a block's graph, and what its axes hold.
 
     Args:
         block: the block.
@@ -29,13 +31,13 @@ def find_shapes(
         Unconvertible: the block cannot be run on its first argument alone.
     """
     first = next(node for node in graph.nodes if node.op == "placeholder")
-    channels = _input_channels(block, first)
+    channels, axes = _input_channels(block, first), _input_axes(block, first)
     try:
         stand_in = _on_meta(block, {}).eval()
         recorder = _ShapeRecorder(stand_in, graph, alike)
         dtype = tensor_like(block).dtype
-        with torch.no_grad():
-            recorder.run(torch.zeros(1, channels, _SIDE, _SIDE, device="meta", dtype=dtype))
+        with torch.no_grad(), recorder.tracker as tracker:
+            recorder.run(tracker.mark_maps(torch.zeros(1, channels, *[_SIDE] * axes, device="meta", dtype=dtype)))
     except Exception as error:  # whatever a layer does with such a tensor
         raise Unconvertible(f"its shapes cannot be found ({first_sentence(error)})") from None
     return recorder.shapes
@@ -53,7 +55,8 @@ class _ShapeRecorder(fx.Interpreter):
     def __init__(self, module: nn.Module, graph: fx.Graph, alike: dict[fx.Node, tuple[fx.Node, fx.Node]]):
         super().__init__(module, garbage_collect_values=True, graph=graph)
         self.alike = alike
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.tracker = AxisTracker()
+        self.shapes: dict[fx.Node, Layout] = {}
 
     def run_node(self, node: fx.Node) -> Any:
         if node in self.alike:
@@ -62,7 +65,7 @@ class _ShapeRecorder(fx.Interpreter):
             return self.env[known]
         result = super().run_node(node)
         if isinstance(result, Tensor):
-            self.shapes[node] = tuple(result.shape)
+            self.shapes[node] = self.tracker.layout(result)
         return result
 
 
@@ -87,6 +90,17 @@ def _tensor_on_meta(value: Any) -> Any:
     if isinstance(value, nn.Parameter):
         return nn.Parameter(value.detach().to("meta"), requires_grad=False)
     return value.detach().to("meta") if isinstance(value, Tensor) else value
+
+
+def _input_axes(block: nn.Module, placeholder: fx.Node) -> int:
+    """Axes of the positions of the block's input: those of the first convolution on its way, or else two."""
+    behind = {placeholder}
+    for node in placeholder.graph.nodes:
+        if behind.intersection(node.all_input_nodes):
+            behind.add(node)
+            if found := convolution_axes(block, node):
+                return found[0]
+    return 2
 
 
 def _input_channels(block: nn.Module, placeholder: fx.Node) -> int:
