@@ -217,7 +217,7 @@ def test_autocast(name):
 def test_gates_read_the_smaller_tensor():
     """Through a stride in space alone: the projection reads every second row and column of every frame."""
     first = merge(converted("x3d")).blocks[2]
-    assert first.competition.read.in_features == 36 + 12  # the residual's 24 channels come after SE and an activation
+    assert first.competition.read.in_features == 24 + 12  # what c and the projection read
 
 
 def test_costs():
@@ -307,13 +307,13 @@ class OverChannels(nn.Module):
     def __init__(self, layer: type[nn.Module], channels: int):
         super().__init__()
         self.first = layer(channels, channels, 3, padding=1)
-        self.conv = nn.Conv1d(1, 1, 3, padding=1)
+        self.conv, self.ones = nn.Conv1d(1, 1, 3, padding=1), [1] * len(self.first.kernel_size)
 
     def forward(self, x):
         x = self.first(x)
         y = x.flatten(2).mean(2, keepdim=True).transpose(1, 2)  # (N, 1, C)
         a = (y + self.conv(y)).sigmoid().transpose(1, 2)
-        return x * a.view(*x.shape[:2], *[1] * (x.ndim - 2))
+        return x * a.unflatten(2, self.ones)
 
 
 class Mixer(nn.Module):
