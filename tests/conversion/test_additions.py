@@ -110,7 +110,7 @@ OTHER_SUMS = {
     "part": (lambda u, s: u + s.roll(1, 0)[:1], "its identity is a part of a tensor"),
     "channels": (lambda u, s: u + s[:, :1], "its identity is a part of a tensor"),
     "chunk": (lambda u, s: u + s.chunk(2, 1)[0].repeat(1, 2, 1, 1), "its identity is a part of a tensor"),
-    "pixels": (lambda u, s: u + s.mean((2, 3), keepdim=True), "not two tensors (N, C, H, W) of one shape"),
+    "pixels": (lambda u, s: u + s.mean((2, 3), keepdim=True), "not two tensors (N, C, ...) of one shape"),
 }
 
 

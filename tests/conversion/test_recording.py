@@ -293,7 +293,10 @@ class OneChannel(nn.Module):
 
 @pytest.mark.parametrize(
     ("part", "reason"),
-    [(LastAround, "are on axis 3, not on the second one"), (OneChannel, "have one channel, as attention maps have")],
+    [
+        (LastAround, "their channels are not the second axis alone"),
+        (OneChannel, "of one channel, as attention maps are"),
+    ],
 )
 def test_sums_that_are_no_residual_additions_of_maps(part, reason):
     original = build(Block, part)
@@ -302,6 +305,75 @@ def test_sums_that_are_no_residual_additions_of_maps(part, reason):
     assert_right(original, converted, x, count=1)
     (words,) = conversion_report(converted).skipped.values()
     assert reason in words
+
+
+class Attends(Block):
+    """As concurrent spatial and channel squeeze-and-excitation: two scaled copies of one tensor."""
+
+    def forward(self, x):
+        return x * self.conv1(x).sigmoid() + x * self.residual(x).sigmoid()
+
+
+class Recurs(Block):
+    """As a convolutional gated recurrent unit."""
+
+    def forward(self, x):
+        z = self.conv1(x).sigmoid()
+        return (1 - z) * x + z * self.residual(x).tanh()
+
+
+class Parallel(Block):
+    """As blocks that are merged into one layer when they have learnt."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv3 = nn.Conv2d(12, 12, 1)
+
+    def forward(self, x):
+        y = self.bn1(x) + self.conv1(x)
+        y += self.conv2(x)
+        y += self.conv3(x)
+        return y
+
+
+class JoinsLists(Block):
+    def forward(self, x):
+        features = [x] + [self.residual(x)]  # noqa: RUF005
+        return torch.cat(features, 1)[:, :12]
+
+
+def test_sums_inside_attention_and_of_parallel_branches():
+    original = build(Block, Attends, Recurs, Parallel, JoinsLists)
+    converted = convert(original)
+    assert_right(original, converted, X, count=2)
+    report = conversion_report(converted)
+    assert [gate.block for gate in report.gates] == ["0", "3"]
+    reasons = {
+        "1": "its identity is scaled by what",
+        "2": "its identity is scaled by what",
+        "3": "both operands have 1 convolution",
+    }
+    assert report.skipped.keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in report.skipped[name]
+    assert "both operands are linear in one tensor" in report.skipped["3"]
+
+
+def test_blocks_that_no_forward_calls():
+    """They would have gates that never learn. What is called in training alone learns."""
+
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.never, self.training_alone = Block(), Block(), Block()
+
+        def forward(self, x):
+            x = self.first(x)
+            return (x, self.training_alone(x)) if self.training else x
+
+    report = conversion_report(convert(Auxiliary()))
+    assert [gate.block for gate in report.gates] == ["first", "training_alone"]
+    assert report.skipped == {"never": "no forward of the network calls it"}
 
 
 class Loop(Block):

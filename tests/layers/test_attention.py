@@ -141,8 +141,9 @@ WRONG_SHAPES = {
     "height and width": (X, (2, 64, 4, 2)),
     "size 1": (X, (2, 64, 1, 1)),
     "no batch": ((64, 4, 4), (64, 4, 4)),
-    "3 dimensions": ((2, 64, 4), (2, 64, 4)),
-    "5 dimensions": ((2, 64, 4, 4, 4), (2, 64, 4, 4, 4)),
+    "signal and image": ((2, 64, 4), X),
+    "image and volume": (X, (2, 64, 4, 4, 4)),
+    "tokens": ((2, 4, 64), (2, 4, 64)),
     "1 dimension": ((64,), (64,)),
     "0 dimensions": ((), ()),
     "channels last": ((2, 4, 4, 64), (2, 4, 4, 64)),
@@ -157,8 +158,8 @@ def test_wrong_shapes(view, case, method):
     attention = CompetitiveSE(64, view=view)
     residual, identity = WRONG_SHAPES[case]
     sentence = (
-        "CompetitiveSE(64) takes a residual and an identity of one shape (N, 64, H, W); "
-        f"got {tuple(residual)} and {tuple(identity)}"
+        "CompetitiveSE(64) takes a residual and an identity of one shape, such as (N, 64, L), (N, 64, H, W), "
+        f"(N, 64, D, H, W); got {tuple(residual)} and {tuple(identity)}"
     )
     with pytest.raises(ValueError, match=re.escape(sentence)):
         getattr(attention, method)(torch.zeros(residual), torch.zeros(identity))
@@ -167,7 +168,7 @@ def test_wrong_shapes(view, case, method):
 @EVERY_VIEW
 def test_squeezes_are_not_added(view):
     """Broadcasting would make (N, C, N, C) of them."""
-    with pytest.raises(ValueError, match=r"one shape \(N, 64, H, W\); got \(3, 64\) and \(3, 64\)"):
+    with pytest.raises(ValueError, match=r"one shape, such as \(N, 64, L\), .*; got \(3, 64\) and \(3, 64\)"):
         CompetitiveSE(64, view=view)(torch.zeros(3, 64), torch.zeros(3, 64))
 
 
@@ -524,7 +525,7 @@ def test_pointwise_layers():
 @pytest.mark.parametrize("method", ["forward", "gate"])
 def test_empty_maps_are_refused(method):
     attention = CompetitiveSE(64)
-    with pytest.raises(ValueError, match="H and W at least 1"):
+    with pytest.raises(ValueError, match="at least one position"):
         getattr(attention, method)(torch.zeros(2, 64, 0, 4), torch.zeros(2, 64, 0, 4))
 
 

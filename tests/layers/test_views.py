@@ -36,7 +36,9 @@ def spread(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def flows(channels: int = 24, batch: int = 5, size=(6, 5)) -> Tensor:
     x = torch.randn(2, batch, channels, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return x + torch.randn(2, batch, channels, 1, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return x + torch.randn(
+        2, batch, channels, *[1] * len(size), generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
 
 
 # Each from its paper's equations; convolutions of one pixel are matrix products.
@@ -51,9 +53,19 @@ def _sigmoid(x: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-x))
 
 
-def _norm(layer: nn.Module, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+def _mean(x: Tensor) -> Tensor:
+    """Over all positions, (N, C, ...) to (N, C)."""
+    return x.flatten(2).mean(2)
+
+
+def _everywhere(a: Tensor, x: Tensor) -> Tensor:
+    """(N, C) at every position of (N, C, ...)."""
+    return a.view(*a.shape, *[1] * (x.ndim - 2)).expand_as(x)
+
+
+def _norm(layer: nn.Module, x: Tensor) -> Tensor:
     """Batch norm of (N, C, ...)."""
-    shape = (1, -1, *[1] * (x.ndim - 2))
+    shape, axes = (1, -1, *[1] * (x.ndim - 2)), (0, *range(2, x.ndim))
     mean, variance = layer.running_mean.view(shape), layer.running_var.view(shape)
     if layer.training:
         mean, variance = x.mean(axes, keepdim=True), x.var(axes, correction=0, keepdim=True)
@@ -61,21 +73,21 @@ def _norm(layer: nn.Module, x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def naive_timm_se(gate: nn.Module, u: Tensor, s: Tensor) -> Tensor:
-    a = _sigmoid(_linear(gate.fc2, _linear(gate.fc1, u.mean((2, 3))).relu()))
-    return a[:, :, None, None].expand_as(u)
+    a = _sigmoid(_linear(gate.fc2, _linear(gate.fc1, _mean(u)).relu()))
+    return _everywhere(a, u)
 
 
 def naive_timm_eca(gate: nn.Module, u: Tensor, s: Tensor) -> Tensor:
     kernel = gate.conv.weight.flatten()
     half = len(kernel) // 2
-    squeeze = nn.functional.pad(u.mean((2, 3)), (half, half))
+    squeeze = nn.functional.pad(_mean(u), (half, half))
     logits = sum(k * squeeze[:, place : place + u.shape[1]] for place, k in enumerate(kernel))
-    return _sigmoid(logits)[:, :, None, None].expand_as(u)
+    return _everywhere(_sigmoid(logits), u)
 
 
 def naive_timm_ge(gate: nn.Module, u: Tensor, s: Tensor) -> Tensor:
-    a = _sigmoid(_linear(gate.mlp.fc2, _linear(gate.mlp.fc1, u.mean((2, 3))).relu()))
-    return a[:, :, None, None].expand_as(u)
+    a = _sigmoid(_linear(gate.mlp.fc2, _linear(gate.mlp.fc1, _mean(u)).relu()))
+    return _everywhere(a, u)
 
 
 def naive_timm_gc(gate: nn.Module, u: Tensor, s: Tensor) -> Tensor:
@@ -85,33 +97,33 @@ def naive_timm_gc(gate: nn.Module, u: Tensor, s: Tensor) -> Tensor:
     mean, variance = hidden.mean(1, keepdim=True), hidden.var(1, correction=0, keepdim=True)
     norm = gate.mlp_scale.norm
     hidden = ((hidden - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias).relu()
-    return _sigmoid(_linear(gate.mlp_scale.fc2, hidden))[:, :, None, None].expand_as(u)
+    return _everywhere(_sigmoid(_linear(gate.mlp_scale.fc2, hidden)), u)
 
 
 def naive_timm_cbam(gate: nn.Module, u: Tensor, s: Tensor) -> Tensor:
     def excite(x: Tensor) -> Tensor:
         return _linear(gate.channel.fc2, _linear(gate.channel.fc1, x).relu())
 
-    channels = _sigmoid(excite(u.mean((2, 3))) + excite(u.amax((2, 3))))[:, :, None, None]
+    channels = _sigmoid(excite(_mean(u)) + excite(u.amax((2, 3))))[:, :, None, None]
     gated = channels * u
     pooled = torch.stack((gated.mean(1), gated.amax(1)), 1)
     side = gate.spatial.conv.conv.weight.shape[-1]
     logits = nn.functional.conv2d(pooled, gate.spatial.conv.conv.weight, padding=side // 2)
-    return channels * _sigmoid(_norm(gate.spatial.conv.bn, logits, (0, 2, 3)))
+    return channels * _sigmoid(_norm(gate.spatial.conv.bn, logits))
 
 
 def naive_aff(gate: nn.Module, u: Tensor, s: Tensor) -> Tensor:
     def context(layers: nn.Sequential, x: Tensor) -> Tensor:
         first, norm, _, second, last = layers
-        x = _norm(norm, _linear(first, x.movedim(1, -1)).movedim(-1, 1), (0, 2, 3)).relu()
-        return _norm(last, _linear(second, x.movedim(1, -1)).movedim(-1, 1), (0, 2, 3))
+        x = _norm(norm, _linear(first, x.movedim(1, -1)).movedim(-1, 1)).relu()
+        return _norm(last, _linear(second, x.movedim(1, -1)).movedim(-1, 1))
 
     total = u + s
-    return _sigmoid(context(gate.local_context, total) + context(gate.global_context, total.mean((2, 3), keepdim=True)))
+    return _sigmoid(context(gate.local_context, total) + context(gate.global_context, _everywhere(_mean(total), total)))
 
 
 def naive_static(gate: nn.Module, u: Tensor, s: Tensor) -> Tensor:
-    return _sigmoid(gate.bias)[None, :, None, None].expand_as(u)
+    return _everywhere(_sigmoid(gate.bias).expand(u.shape[:2]), u)
 
 
 def naive_factors(gate: CompetitiveSE, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,7 +355,7 @@ def test_inspected(view, merged):
     for seen, (u, s, of_residual, of_identity) in zip(views, expected, strict=True):
         for actual, wanted in (
             (seen.gate, of_residual.mean((2, 3))),
-            (seen.residual_squeeze, u.mean((2, 3))),
+            (seen.residual_squeeze, _mean(u)),
             (seen.identity_squeeze, s.mean((2, 3))),
             (seen.residual_energy, (of_residual * u).square().mean((2, 3))),
             (seen.identity_energy, (of_identity * s).square().mean((2, 3))),

@@ -10,7 +10,8 @@ from timm.layers import DropPath
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from cmpe_se.conversion.axes import Seen
+from cmpe_se.conversion.axes import Layout, joined
+from cmpe_se.conversion.convolutions import convolution_axes, count_convolutions
 from cmpe_se.conversion.optional import given_or
 from cmpe_se.conversion.unconvertible import Unconvertible
 
@@ -23,13 +24,21 @@ _OTHER_SUMS = (
 """Functions that can join an identity and a residual in another way than by adding them."""
 _PARTS = (torch.chunk, torch.split, torch.tensor_split, torch.unbind, torch.narrow, torch.index_select, torch.select)
 _PART_METHODS = tuple(function.__name__ for function in _PARTS)
-_PADS_OR_POOLS = (functional.pad, functional.avg_pool2d, functional.adaptive_avg_pool2d, operator.getitem)
+_PADS_OR_POOLS = (
+    *(functional.pad, operator.getitem),
+    *(functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d),
+    *(functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d),
+)
+_MAY_RETURN_THEIR_INPUT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, DropPath)
 _PROJECTION_LAYERS = (
-    *(nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-    *(nn.ZeroPad2d, nn.ConstantPad2d, nn.Identity, nn.Dropout, nn.Dropout2d, DropPath),
+    *(nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *_MAY_RETURN_THEIR_INPUT,
 )
 """Layers without an activation: what a projection shortcut may be made of."""
-_MAY_RETURN_THEIR_INPUT = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
+_PRODUCTS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "__mul__", "__rmul__", "__imul__")
 _VIEWS = ("getitem", "view", "reshape", "contiguous", "to", "dropout", "given_or")
 
 
@@ -40,6 +49,7 @@ class Addition(NamedTuple):
     residual_argument: int  # 0 or 1
     scale: float = 1.0
     channels: int = 0
+    axes: int = 2  # of the positions
 
     @property
     def residual(self) -> fx.Node:
@@ -57,7 +67,7 @@ class Addition(NamedTuple):
 
 
 def find_additions(
-    block: nn.Module, graph: fx.Graph, look: Callable[[dict[fx.Node, tuple[fx.Node, fx.Node]]], dict[fx.Node, Seen]]
+    block: nn.Module, graph: fx.Graph, look: Callable[[dict[fx.Node, tuple[fx.Node, fx.Node]]], dict[fx.Node, Layout]]
 ) -> tuple[list[Addition], dict[fx.Node, str]]:
     """The residual additions of a traced block, and for those that might have been one, why they are none.
 
@@ -68,8 +78,8 @@ def find_additions(
     Args:
         block: the block, or its stand-in.
         graph: of its forward.
-        look: finds shapes and channels' axes of the graph's tensors; it is told of additions whose second operand, of
-            those given, has the shape of the first.
+        look: finds shapes of the graph's tensors and what their axes hold; is told of additions whose second operand,
+            of those given, has the shape of the first.
     """
     found: list[Addition] = []
     reasons: dict[fx.Node, str] = {}
@@ -85,27 +95,25 @@ def find_additions(
     seen = look(alike) if found else {}
     additions: list[Addition] = []
     for addition in found:
-        residual, identity = seen.get(addition.residual), seen.get(addition.identity)
-        if why := _why_no_maps(residual, identity):
+        maps = [seen.get(operand) for operand in (addition.residual, addition.identity)]
+        if why := _why_no_residual_and_identity(*maps):
             reasons[addition.node] = why
-        elif residual is not None:
-            additions.append(addition._replace(channels=residual.shape[1]))
+        else:
+            shape = cast(Layout, maps[0]).shape
+            additions.append(addition._replace(channels=shape[1], axes=len(shape) - 2))
     return additions, reasons
 
 
-def _why_no_maps(residual: Seen | None, identity: Seen | None) -> str | None:
-    """Why two operands are not feature maps of one shape; None if they are."""
-    shape, other = residual and residual.shape, identity and identity.shape
-    if residual is None or identity is None or shape != other or len(residual.shape) != 4:
-        return f"its operands are {shape} and {other}, not two tensors (N, C, H, W) of one shape"
-    axis = identity.axis if residual.axis is None else residual.axis
-    if axis is None:
-        return "it cannot be told which axis of its operands holds the channels"
-    if axis != 1:
-        return f"the channels of its operands {shape} are on axis {axis}, not on the second one"
+def _why_no_residual_and_identity(residual: Layout | None, identity: Layout | None) -> str | None:
+    """What is wrong with two tensors as the feature maps of a residual and an identity; None if nothing is."""
+    shapes = [maps and maps.shape for maps in (residual, identity)]
+    what = f"its operands are {shapes[0]} and {shapes[1]}"
+    if residual is None or identity is None or residual.shape != identity.shape or len(residual.shape) < 3:
+        return f"{what}, not two tensors (N, C, ...) of one shape"
     if residual.shape[1] == 1:
-        return f"its operands {shape} have one channel, as attention maps have"
-    return None
+        return f"{what}, of one channel, as attention maps are"
+    reason = residual._replace(axes=joined(residual.axes, identity.axes)).why_not_maps
+    return reason and f"{what}, and {reason}"
 
 
 def listed(reasons: dict[fx.Node, str]) -> str:
@@ -135,13 +143,15 @@ def _residual_addition(block: nn.Module, node: fx.Node) -> Addition | None:
     """
     if node.op not in ("call_function", "call_method") or node.target not in (*_ADDITIONS, *_OTHER_SUMS):
         return None
+    if any(isinstance(value, (list, tuple)) for value in node.args) and node.target not in _OTHER_SUMS:
+        return None  # lists are joined
     flows = [flow for flow in node.all_input_nodes if any(step.op == "placeholder" for step in _ancestors(flow))]
     behind = [_ancestors(flow) for flow in flows]
     if len(flows) < 2:
         return None
     common = set.intersection(*behind)
     own = [branch - common for branch in behind]
-    convolutions = [sum(_convolutions(block, step) for step in branch) for branch in own]
+    convolutions = [sum(len(convolution_axes(block, step)) for step in branch) for branch in own]
     if not any(convolutions):
         return None  # no convolutions: an attention block, a positional embedding
     operands = operands_of(node)
@@ -155,6 +165,10 @@ def _residual_addition(block: nn.Module, node: fx.Node) -> Addition | None:
     residual = _residual_of(block, own, convolutions)
     if any(_takes_a_part(step) for step in own[1 - residual]):
         raise Unconvertible("its identity is a part of a tensor, or one of several")
+    if any(_multiplies_flows(step) for step in own[1 - residual]):
+        raise Unconvertible("its identity is scaled by what is read off a tensor, as attention and recurrent cells do")
+    if convolutions[1 - residual] and all(_is_linear(block, step) for branch in own for step in branch):
+        raise Unconvertible("both operands are linear in one tensor, as branches that are later merged into one layer")
     if node.target in _IN_PLACE and _is_read_elsewhere(block, node, operands[0]):
         raise Unconvertible("it writes over a tensor that is read elsewhere")
     scale = node.kwargs.get("alpha", 1)
@@ -170,7 +184,7 @@ def _residual_of(block: nn.Module, own: list[set[fx.Node]], convolutions: list[i
     linear = [all(_is_linear(block, step) for step in branch) for branch in own]
     if linear[0] != linear[1]:
         layers = [layer for step in own[linear.index(True)] for layer in _modules(block, step)]
-        if all(layer.kernel_size == (1, 1) for layer in layers if isinstance(layer, nn.Conv2d)):
+        if all(set(layer.kernel_size) == {1} for layer in layers if isinstance(layer, nn.modules.conv._ConvNd)):
             return linear.index(False)
     raise Unconvertible(f"both operands have {convolutions[0]} convolution(s) behind them")
 
@@ -181,6 +195,13 @@ def _is_linear(block: nn.Module, step: fx.Node) -> bool:
         layers = (layer for layer in _modules(block, step) if not any(True for _ in layer.children()))
         return all(isinstance(layer, _PROJECTION_LAYERS) for layer in layers)
     return step.target in (*_PADS_OR_POOLS, *_ADDITIONS)
+
+
+def _multiplies_flows(step: fx.Node) -> bool:
+    """Whether a step multiplies two tensors that are both computed from arguments."""
+    if step.target not in _PRODUCTS:
+        return False
+    return sum(any(node.op == "placeholder" for node in _ancestors(factor)) for factor in step.all_input_nodes) > 1
 
 
 def _takes_a_part(step: fx.Node) -> bool:
@@ -234,25 +255,7 @@ def _modules(block: nn.Module, node: fx.Node) -> list[nn.Module]:
     return list(block.get_submodule(str(node.target)).modules()) if node.op == "call_module" else []
 
 
-def _convolutions(block: nn.Module, node: fx.Node) -> int:
-    if node.target in (torch.conv2d, functional.conv2d):
-        return 1
-    return sum(is_convolution(layer) for layer in _modules(block, node))
-
-
 def calls_of(block: nn.Module, graph: fx.Graph) -> set[nn.Module]:
     """Children and layers inside them that a forward runs, as far as they have convolutions."""
     layers = (block.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module")
     return {layer for layer in layers if count_convolutions(layer)}
-
-
-def count_convolutions(module: nn.Module) -> int:
-    """Two-dimensional convolutions in a module."""
-    return sum(is_convolution(layer) for layer in module.modules())
-
-
-def is_convolution(layer: nn.Module) -> bool:
-    """Whether a layer is a two-dimensional convolution, of PyTorch or with such a weight."""
-    return isinstance(layer, nn.Conv2d) or (
-        isinstance(weight := getattr(layer, "weight", None), Tensor) and weight.ndim == 4
-    )

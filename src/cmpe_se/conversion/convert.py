@@ -25,7 +25,7 @@ from cmpe_se.conversion.report import remember
 from cmpe_se.conversion.shapes import tensor_like
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
-from cmpe_se.layers.views import STARTS, TABLE
+from cmpe_se.layers.views import STARTS, TABLE, check_dimensions
 from cmpe_se.utils.copying import copy_network
 from cmpe_se.utils.text import in_one_line
 
@@ -158,6 +158,7 @@ def _new_gate(name: str, addition: Addition, block: nn.Module, settings: dict[st
     like = tensor_like(block)
     try:
         gate = CompetitiveSE(addition.channels, **settings, device=like.device, dtype=like.dtype)
+        check_dimensions(gate.view, addition.axes)
     except ValueError as error:
         raise UserError(f"block {name}: {error}; or leave the block out with where=") from None
     if addition.scale != 1 and getattr(gate.kind.layers, "scales_identity", False):

@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import fx, nn
 
-from cmpe_se.conversion.additions import Addition, calls_of, count_convolutions, find_additions, listed
+from cmpe_se.conversion.additions import Addition, calls_of, find_additions, listed
 from cmpe_se.conversion.calls import why_block_stays, why_inside_stays
+from cmpe_se.conversion.convolutions import count_convolutions
 from cmpe_se.conversion.plans import GraphPlan, Plan, SourcePlan
 from cmpe_se.conversion.recording import Recording
 from cmpe_se.conversion.shapes import find_shapes
@@ -52,8 +53,10 @@ def plan_conversion(model: nn.Module, recording: Recording) -> tuple[dict[str, P
         ]
         if not callers and recording.call(plan.block) is None and recording.ran_inside(plan.block):
             callers = ["the network"]
-        if callers:
-            skipped[name] = f"{callers[0]} runs its layers without it"
+        if callers or not recording.may_be_called(plan.block):
+            skipped[name] = (
+                f"{callers[0]} runs its layers without it" if callers else "no forward of the network calls it"
+            )
             plans.pop(name)
     return plans, skipped
 
@@ -94,7 +97,7 @@ class _Found:
             stopped = self._recording.stopped
             self.reasons = f"{reason}; a run of the network did not come to it ({stopped})" if stopped else reason
             return
-        run = partial(watch, stand_in, call, self._recording.axes)
+        run = partial(watch, stand_in, call, self._recording.tracker)
         try:
             graphs = [run(training=False)]
         except Unconvertible as failure:
@@ -110,8 +113,8 @@ class _Found:
         self.reasons = f"{reason}; {listed(reasons)}" if reasons else ""
         if found:
             note = f"its source is changed where it adds, since {reason}"
-            axes = self._recording.axes
-            plan = SourcePlan(self.block, list(found.values()), list(found), stand_in, call, axes, note)
+            tracker = self._recording.tracker
+            plan = SourcePlan(self.block, list(found.values()), list(found), stand_in, call, tracker, note)
             try:
                 plan.try_names()
             except Unconvertible as failure:

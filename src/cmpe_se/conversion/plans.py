@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor, fx, nn
 
 from cmpe_se.conversion.additions import Addition
-from cmpe_se.conversion.axes import ChannelAxes
+from cmpe_se.conversion.axes import AxisTracker
 from cmpe_se.conversion.blocks import original_class, replace_forward, replace_methods, with_forward, with_methods
 from cmpe_se.conversion.recording import BlockCall
 from cmpe_se.conversion.source import Edit, Place, rewritten
@@ -79,7 +79,7 @@ class SourcePlan:
         places: of the additions in the source.
         stand_in: of the block, on the meta device.
         call: what the block gets.
-        axes: of the run that showed it.
+        tracker: of the run that showed it.
         note: why its graph could not take its place.
     """
 
@@ -88,7 +88,7 @@ class SourcePlan:
     places: list[Place]
     stand_in: nn.Module
     call: BlockCall
-    axes: ChannelAxes
+    tracker: AxisTracker
     note: str
     methods: dict[str, str] = field(default_factory=dict)
 
@@ -118,7 +118,7 @@ class SourcePlan:
             return
         trial = self._trial(children)
         called = [
-            node.target for training in (False, True) for node in watch(trial, self.call, self.axes, training).nodes
+            node.target for training in (False, True) for node in watch(trial, self.call, self.tracker, training).nodes
         ]
         if missing := [child for child in children if not 1 <= called.count(child) <= 2]:
             raise Unconvertible(f"what it runs is not what its source says ({missing[0]} is not called)")

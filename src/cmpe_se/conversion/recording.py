@@ -1,14 +1,15 @@
 """One forward of a whole network on the meta device, which shows what each of its blocks really gets."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from cmpe_se.conversion.axes import ChannelAxes
+from cmpe_se.conversion.axes import AxisTracker
 from cmpe_se.conversion.stand_ins import StandIns, on_meta
 from cmpe_se.errors import UserError
 from cmpe_se.utils.randomness import random_states_kept
@@ -48,20 +49,23 @@ class Recording:
     def __init__(self, model: nn.Module, example_inputs: ExampleInputs | None = None):
         self._stand_ins = StandIns(model)
         self._calls: dict[int, list[BlockCall]] = {}
-        self.axes = ChannelAxes()
-        """Which axis of each tensor of the runs holds its channels; to be entered by runs of parts of the network."""
+        self.tracker = AxisTracker()
+        """Of what the axes of the run's tensors hold; to be entered by runs of parts of the network."""
         self.stopped: str | None = None
         """Why the forward did not reach its end; None where it did."""
+        self._model, self._inputs = model, BlockCall((), {})
         if example_inputs is not None:
-            self._calls, error = self._run(model, _as_call(example_inputs))
+            self._inputs = _as_call(example_inputs)
+            self._calls, error = self._run(self._inputs)
             if error is not None and not _lacks_numbers(error):
                 raise UserError(f"{type(model).__name__} cannot take example_inputs: {in_one_line(error)}") from None
             self.stopped = _words(error)
             return
         for call in _possible_inputs(model):
-            calls, error = self._run(model, call)
+            tree_map(self.tracker.mark_maps, call.args)
+            calls, error = self._run(call)
             if len(calls) > len(self._calls) or error is None:
-                self._calls, self.stopped = calls, _words(error)
+                self._calls, self._inputs, self.stopped = calls, call, _words(error)
             if error is None or _lacks_numbers(error):
                 break
 
@@ -74,6 +78,15 @@ class Recording:
         """How often a module was called."""
         return len(self._calls.get(id(self._stand_ins.of(module)), ()))
 
+    def may_be_called(self, module: nn.Module) -> bool:
+        """Whether a forward of the network calls a module, in eval mode or in training, as far as that is known."""
+        return self.stopped is not None or self.count(module) > 0 or id(self.stand_in(module)) in self._in_training
+
+    @cached_property
+    def _in_training(self) -> Container[int]:
+        calls, error = self._run(self._inputs, training=True)
+        return calls if error is None else _Everything()
+
     def ran_inside(self, module: nn.Module) -> bool:
         """Whether some layer inside a module was called."""
         return any(self.call(layer) for layer in module.modules() if layer is not module)
@@ -82,26 +95,33 @@ class Recording:
         """The module's stand-in on the meta device."""
         return self._stand_ins.of(module)
 
-    def _run(self, model: nn.Module, call: BlockCall) -> tuple[dict[int, list[BlockCall]], Exception | None]:
+    def _run(self, call: BlockCall, training: bool = False) -> tuple[dict[int, list[BlockCall]], Exception | None]:
         calls: dict[int, list[BlockCall]] = defaultdict(list)
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # Lists and dictionaries are copied: a forward may put other tensors into them.
             calls[id(module)].append(BlockCall(*tree_map(lambda value: value, (args, kwargs))))
 
-        network, handles = self._stand_ins.of(model), []
+        network, handles = self._stand_ins.of(self._model), []
         for module in network.modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
         try:
-            with torch.no_grad(), random_states_kept(), self.axes:
+            network.train(training)
+            with torch.no_grad(), random_states_kept(), self.tracker:
                 network(*call.args, **call.kwargs)
         except Exception as error:  # whatever a network does with inputs that are not its own
             return calls, error
         finally:
+            network.eval()
             for handle in handles:
                 handle.remove()
         return calls, None
+
+
+class _Everything:
+    def __contains__(self, item: object) -> bool:
+        return True
 
 
 def _as_call(inputs: ExampleInputs) -> BlockCall:

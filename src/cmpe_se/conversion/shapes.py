@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cmpe_se.conversion.axes import ChannelAxes, Seen
+from cmpe_se.conversion.axes import AxisTracker, Layout
+from cmpe_se.conversion.convolutions import convolution_axes
 from cmpe_se.conversion.recording import BlockCall, Recording
 from cmpe_se.conversion.tracing import first_sentence
 from cmpe_se.conversion.unconvertible import Unconvertible
 
-_SIDE = 64  # pixels of the images that shapes are found with where no run of the network shows others
+_SIDE = (
+    64  # length of each axis of the feature maps that shapes are found with where no run of the network shows others
+)
 
 
 def find_shapes(
@@ -20,8 +23,8 @@ def find_shapes(
     graph: fx.Graph,
     alike: dict[fx.Node, tuple[fx.Node, fx.Node]],
     recording: Recording,
-) -> dict[fx.Node, Seen]:
-    """Shape and channels' axis of each tensor of a block's graph.
+) -> dict[fx.Node, Layout]:
+    """Shape of each tensor of a block's graph, and what its axes hold.
 
     Args:
         block: the block.
@@ -32,32 +35,49 @@ def find_shapes(
     Raises:
         Unconvertible: the block cannot be run on that.
     """
-    stand_in, call, axes = recording.stand_in(block), recording.call(block), recording.axes
-    recorder = _ShapeRecorder(stand_in, graph, alike, axes)
+    stand_in, call, tracker = recording.stand_in(block), recording.call(block), recording.tracker
+    if call is not None:
+        try:
+            return _run(stand_in, graph, alike, tracker, _in_order(stand_in, graph, call))
+        except Unconvertible:
+            if recording.stopped is None:  # else the network may not take such inputs at all
+                raise
+    return _run(stand_in, graph, alike, tracker, _guess(block, graph, tracker))
+
+
+def _run(
+    stand_in: nn.Module,
+    graph: fx.Graph,
+    alike: dict[fx.Node, tuple[fx.Node, fx.Node]],
+    tracker: AxisTracker,
+    inputs: list[Any],
+) -> dict[fx.Node, Layout]:
+    recorder = _ShapeRecorder(stand_in, graph, alike, tracker)
     try:
-        inputs = _guess(block, graph) if call is None else _in_order(stand_in, graph, call)
-        with torch.no_grad(), axes:
+        with torch.no_grad(), tracker:
             recorder.run(*inputs)
-    except Unconvertible:
-        raise
     except Exception as error:  # whatever a layer does with such a tensor
         raise Unconvertible(f"its shapes cannot be found ({first_sentence(error)})") from None
     return recorder.seen
 
 
-def _guess(block: nn.Module, graph: fx.Graph) -> list[Any]:
+def _guess(block: nn.Module, graph: fx.Graph, tracker: AxisTracker) -> list[Any]:
     first = next(node for node in graph.nodes if node.op == "placeholder")
-    channels = _input_channels(block, first)
-    return [torch.zeros(1, channels, _SIDE, _SIDE, device="meta", dtype=tensor_like(block).dtype)]
+    channels, axes = _input_channels(block, first), _input_axes(block, first)
+    dtype = tensor_like(block).dtype
+    return [tracker.mark_maps(torch.zeros(1, channels, *[_SIDE] * axes, device="meta", dtype=dtype))]
 
 
 def _in_order(stand_in: nn.Module, graph: fx.Graph, call: BlockCall) -> list[Any]:
     """What a block gets, in the order of its graph's arguments."""
-    bound = inspect.signature(stand_in.forward).bind(*call.args, **call.kwargs)
-    bound.apply_defaults()
-    given = dict(bound.arguments)
     names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-    inputs = [given[name] for name in names if not name.startswith("*")]
+    try:
+        bound = inspect.signature(stand_in.forward).bind(*call.args, **call.kwargs)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+        inputs = [given[name] for name in names if not name.startswith("*")]
+    except (TypeError, KeyError) as error:
+        raise Unconvertible(f"its shapes cannot be found ({first_sentence(error)})") from None
     return [*inputs, *(value for name in names if name[:1] == "*" != name[1:2] for value in given[name[1:]])]
 
 
@@ -71,11 +91,11 @@ class _ShapeRecorder(fx.Interpreter):
     """Runs a graph and keeps what is known of each tensor."""
 
     def __init__(
-        self, module: nn.Module, graph: fx.Graph, alike: dict[fx.Node, tuple[fx.Node, fx.Node]], axes: ChannelAxes
+        self, module: nn.Module, graph: fx.Graph, alike: dict[fx.Node, tuple[fx.Node, fx.Node]], tracker: AxisTracker
     ):
         super().__init__(module, garbage_collect_values=True, graph=graph)
-        self.alike, self.axes = alike, axes
-        self.seen: dict[fx.Node, Seen] = {}
+        self.alike, self.tracker = alike, tracker
+        self.seen: dict[fx.Node, Layout] = {}
 
     def run_node(self, node: fx.Node) -> Any:
         if node in self.alike:
@@ -85,8 +105,19 @@ class _ShapeRecorder(fx.Interpreter):
                 return self.env[known]
         result = super().run_node(node)
         if isinstance(result, Tensor):
-            self.seen[node] = self.axes.seen(result)
+            self.seen[node] = self.tracker.layout(result)
         return result
+
+
+def _input_axes(block: nn.Module, placeholder: fx.Node) -> int:
+    """Axes of the positions of the block's input: those of the first convolution on its way, or else two."""
+    behind = {placeholder}
+    for node in placeholder.graph.nodes:
+        if behind.intersection(node.all_input_nodes):
+            behind.add(node)
+            if found := convolution_axes(block, node):
+                return found[0]
+    return 2
 
 
 def _input_channels(block: nn.Module, placeholder: fx.Node) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from cmpe_se.conversion.additions import is_addition
-from cmpe_se.conversion.axes import ChannelAxes
+from cmpe_se.conversion.axes import AxisTracker
 from cmpe_se.conversion.recording import BlockCall
 from cmpe_se.conversion.source import place_in
 from cmpe_se.conversion.tracing import first_sentence
@@ -24,16 +24,16 @@ from cmpe_se.conversion.unconvertible import Unconvertible
 from cmpe_se.utils.randomness import random_states_kept
 
 SEEN, PLACE = "seen", "place"
-"""Keys of what is known of a node: its tensor, as :class:`Seen`, and the :class:`Place` that called it, if any."""
+"""Keys of what is known of a node: its tensor, as :class:`Layout`, and the :class:`Place` that called it, if any."""
 
 
-def watch(stand_in: nn.Module, call: BlockCall, axes: ChannelAxes, training: bool) -> fx.Graph:
+def watch(stand_in: nn.Module, call: BlockCall, tracker: AxisTracker, training: bool) -> fx.Graph:
     """What one forward of a block does, its children as leaves.
 
     Args:
         stand_in: of the block, on the meta device; what its forward keeps is lost.
         call: what it gets.
-        axes: of the run that showed it.
+        tracker: of the run that showed it.
         training: whether it runs in training mode.
 
     Raises:
@@ -41,11 +41,11 @@ def watch(stand_in: nn.Module, call: BlockCall, axes: ChannelAxes, training: boo
     """
     modes = {module: module.training for module in stand_in.modules()}
     kept = [(state, dict(state)) for state in (vars(stand_in), stand_in._parameters, stand_in._buffers)]
-    watcher = _Watcher(stand_in, axes)
+    watcher = _Watcher(stand_in, tracker)
     args, kwargs = torch.utils._pytree.tree_map_only(Tensor, watcher.receive, (call.args, call.kwargs))
     try:
         stand_in.train(training)
-        with torch.no_grad(), random_states_kept(), watcher.leaves(), axes, watcher:
+        with torch.no_grad(), random_states_kept(), watcher.leaves(), tracker, watcher:
             stand_in(*args, **kwargs)
     except Exception as error:  # whatever a forward does
         mode = "training" if training else "eval"
@@ -62,9 +62,9 @@ def watch(stand_in: nn.Module, call: BlockCall, axes: ChannelAxes, training: boo
 class _Watcher(TorchFunctionMode):
     """Writes down calls of PyTorch's functions and of a block's children, as torch.fx would."""
 
-    def __init__(self, block: nn.Module, axes: ChannelAxes):
+    def __init__(self, block: nn.Module, tracker: AxisTracker):
         super().__init__()
-        self.block, self.axes, self.graph = block, axes, fx.Graph()
+        self.block, self.tracker, self.graph = block, tracker, fx.Graph()
         self._nodes: dict[int, fx.Node] = {}  # of tensors, by their ids
         self._tensors: list[Tensor] = []  # kept, so that no other tensor gets the id of one
         self._inside: list[nn.Module] = []  # children that run
@@ -134,4 +134,4 @@ class _Watcher(TorchFunctionMode):
     def _know(self, tensor: Tensor, node: fx.Node) -> None:
         self._nodes[id(tensor)] = node
         self._tensors.append(tensor)
-        node.meta[SEEN] = self.axes.seen(tensor)
+        node.meta[SEEN] = self.tracker.layout(tensor)

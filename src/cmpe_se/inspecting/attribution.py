@@ -1,5 +1,6 @@
 """Attributions of a class in an image: captum's integrated gradients, and Grad-CAM at the outputs of blocks."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,17 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from cmpe_se.networks.blocks import PreActBlock
 
 _STEPS, _BATCH = 32, 64  # of the integral, and images that go through the network at a time
 _FINEST = 56  # side of the map on the input: single pixels of large images are speckle
+_POOL = {1: adaptive_avg_pool1d, 2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}  # by the axes of the positions
 
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
     """Maps of one image and class; positive is evidence for the class, negative against it.
+
+    Those of a signal have one axis, (l,), those of a volume or clip three, (d, h, w).
 
     Args:
         target: index of the class.
@@ -31,7 +35,7 @@ class Attribution:
 
 
 def attribute(model: nn.Module, images: Tensor, targets: Sequence[int], blocks: Sequence[str]) -> list[Attribution]:
-    """Attributions of images (N, C, H, W), each to one target class, on the CPU.
+    """Attributions of images (N, C, H, W), signals or volumes, each to one target class, on the CPU.
 
     Args:
         model: network in eval mode.
@@ -48,7 +52,7 @@ def attribute(model: nn.Module, images: Tensor, targets: Sequence[int], blocks: 
 
 
 def integrated_gradients(model: nn.Module, images: Tensor, targets: Sequence[int]) -> Tensor:
-    """``Attribution.pixels`` of images (N, C, H, W), (N, h, w)."""
+    """``Attribution.pixels`` of images (N, C, ...), (N, ...)."""
     from captum.attr import IntegratedGradients
 
     wanted = torch.tensor(list(targets), device=images.device)
@@ -60,7 +64,7 @@ def integrated_gradients(model: nn.Module, images: Tensor, targets: Sequence[int
 
 
 def grad_cam(model: nn.Module, images: Tensor, targets: Sequence[int], block: str) -> Tensor:
-    """What ``Attribution.blocks`` has of one block, for images (N, C, H, W), (N, h, w)."""
+    """What ``Attribution.blocks`` has of one block, for images (N, C, ...), (N, ...)."""
     from captum.attr import LayerGradCam
 
     wanted = torch.tensor(list(targets), device=images.device)
@@ -70,10 +74,11 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Sequence[int], block: st
 
 
 def _coarser(maps: Tensor) -> Tensor:
-    """Sums over cells, so that no side is longer than the finest: (N, H, W) to (N, h, w)."""
-    height, width = (min(side, _FINEST) for side in maps.shape[1:])
-    cells = maps.shape[1] * maps.shape[2] / (height * width)
-    return adaptive_avg_pool2d(maps, (height, width)) * cells
+    """Sums over cells, so that no side is longer than the finest: (N, H, W) to (N, h, w), other maps likewise."""
+    sizes = [min(side, _FINEST) for side in maps.shape[1:]]
+    cells = math.prod(maps.shape[1:]) / math.prod(sizes)
+    pool: Any = _POOL[len(sizes)]
+    return pool(maps, sizes) * cells
 
 
 class _Probe(nn.Module):

@@ -37,7 +37,7 @@ class Gathered:
 
 
 def gather(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Gathered:
-    """Run a network over batches of images (B, C, H, W) and labels (B,).
+    """Run a network over batches of images (B, C, ...) and labels (B,).
 
     Raises:
         UserError: outputs that are not finite.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmpe_se.conversion.convolutions import axes_of
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.gated_addition import squeeze
@@ -39,7 +40,7 @@ class BlockView:
         gate: a, (N, C) in (0, gain); its mean over the positions where it differs between them (``timm_cbam``,
             ``aff``).
         attentional_picture: the picture after gating, drawn from a * r and i; None where there is no picture.
-        identity_energy: mean of s squared over height and width, (N, C); None where the gate was not seen adding.
+        identity_energy: mean of s squared over all positions, (N, C); None where the gate was not seen adding.
         residual_energy: the same of a * u, what the residual adds to it. (``aff`` scales the identity too; both
             energies are then those of the scaled flows.)
     """
@@ -78,7 +79,8 @@ def inspect_gates(model: nn.Module, images: Tensor) -> list[BlockView]:
 
     Args:
         model: a network with gates: of cmpe_se, converted, merged, or any that has ``CompetitiveSE`` as a layer.
-        images: normalised as for training, (N, channels, H, W); they are brought to the network's device and dtype.
+        images: normalised as for training, (N, channels, H, W), or the signals (N, channels, L), volumes or clips
+            (N, channels, D, H, W) that the network takes; they are brought to its device and dtype.
 
     Returns:
         A view of each gate in the order in which they ran, on the network's device, without gradients.
@@ -99,9 +101,8 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
     """What the network puts out for the images, and what :func:`inspect_gates` returns."""
     model = getattr(model, "_orig_mod", model)  # of a compiled network, which would not call what listens
     gates = find_gates(model)
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise UserError(f"images have to be a float tensor (N, channels, H, W) of at least one image, got {got}")
+    if not isinstance(images, Tensor) or images.ndim < 2 or not images.is_floating_point() or not len(images):
+        raise _not_images(model, images)
     like = next(model.parameters())
     modes = {module: module.training for module in model.modules()}
     seen: list[dict[str, Any]] = []
@@ -120,12 +121,28 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
                     handles.append(block.last_conv.register_forward_hook(partial(_keep_squeeze, made)))
                 handles.append(block.register_forward_hook(partial(_after_block, seen, gates[name], made)))
         output = model(images.to(like))
+    except Exception as error:
+        if images.ndim == _usual_axes(model) + 2 or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise _not_images(model, images) from error  # such as one image without a batch
     finally:
         for handle in handles:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
     return output, [_view(record) for record in seen]
+
+
+def _usual_axes(model: nn.Module) -> int:
+    """Axes of the positions that the first convolution of a network takes; two where it has none."""
+    inside = {part for gate in find_gates(model).values() for part in gate.modules()}  # pictures of gates are images
+    return next((axes for layer in model.modules() if layer not in inside and (axes := axes_of(layer))), 2)
+
+
+def _not_images(model: nn.Module, images: object) -> UserError:
+    got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+    sizes = {1: "L", 2: "H, W", 3: "D, H, W"}[_usual_axes(model)]
+    return UserError(f"images have to be a float tensor (N, channels, {sizes}) of at least one image, got {got}")
 
 
 def find_gates(model: nn.Module) -> dict[str, CompetitiveSE | MergedGate]:
@@ -183,16 +200,18 @@ def _listen_to_maps(
     name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, Any]], parts: dict[str, Tensor]
 ) -> list[Any]:
     """Hooks on a gate that takes whole maps: every module called ``gate`` inside it puts out factors on them."""
-    factors: list[Tensor] = []  # (N, C, 1, 1), (N, 1, H, W) or (N, C, H, W); ECA's are (N, 1, C)
+    layers = find_view(gate.view).layers
+    factors: list[Tensor] = []  # (N, C, 1, ...), (N, 1, ...) or (N, C, ...)
 
     def keep_factor(_: nn.Module, __: object, output: Tensor) -> None:
-        factors.append(output.detach().transpose(1, 2)[..., None] if output.ndim == 3 else output.detach())
+        of_channels = output.ndim == 3 and getattr(layers, "takes", None) != "all"  # ECA's are (N, 1, C)
+        factors.append(output.detach().transpose(1, 2) if of_channels else output.detach())
 
     def added(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         kept = inputs[1]
-        if find_view(gate.view).layers.scales_identity:
-            kept = gate.gain * (1 - factors[0]) * kept
-        total = math.prod(factor.mean((2, 3)) for factor in factors)
+        if layers.scales_identity:
+            kept = (gate.gain * (1 - factors[0]).flatten(2) * kept.flatten(2)).unflatten(2, kept.shape[2:])
+        total = math.prod(factor.flatten(2).mean(2) for factor in factors)
         record: dict[str, Any] = {"name": name, "module": gate, "gate": gate.gain * total, **parts}
         seen.append(record | {"identity": _energy(kept), "residual": _energy(output - kept)})
         parts.clear()
@@ -275,5 +294,5 @@ def _told_by_merged(gate: MergedGate, read: Tensor) -> tuple[Tensor | None, Tens
 
 
 def _energy(x: Tensor) -> Tensor:
-    """Mean square over height and width, (N, C, H, W) to (N, C)."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(dim=(2, 3))
+    """Mean square over all positions, (N, C, ...) to (N, C)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(dim=tuple(range(2, x.ndim)))

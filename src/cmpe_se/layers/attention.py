@@ -6,24 +6,24 @@ A residual block computes ``y = s + u``: s the identity (or its projection), u t
 rescales the channels of u by looking at u alone. Here both flows compete for the gate, which reads their squeezes off a
 small picture of the network's inside::
 
-    r, i = squeeze(u), squeeze(s)       # (N, C) each: means over height and width
+    r, i = squeeze(u), squeeze(s)       # (N, C) each: means over all positions
     a = gate(r, i)                      # (N, C) in (0, 1), one of many views
-    y = s + a * u                       # (N, C, H, W)
+    y = s + a * u                       # (N, C, H, W); as well (N, C, L) and (N, C, D, H, W)
 
 ``docs/method.md`` derives all of this; the facts numbered there are the ones that comments here refer to.
 """
 
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
 from cmpe_se.layers.gate_layers import Gate, GateSizes
-from cmpe_se.layers.gated_addition import add_gated, squeeze
+from cmpe_se.layers.gated_addition import Convolution, add_gated, squeeze
 from cmpe_se.layers.hooks import known_layer, says_what_it_does
 from cmpe_se.layers.merged_gate import layers_say_what_it_does, merge_gate
 from cmpe_se.layers.precision import without_autocast
-from cmpe_se.layers.views import STARTS, TABLE, View, find_view, listed
+from cmpe_se.layers.views import STARTS, TABLE, View, check_dimensions, find_view, listed
 
 
 @known_layer
@@ -53,11 +53,14 @@ class CompetitiveSE(Gate):
         device, dtype: of the parameters, as everywhere in PyTorch.
 
     Shapes:
-        residual and identity (N, C, H, W) to (N, C, H, W); memory format and dtype of the inputs are kept.
+        residual and identity (N, C, ...) to (N, C, ...), one shape: signals (N, C, L), images (N, C, H, W), volumes and
+        clips (N, C, D, H, W). One gate takes all of them (``timm_cbam`` images alone); memory format and dtype of the
+        inputs are kept.
 
     Raises:
         ValueError: unknown view or start; channels, reduction, min_hidden, columns, maps or mask out of range; channels
             that do not fold; in ``forward``, inputs whose shapes differ or whose channels are not C.
+        UserError: in ``forward``, a view that takes images alone, and other inputs.
     """
 
     def __init__(
@@ -123,14 +126,14 @@ class CompetitiveSE(Gate):
         return self.kind.takes_squeezes
 
     def forward(self, residual: Tensor, identity: Tensor) -> Tensor:
-        """Add the gated residual to the identity: (N, C, H, W) and (N, C, H, W) to (N, C, H, W)."""
-        self._check_shapes(residual, identity, dimensions=(4,))
+        """Add the gated residual to the identity: (N, C, ...) and (N, C, ...) to (N, C, ...)."""
+        self._check_shapes(residual, identity, least=3)
         if hasattr(self, "map_gate"):
             return self.kind.layers.add(self, residual, identity)
         return add_gated(identity, self.gate(residual, identity), residual)
 
     def gate(self, residual: Tensor, identity: Tensor) -> Tensor:
-        """Gate a of each channel, (N, C) in (0, 1) or (0, 2), from feature maps (N, C, H, W) or their squeezes (N, C).
+        """Gate a of each channel, (N, C) in (0, 1) or (0, 2), from feature maps (N, C, ...) or their squeezes (N, C).
 
         Raises:
             ValueError: shapes that do not fit; a view whose gate is inside a module of its own, and may differ from
@@ -174,27 +177,29 @@ class CompetitiveSE(Gate):
         return merge_gate(self) if self.kind.merges and layers_say_what_it_does(self) else self
 
     def _squeezes(self, residual: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
-        self._check_shapes(residual, identity, dimensions=(2, 4))
+        self._check_shapes(residual, identity, least=2)
         if residual.ndim == 2:
             return residual, identity
         # Nothing is read that the gate does not look at: these tensors are large.
         reads = self.kind.reads
         if not reads:
-            nothing = residual[:, :, 0, 0]
+            nothing = residual.flatten(2)[:, :, 0]
             return nothing, nothing
         squeezes = {flow: squeeze(x) for flow, x in (("residual", residual), ("identity", identity)) if flow in reads}
         known = squeezes[reads[0]]
         return squeezes.get("residual", known), squeezes.get("identity", known)
 
-    def _check_shapes(self, residual: Tensor, identity: Tensor, *, dimensions: tuple[int, ...]) -> None:
-        fits = residual.ndim in dimensions and residual.shape[1] == self.channels
+    def _check_shapes(self, residual: Tensor, identity: Tensor, *, least: int) -> None:
+        fits = residual.ndim >= least and residual.shape[1] == self.channels
         if not fits or residual.shape != identity.shape:
+            shapes = ", ".join(f"(N, {self.channels}, {sizes})" for sizes in ("L", "H, W", "D, H, W"))
             raise ValueError(
-                f"CompetitiveSE({self.channels}) takes a residual and an identity of one shape (N, {self.channels}, "
-                f"H, W); got {tuple(residual.shape)} and {tuple(identity.shape)}"
+                f"CompetitiveSE({self.channels}) takes a residual and an identity of one shape, such as {shapes}; "
+                f"got {tuple(residual.shape)} and {tuple(identity.shape)}"
             )
         if 0 in residual.shape[2:]:
-            raise ValueError(f"feature maps need H and W at least 1 to have a mean, got {tuple(residual.shape)}")
+            raise ValueError(f"feature maps need at least one position to have a mean, got {tuple(residual.shape)}")
+        check_dimensions(self.view, residual.ndim - 2)
 
     def _excite(self, residual: Tensor, identity: Tensor) -> Tensor:
         if self.mask and self.training:
@@ -215,29 +220,42 @@ class CompetitiveSE(Gate):
         return f"{self.channels}, view='{self.view}'{hidden}{size}{start}{mask}"
 
 
-def squeeze_through(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Squeeze of ``conv(x)`` without the convolution: (N, C_in, H, W) to (N, C_out).
+def squeeze_through(conv: Convolution, x: Tensor) -> Tensor:
+    """Squeeze of ``conv(x)`` without the convolution: (N, C_in, ...) to (N, C_out).
 
     A mean over positions commutes with the linear map at each of them (fact 2), so this reads the input instead of the
     output: in a bottleneck a quarter of the channels, and the gate is known before the convolution has run.
 
     Args:
-        conv: pointwise convolution, see :func:`is_pointwise`; a stride skips pixels.
-        x: its input, (N, C_in, H, W).
+        conv: pointwise convolution, see :func:`is_pointwise`; a stride skips positions.
+        x: its input, (N, C_in, ...).
     """
-    if conv.stride != (1, 1):  # a slice costs its backward pass a zeroed tensor, even one that skips nothing
-        x = x[:, :, :: conv.stride[0], :: conv.stride[1]]
-    squeezed = squeeze(x)  # (N, C_in)
+    squeezed = squeeze(x if (kept := kept_by_stride(conv)) is None else x[kept])  # (N, C_in)
     with without_autocast(x.device.type):
         bias = None if conv.bias is None else conv.bias.to(squeezed.dtype)
         return nn.functional.linear(squeezed, conv.weight.to(squeezed.dtype).flatten(1), bias)
 
 
-def is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a layer is one linear map of the channels at each position: a 1x1 convolution, perhaps with a stride."""
-    if type(module) is not nn.Conv2d or not says_what_it_does(module):
+def kept_by_stride(conv: Convolution) -> tuple[slice, ...] | None:
+    """Index of the positions that a pointwise convolution reads; None where it reads all.
+
+    A slice costs its backward pass a zeroed tensor, even one that skips nothing.
+    """
+    if all(step == 1 for step in conv.stride):
+        return None
+    return slice(None), slice(None), *(slice(None, None, step) for step in conv.stride)
+
+
+def is_pointwise(module: nn.Module) -> TypeGuard[Convolution]:
+    """Whether a layer is one linear map of the channels at each position.
+
+    That is a convolution, of any dimension, whose kernel has side 1; perhaps with a stride.
+    """
+    if type(module) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d) or not says_what_it_does(module):
         return False
-    return module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "valid", "same")
+    conv = cast(Convolution, module)
+    unpadded = isinstance(conv.padding, str) or not any(conv.padding)
+    return all(side == 1 for side in conv.kernel_size) and conv.groups == 1 and unpadded
 
 
 def _check_settings(channels: int, view: str, start: str, mask: float) -> None:

@@ -120,7 +120,7 @@ class GateLayers:
         raise NotImplementedError
 
     def add(self, gate: "Gate", residual: Tensor, identity: Tensor) -> Tensor:
-        """The whole gated addition, (N, C, H, W) and (N, C, H, W) to (N, C, H, W); for the form ``maps`` alone."""
+        """The whole gated addition, (N, C, ...) and (N, C, ...) to (N, C, ...); for the form ``maps`` alone."""
         raise NotImplementedError
 
     def draw(self, gate: "Gate", residual: Tensor, identity: Tensor) -> Tensor:
@@ -147,6 +147,11 @@ class GateLayers:
             UserError: a gate that has no fixed form in eval mode.
         """
         return None
+
+    @property
+    def images_alone(self) -> bool:
+        """Whether gates of this kind take images (N, C, H, W) alone, no signals or volumes."""
+        return False
 
     @property
     def merges(self) -> bool:

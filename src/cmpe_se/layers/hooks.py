@@ -36,8 +36,9 @@ def known_layer(layer_class: Class) -> Class:
 
 
 for _class in (
-    *(nn.Conv2d, Conv2dSame, nn.Linear, nn.Identity, nn.Dropout, nn.Dropout2d, DropPath),
-    *(nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, TimmFrozenBatchNorm2d),
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, nn.Linear),
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, DropPath),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d, TimmFrozenBatchNorm2d),
     *(BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct),
 ):
     known_layer(_class)

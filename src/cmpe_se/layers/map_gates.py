@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from cmpe_se.layers.gate_layers import Gate, GateLayers, GateSizes
 
+_TAKES = ("images", "positions", "all")
+
 
 @dataclass(frozen=True)
 class MapLayers(GateLayers):
@@ -18,31 +20,54 @@ class MapLayers(GateLayers):
 
     It takes residual and identity (N, C, H, W) each, or the residual alone for a view that does not read the identity,
     and gives (N, C, H, W). What is called ``gate`` inside it puts out its factors, as far as
-    :func:`cmpe_se.inspect` is to see them: (N, C, 1, 1), (N, 1, H, W), (N, C, H, W) or (N, 1, C).
+    :func:`cmpe_se.inspect` is to see them: (N, C, 1, 1), (N, 1, H, W), (N, C, H, W) or (N, 1, C). For the feature maps
+    of signals and volumes see ``takes``.
 
     Args:
         module: makes the module from channels, hidden units, device and dtype; it initialises itself.
         last: names inside it of the layers that make the logits: with their parameters at 0, these are 0.
         scales_identity: whether it gives the whole sum, ``w * residual + (1 - w) * identity``.
+        takes: feature maps that it is made for: ``images`` (N, C, H, W) alone; ``positions``, whose order makes no
+            difference to it, so that signals and volumes are handed over as images of one column, (N, C, P, 1); or
+            ``all``, (N, C, ...) as they are.
+
+    Raises:
+        ValueError: another word for ``takes``.
     """
 
     module: Callable[..., nn.Module]
     last: tuple[str, ...]
     scales_identity: bool = False
+    takes: str = "images"
 
     form: ClassVar[str] = "maps"
+
+    def __post_init__(self) -> None:
+        if self.takes not in _TAKES:
+            raise ValueError(f"a module of feature maps takes {', '.join(_TAKES)}, not '{self.takes}'")
+
+    @property
+    def images_alone(self) -> bool:
+        """Whether it looks at how the positions lie in a plane."""
+        return self.takes == "images"
 
     def create(self, sizes: GateSizes, **factory: Any) -> dict[str, nn.Module]:
         """``map_gate``."""
         return {"map_gate": self.module(sizes.channels, sizes.hidden, **factory)}
 
     def add(self, gate: Gate, residual: Tensor, identity: Tensor) -> Tensor:
-        """The whole gated addition, (N, C, H, W) and (N, C, H, W) to (N, C, H, W)."""
+        """The whole gated addition, (N, C, ...) and (N, C, ...) to (N, C, ...)."""
         if self.scales_identity:
-            total = gate.map_gate(residual, identity)
+            total = self._module_of(gate, residual, identity)
             return total if gate.gain == 1 else gate.gain * total
         flows = (residual, identity) if gate.kind.competitive else (residual,)
-        return torch.add(identity, gate.map_gate(*flows), alpha=gate.gain)
+        return torch.add(identity, self._module_of(gate, *flows), alpha=gate.gain)
+
+    def _module_of(self, gate: Gate, *flows: Tensor) -> Tensor:
+        sizes = flows[0].shape[2:]
+        if len(sizes) == 2 or self.takes != "positions":
+            return gate.map_gate(*flows)
+        return gate.map_gate(*(flow.flatten(2).unsqueeze(3) for flow in flows)).squeeze(3).unflatten(2, sizes)
 
     def zero(self, gate: Gate) -> None:
         """Zero what makes the logits, so that each gate is one number for every input; what is zeroed still learns."""

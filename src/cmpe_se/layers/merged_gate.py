@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from cmpe_se.layers.gate_layers import Gate
-from cmpe_se.layers.gated_addition import add_gated, squeeze
+from cmpe_se.layers.gated_addition import Convolution, add_gated, squeeze
 from cmpe_se.layers.hooks import GateModule, known_layer, will_always_do_so
 from cmpe_se.layers.precision import without_autocast
 
@@ -57,7 +57,7 @@ class MergedGate(GateModule):
         residual_squeeze: Tensor | None = None,
         identity_squeeze: Tensor | None = None,
     ) -> Tensor:
-        """Add the gated residual to the identity, (N, C, H, W) each.
+        """Add the gated residual to the identity, (N, C, ...) each.
 
         Args:
             residual: u.
@@ -99,8 +99,8 @@ def layers_say_what_it_does(attention: nn.Module) -> bool:
 @torch.no_grad()
 def merge_gate(
     attention: Gate,
-    residual_conv: nn.Conv2d | None = None,
-    identity_conv: nn.Conv2d | None = None,
+    residual_conv: Convolution | None = None,
+    identity_conv: Convolution | None = None,
 ) -> MergedGate:
     """The deploy form of a gate, in the dtype of its weights.
 
@@ -138,7 +138,7 @@ def merge_gate(
     ).eval()
 
 
-def _pulled_back(reads: Tensor, bias: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+def _pulled_back(reads: Tensor, bias: Tensor, conv: Convolution) -> tuple[Tensor, Tensor]:
     """Maps of a convolution's output's squeeze as maps of its input's."""
     if conv.bias is not None:
         bias = bias + linear(conv.bias.double(), reads)

@@ -7,6 +7,7 @@ feature maps). ``docs/gates.md`` says what each gate costs and what it controls 
 
 from dataclasses import dataclass
 
+from cmpe_se.errors import UserError
 from cmpe_se.layers.gate_layers import FORMS, ConstantLayers, DoubleLayers, GateLayers, SqueezeLayers
 from cmpe_se.layers.map_gates import AttentionalFeatureFusion, MapLayers, gather_excite, timm_attention
 from cmpe_se.layers.picture_layers import PictureLayers
@@ -97,28 +98,28 @@ TABLE: dict[str, View] = {
     "se_sum": View(_BOTH, SqueezeLayers(), _OURS, "SE that reads the squeeze of residual + identity"),
     "timm_se": View(
         _RESIDUAL,
-        MapLayers(timm_attention("se"), last=("fc2",)),
+        MapLayers(timm_attention("se"), last=("fc2",), takes="positions"),
         "arXiv 1709.01507",
         "timm's SEModule",
         settings=_HIDDEN,
     ),
     "timm_eca": View(
         _RESIDUAL,
-        MapLayers(timm_attention("eca"), last=("conv",)),
+        MapLayers(timm_attention("eca"), last=("conv",), takes="positions"),
         "arXiv 1910.03151",
         "timm's EcaModule: convolution over neighbouring channels",
         settings=("start",),
     ),
     "timm_ge": View(
         _RESIDUAL,
-        MapLayers(gather_excite, last=("mlp.fc2",)),
+        MapLayers(gather_excite, last=("mlp.fc2",), takes="positions"),
         "arXiv 1810.12348",
         "timm's GatherExcite, global extent: timm_se's function",
         settings=_HIDDEN,
     ),
     "timm_gc": View(
         _RESIDUAL,
-        MapLayers(timm_attention("gc"), last=("mlp_scale.fc2",)),
+        MapLayers(timm_attention("gc"), last=("mlp_scale.fc2",), takes="positions"),
         "arXiv 1904.11492",
         "timm's GlobalContext: squeeze weighted by attention",
         settings=_HIDDEN,
@@ -134,7 +135,12 @@ TABLE: dict[str, View] = {
     ),
     "aff": View(
         _BOTH,
-        MapLayers(AttentionalFeatureFusion, last=("local_context.4", "global_context.4"), scales_identity=True),
+        MapLayers(
+            AttentionalFeatureFusion,
+            last=("local_context.4", "global_context.4"),
+            scales_identity=True,
+            takes="positions",
+        ),
         "arXiv 2009.14082",
         "w residual + (1 - w) identity, w from context of their sum",
         by_position=True,
@@ -156,6 +162,24 @@ STARTS = ("half", "one")
 def listed(form: str) -> str:
     """Names of the views of a form, with commas between."""
     return ", ".join(name for name, view in TABLE.items() if view.form == form)
+
+
+def check_dimensions(name: str, axes: int) -> None:
+    """Refuse a view of images for other feature maps.
+
+    Args:
+        name: of the view.
+        axes: number of axes of a channel's positions: 1 of signals, 2 of images, 3 of volumes; 0 of squeezes.
+
+    Raises:
+        UserError: the view takes images alone. The message names the views that take these maps.
+    """
+    if axes not in (0, 2) and TABLE[name].layers.images_alone:
+        others = ", ".join(other for other, view in TABLE.items() if not view.layers.images_alone)
+        raise UserError(
+            f"view '{name}' is one of images (N, C, H, W), and these feature maps have {axes} "
+            f"{'axis' if axes == 1 else 'axes'} of positions; these views take any number: {others}"
+        )
 
 
 def find_view(name: str) -> View:

@@ -10,7 +10,7 @@ from cmpe_se.conversion.recording import Recording
 from cmpe_se.layers.hooks import is_unaltered, is_watched, says_what_it_does
 from cmpe_se.networks.blocks import PreActBlock
 
-_NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
+_NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, DropPath)
 
 
 class _FlatTracer(fx.Tracer):

@@ -17,8 +17,8 @@ from torchvision.models import feature_extraction
 
 from cmpe_se.conversion.blocks import is_rewritten, replace_forward
 from cmpe_se.errors import UserError
-from cmpe_se.layers.attention import CompetitiveSE, is_pointwise
-from cmpe_se.layers.gated_addition import squeeze
+from cmpe_se.layers.attention import CompetitiveSE, is_pointwise, kept_by_stride
+from cmpe_se.layers.gated_addition import Convolution, squeeze
 from cmpe_se.layers.hooks import will_always_do_so
 from cmpe_se.layers.merged_gate import MergedGate, layers_say_what_it_does, merge_gate
 from cmpe_se.merging.calls import Calls, passes_on
@@ -109,7 +109,7 @@ def _merged_where_called(block: nn.Module, graph: fx.Graph, call: fx.Node, gate:
     return merge_gate(gate, *(conv and conv[1] for conv in convs))
 
 
-def _pointwise_behind(block: nn.Module, call: fx.Node, operand: fx.Node) -> tuple[fx.Node, nn.Conv2d] | None:
+def _pointwise_behind(block: nn.Module, call: fx.Node, operand: fx.Node) -> tuple[fx.Node, Convolution] | None:
     """The convolution that makes an operand, and its input, where that stays as it is and is less to read."""
     while operand.op == "call_module" and passes_on(block.get_submodule(str(operand.target))):
         operand = operand.all_input_nodes[0]
@@ -123,7 +123,7 @@ def _pointwise_behind(block: nn.Module, call: fx.Node, operand: fx.Node) -> tupl
 
 
 def _early_squeeze(
-    block: nn.Module, graph: fx.Graph, call: fx.Node, operand: fx.Node, behind: tuple[fx.Node, nn.Conv2d] | None
+    block: nn.Module, graph: fx.Graph, call: fx.Node, operand: fx.Node, behind: tuple[fx.Node, Convolution] | None
 ) -> fx.Node:
     """The squeeze of an operand, or of the input of the convolution behind it, taken while that is still in the cache.
 
@@ -136,9 +136,8 @@ def _early_squeeze(
         while reader.op == "placeholder":
             reader = reader.next
     with graph.inserting_before(reader):
-        if conv is not None and conv.stride != (1, 1):  # it reads some of the rows and columns
-            rows, columns = (slice(None, None, step) for step in conv.stride)
-            source = graph.call_function(operator.getitem, (source, (slice(None), slice(None), rows, columns)))
+        if conv is not None and (kept := kept_by_stride(conv)) is not None:
+            source = graph.call_function(operator.getitem, (source, kept))
         return graph.call_function(squeeze, (source,))
 
 

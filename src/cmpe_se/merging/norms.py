@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from cmpe_se.layers.gated_addition import Convolution
 from cmpe_se.layers.hooks import will_always_do_so
 from cmpe_se.merging.calls import Calls, passes_on
 
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _FROZEN = (FrozenBatchNorm2d, TimmFrozenBatchNorm2d, FrozenBatchNormAct2d)
 _WITH_ACTIVATION = (BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct)
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, *_FROZEN, *_WITH_ACTIVATION)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, *_FROZEN, *_WITH_ACTIVATION)
 
 
 @torch.no_grad()
@@ -34,6 +36,8 @@ def fold_norms(model: nn.Module, calls: Calls) -> int:
     for conv, norm in calls.normed:
         if not (is_plain_convolution(conv) and _is_norm(norm) and calls.is_own(conv) and calls.is_own(norm)):
             continue
+        if conv.out_channels != len(cast(Tensor, norm.running_mean)):  # without a batch, it reads another axis
+            continue
         _fold(conv, norm)
         folded += 1
         parent, _, child = names[id(norm)].rpartition(".")
@@ -42,17 +46,17 @@ def fold_norms(model: nn.Module, calls: Calls) -> int:
     return folded
 
 
-def is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a layer is a 2-D convolution that uses its weight as it is."""
-    return isinstance(module, (nn.Conv2d, Conv2dSame)) and will_always_do_so(module)
+def is_plain_convolution(module: nn.Module) -> TypeGuard[Convolution]:
+    """Whether a layer is a convolution, of any dimension, that uses its weight as it is."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)) and will_always_do_so(module)
 
 
-def is_plain_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+def is_plain_norm(module: nn.Module) -> TypeGuard[BatchNorm]:
     """Whether a layer is a batch norm in eval mode and nothing else, not even with an activation behind it."""
     return _is_norm(module) and not isinstance(module, _WITH_ACTIVATION)
 
 
-def _is_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+def _is_norm(module: nn.Module) -> TypeGuard[BatchNorm]:
     """Whether a layer is a batch norm that uses its running statistics. A frozen one has buffers of the same names."""
     if not isinstance(module, _NORMS) or not will_always_do_so(module):
         return False
@@ -61,7 +65,7 @@ def _is_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     return fixed and (isinstance(module, _FROZEN) or not module.training) and (dropout is None or passes_on(dropout))
 
 
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold(conv: Convolution, norm: BatchNorm) -> None:
     """Computed in float64 and rounded once."""
     mean, variance = (cast(Tensor, values).double() for values in (norm.running_mean, norm.running_var))
     scale, shift, bias = (None if values is None else values.double() for values in (norm.weight, norm.bias, conv.bias))

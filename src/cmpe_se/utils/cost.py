@@ -16,12 +16,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def count_multiply_adds(model: nn.Module, *input_sizes: tuple[int, int, int]) -> int:
+def count_multiply_adds(model: nn.Module, *input_sizes: tuple[int, ...]) -> int:
     """Multiply-adds of convolutions and matrix products for one image, counted on the meta device.
 
     Args:
         model: any network or layer; it is left untouched.
-        input_sizes: (channels, height, width) of each of its inputs.
+        input_sizes: (channels, height, width) of each of its inputs; (channels, length) of a signal, and (channels,
+            depth, height, width) of a volume or clip.
 
     Raises:
         UserError: the network cannot take such images.
