@@ -87,8 +87,8 @@ def find_additions(block: nn.Module, graph: fx.Graph) -> tuple[list[Addition], l
     additions: list[Addition] = []
     for addition in found:
         maps = [shapes.get(operand) for operand in (addition.residual, addition.identity)]
-        if reason := _why_no_residual_and_identity(*maps):
-            reasons[reason].append(addition.node.name)
+        if why := _why_no_residual_and_identity(*maps):
+            reasons[why].append(addition.node.name)
         else:
             shape = cast(Layout, maps[0]).shape
             additions.append(addition._replace(channels=shape[1], axes=len(shape) - 2))
