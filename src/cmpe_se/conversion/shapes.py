@@ -13,7 +13,7 @@ from cmpe_se.conversion.convolutions import convolution_axes
 from cmpe_se.conversion.tracing import first_sentence
 from cmpe_se.conversion.unconvertible import Unconvertible
 
-_SIDE = 64  # length of each axis of the feature maps that shapes are found with
+_SIDES = {1: 1024, 2: 64, 3: 64}  # of the feature maps that shapes are found with; kernels of signals are long
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -37,7 +37,9 @@ def find_shapes(
         recorder = _ShapeRecorder(stand_in, graph, alike)
         dtype = tensor_like(block).dtype
         with torch.no_grad(), recorder.tracker as tracker:
-            recorder.run(tracker.mark_maps(torch.zeros(1, channels, *[_SIDE] * axes, device="meta", dtype=dtype)))
+            recorder.run(
+                tracker.mark_maps(torch.zeros(1, channels, *[_SIDES[axes]] * axes, device="meta", dtype=dtype))
+            )
     except Exception as error:  # whatever a layer does with such a tensor
         raise Unconvertible(f"its shapes cannot be found ({first_sentence(error)})") from None
     return recorder.shapes
