@@ -260,19 +260,12 @@ def test_what_is_no_batch_of_signals_or_clips(name):
 # What is no addition of a residual and an identity.
 
 
-class Tokens(nn.Module):
-    """Tokens (N, L, C) whose branch has a convolution over their positions, as in PVT and SegFormer."""
-
-    def __init__(self, channels: int = 64):
-        super().__init__()
-        self.embed = nn.Conv1d(2, channels, 4, 4)
-        self.blocks = nn.Sequential(TokenBlock(channels), TokenBlock(channels))
-
-    def forward(self, x):
-        return self.blocks(self.embed(x).transpose(1, 2)).mean(1)
-
-
 class TokenBlock(nn.Module):
+    """Tokens (N, L, C) whose branch has a convolution over their positions, as in PVT and SegFormer.
+
+    Their shape is that of C signals of length L as well, where L and C are the length that shapes are found with.
+    """
+
     def __init__(self, channels: int):
         super().__init__()
         self.norm, self.fc = nn.LayerNorm(channels), nn.Linear(channels, channels)
@@ -319,9 +312,9 @@ class OverChannels(nn.Module):
 class Mixer(nn.Module):
     """A residual convolution over the channels of tokens (N, L, C), laid out as C signals."""
 
-    def __init__(self, channels: int = 64):
+    def __init__(self, channels: int, tokens: int):
         super().__init__()
-        self.embed, self.conv = nn.Linear(channels, channels), nn.Conv1d(64, 64, 3, padding=1)
+        self.embed, self.conv = nn.Linear(channels, channels), nn.Conv1d(tokens, tokens, 3, padding=1)
 
     def forward(self, x):
         x = self.embed(x)
@@ -329,13 +322,17 @@ class Mixer(nn.Module):
 
 
 FALSE = {
-    "tokens": (lambda: TokenBlock(64), (64, 64), "their channels are not the second axis alone"),
-    "tokens without a map": (lambda: TokensAsTheyAre(64), (64, 64), "their channels are not the second axis alone"),
+    "tokens": (lambda: TokenBlock(1024), (1024, 1024), "their channels are not the second axis alone"),
+    "tokens without a map": (
+        lambda: TokensAsTheyAre(1024),
+        (1024, 1024),
+        "their channels are not the second axis alone",
+    ),
     "channels last": (ChannelsLast, (64, 64, 64), "their channels are not the second axis alone"),
     "over channels of signals": (lambda: OverChannels(nn.Conv1d, 12), (12, 20), "attention maps"),
     "over channels of images": (lambda: OverChannels(nn.Conv2d, 12), (12, 8, 8), "attention maps"),
     "over channels of volumes": (lambda: OverChannels(nn.Conv3d, 12), (12, 4, 4, 4), "attention maps"),
-    "mixer": (Mixer, (64, 64), "their channels are not the second axis alone"),
+    "mixer": (lambda: Mixer(1024, 16), (16, 1024), "their channels are not the second axis alone"),
 }
 
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 from torch.nn import functional
 
-from cmpe_se import VIEWS, CompetitiveSE, merge
+from cmpe_se import VIEWS, CompetitiveSE, inspect_gates, merge
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import is_pointwise, kept_by_stride, squeeze_through
 from cmpe_se.layers.gated_addition import add_gated, add_gated_pointwise, squeeze, with_squeeze
 from cmpe_se.layers.map_gates import MapLayers
-from cmpe_se.layers.views import TABLE
+from cmpe_se.layers.views import TABLE, View
 from cmpe_se.merging import MergedGate
 from tests.layers.test_views import flows, make, naive_factors
 from tests.networks.naive import MERGING_VIEWS, SQUEEZE_VIEWS, naive_gate
@@ -292,3 +292,42 @@ def test_what_a_module_takes_is_one_of_three_words():
     with pytest.raises(ValueError, match="images, positions, all, not 'videos'"):
         MapLayers(nn.Identity, last=(), takes="videos")
     assert [TABLE[name].layers.images_alone for name in ("se", "static", "timm_eca", OF_IMAGES)] == [False] * 3 + [True]
+
+
+class EachPosition(nn.Module):
+    """A gate at each position of signals, volumes and images alike."""
+
+    def __init__(self, channels, hidden, **factory):
+        super().__init__()
+        self.fc, self.gate = nn.Linear(channels, channels, **factory), nn.Sigmoid()
+
+    def forward(self, residual):
+        return residual * self.gate(self.fc(residual.movedim(1, -1)).movedim(-1, 1))
+
+
+@pytest.mark.parametrize("takes", ["images", "positions", "all"])
+@DIMENSIONS
+def test_a_module_of_ones_own(size, takes, monkeypatch):
+    layers = MapLayers(EachPosition, last=("fc",), takes=takes)
+    monkeypatch.setitem(TABLE, "own", View(("residual",), layers, "test", "a gate at each position", by_position=True))
+    gate, (u, s) = make("own"), flows(size=size)
+    if takes == "images":
+        with pytest.raises(UserError, match=r"view 'own' is one of images .* these views take any number: se, "):
+            gate(u, s)
+        return
+    fc = gate.map_gate.fc
+    logits = torch.einsum("ij,nj...->ni...", fc.weight, u) + fc.bias.view(-1, *[1] * len(size))
+    factors = 1 / (1 + torch.exp(-logits))
+    near(gate(u, s), s + factors * u)
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.add = CONVOLUTIONS[len(size)][0](24, 24, 1).double(), gate
+
+        def forward(self, x):
+            return self.add(u, x)
+
+    (seen,) = inspect_gates(nn.Sequential(Block()), s)
+    near(seen.gate, factors.flatten(2).mean(2))
+    near(seen.residual_energy, (factors * u).square().flatten(2).mean(2))

@@ -13,9 +13,7 @@ from cmpe_se.conversion.recording import BlockCall, Recording
 from cmpe_se.conversion.tracing import first_sentence
 from cmpe_se.conversion.unconvertible import Unconvertible
 
-_SIDE = (
-    64  # length of each axis of the feature maps that shapes are found with where no run of the network shows others
-)
+_SIDES = {1: 1024, 2: 64, 3: 64}  # of the maps that a block is tried with where no run of the network shows others
 
 
 def find_shapes(
@@ -65,7 +63,7 @@ def _guess(block: nn.Module, graph: fx.Graph, tracker: AxisTracker) -> list[Any]
     first = next(node for node in graph.nodes if node.op == "placeholder")
     channels, axes = _input_channels(block, first), _input_axes(block, first)
     dtype = tensor_like(block).dtype
-    return [tracker.mark_maps(torch.zeros(1, channels, *[_SIDE] * axes, device="meta", dtype=dtype))]
+    return [tracker.mark_maps(torch.zeros(1, channels, *[_SIDES[axes]] * axes, device="meta", dtype=dtype))]
 
 
 def _in_order(stand_in: nn.Module, graph: fx.Graph, call: BlockCall) -> list[Any]:

@@ -1,7 +1,7 @@
 """Attributions of a class in an image: captum's integrated gradients, and Grad-CAM at the outputs of blocks."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,11 @@ from cmpe_se.networks.blocks import PreActBlock
 
 _STEPS, _BATCH = 32, 64  # of the integral, and images that go through the network at a time
 _FINEST = 56  # side of the map on the input: single pixels of large images are speckle
-_POOL = {1: adaptive_avg_pool1d, 2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}  # by the axes of the positions
+_POOL: dict[int, Callable[..., Tensor]] = {
+    1: adaptive_avg_pool1d,
+    2: adaptive_avg_pool2d,
+    3: adaptive_avg_pool3d,
+}  # by the axes of the positions
 
 
 @dataclass(frozen=True, eq=False)

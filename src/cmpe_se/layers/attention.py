@@ -13,7 +13,7 @@ small picture of the network's inside::
 ``docs/method.md`` derives all of this; the facts numbered there are the ones that comments here refer to.
 """
 
-from typing import TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -183,7 +183,8 @@ class CompetitiveSE(Gate):
         # Nothing is read that the gate does not look at: these tensors are large.
         reads = self.kind.reads
         if not reads:
-            nothing = residual.flatten(2)[:, :, 0]
+            first: tuple[Any, ...] = (..., *[0] * (residual.ndim - 2))
+            nothing = residual[first]
             return nothing, nothing
         squeezes = {flow: squeeze(x) for flow, x in (("residual", residual), ("identity", identity)) if flow in reads}
         known = squeezes[reads[0]]

@@ -16,6 +16,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.layers.views import PAPER_VIEWS
 from cmpe_se.runtimes.timing import paired_ratio, peak_memory, take_turns
 from cmpe_se_command import main
+from tests.conversion.dimensions import EcgNet
 from tests.networks.naive import randomise
 
 CPU = torch.device("cpu")
@@ -178,4 +179,13 @@ def test_onnxruntime(tmp_path, capsys):
 def test_refusals(arguments, message, capsys, tmp_path):
     assert main(["benchmark", *arguments, "--output", str(tmp_path)]) == 1
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_of_signals_is_refused(monkeypatch, tmp_path):
+    network = EcgNet()
+    network.default_cfg = {"input_size": (3, 32, 32)}
+    monkeypatch.setitem(benchmark.__globals__, "build", lambda *_, **__: network)
+    with pytest.raises(UserError, match=r"EcgNet cannot take images of \(3, 32, 32\).*conv1d"):
+        benchmark("ecg", contenders="se", repeats=3, device="cpu", output=str(tmp_path))
     assert not list(tmp_path.iterdir())

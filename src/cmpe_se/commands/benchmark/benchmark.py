@@ -17,6 +17,7 @@ from cmpe_se.merging import merge
 from cmpe_se.runtimes.engines import DTYPES, ENGINES, MODES, Step, make_step, why_not
 from cmpe_se.runtimes.timing import keep_heap, paired_ratio, peak_memory, take_turns
 from cmpe_se.training.provenance import write_results
+from cmpe_se.utils.cost import count_multiply_adds
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.files import os_errors_as
 from cmpe_se.utils.progress import with_progress
@@ -116,6 +117,7 @@ def benchmark(
     networks = {name: build(model, name, **gates) for name in names}
     plain: Any = networks[PLAIN]  # with the attributes of timm's networks
     side = image_size or plain.default_cfg["input_size"][-1]
+    count_multiply_adds(plain, (3, side, side))  # which refuses in one line a network of signals, clips or other sizes
     layout = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(batch_size, 3, side, side).to(place, memory_format=layout)
     labels = torch.randint(plain.num_classes, (batch_size,)).to(place)
