@@ -87,6 +87,12 @@ def remember_skipped(model: nn.Module, skipped: dict[str, str]) -> None:
     setattr(model, _ATTRIBUTE, skipped)
 
 
+def forget_skipped(model: nn.Module) -> None:
+    """Forget the reasons, wherever in the network they are kept."""
+    for module in model.modules():
+        vars(module).pop(_ATTRIBUTE, None)
+
+
 def _describe(block: str, gate: CompetitiveSE) -> Gate:
     one_pixel = (gate.channels, 1, 1)  # what the gate costs does not depend on the size of the maps
     macs = count_multiply_adds(gate, one_pixel, one_pixel)
