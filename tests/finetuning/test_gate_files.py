@@ -149,7 +149,7 @@ def test_the_file(file):
         cmpe_se.__version__,
         "timm.models.resnet.ResNet",
     )
-    assert list(record["gates"])[0] == "layer1.0.competition"
+    assert next(iter(record["gates"])) == "layer1.0.competition"
     assert record["gates"]["layer4.1.competition"] == {
         "channels": 512,
         "view": "folded_3x3",
@@ -231,7 +231,7 @@ BAD_FILES = {
     ),
     "other place": (
         rewritten(lambda record, tensors: rename(record, tensors, "layer1.0.conv1.competition")),
-        "does not fit CifarResNet: convert puts no gate at layer1.0.conv1.competition|the file has a gate layer1.0.conv1",
+        "convert puts no gate at layer1.0.conv1.comp|CifarResNet has no residual|the file has a gate layer1.0.conv1",
     ),
     "other name": (
         rewritten(lambda record, tensors: rename(record, tensors, "layer1.0.add")),
@@ -239,7 +239,7 @@ BAD_FILES = {
     ),
     "scaled": (
         rewritten(lambda record, _: record["gates"][FIRST].update(gain=0.6)),
-        f"{FIRST} is for a residual scaled by 0.3, its block scales by 1|gate {FIRST} has gain 2.0, the file's has gain 0.6",
+        f"{FIRST} is for a residual scaled by 0.3, its block scales by 1|gate {FIRST} has gain 2.0, .* gain 0.6",
     ),
 }
 
@@ -308,7 +308,7 @@ def test_other_networks(case, file):
 
 def test_a_gate_that_the_file_lacks(file):
     save_gates(convert(build("bottleneck"), where="layer1"), file)
-    with pytest.raises(UserError, match="the network has a gate layer2.0.competition, the file has none for it"):
+    with pytest.raises(UserError, match=r"the network has a gate layer2.0.competition, the file has none for it"):
         load_gates(gated("bottleneck"), file)
 
 
@@ -341,6 +341,6 @@ def test_a_number_that_half_precision_has_not(file):
     save_gates(model, file)
     half = build("cifar").half()
     before = looks(half)
-    with pytest.raises(UserError, match="fc2.weight is not finite in float16"):
+    with pytest.raises(UserError, match=r"fc2.weight is not finite in float16"):
         load_gates(half, file)
     assert looks(half) == before
