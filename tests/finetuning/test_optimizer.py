@@ -168,13 +168,13 @@ def test_a_schedule_goes_on(name, steps):
         with pytest.raises(UserError, match="a learning rate scheduler was made for this optimizer, and would leave"):
             add_gates_to_optimizer(optimizer, model, lr=0.05)
         assert len(optimizer.param_groups) == 1
-    lr = {"plateau": optimizer.param_groups[0]["lr"] / 2, "cyclic": 0.05}.get(name, 0.05)
+    lr = {"plateau": optimizer.param_groups[0]["lr"] / 2, "cyclic": 0.005}.get(name, 0.05)
     add_gates_to_optimizer(optimizer, model, lr=lr, schedulers=scheduler)
     rates = []
     for _ in range(8 - steps - 1):
         rates.append([group["lr"] for group in optimizer.param_groups])
         go_on()
-    assert len({rate for rate, _ in rates}) > 2 or name == "plateau"
+    assert len({rate for rate, _ in rates}) > 1 or name == "plateau"
     for whole, half in rates:
         assert half == pytest.approx(whole / 2, rel=1e-9)
     assert len(scheduler.get_last_lr()) == 2

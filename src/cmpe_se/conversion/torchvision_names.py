@@ -1,10 +1,11 @@
 """Converted networks of torchvision, under names of their own there: ``get_model("cmpe_se_resnet50")``."""
 
+from contextlib import suppress
 from inspect import signature
 from typing import Any
 
 from torch import nn
-from torchvision.models import get_model_builder, list_models, register_model
+from torchvision.models import get_model_builder, list_models
 
 from cmpe_se.conversion.convert import convert
 from cmpe_se.conversion.registry import BASES, CONVERSION
@@ -23,6 +24,9 @@ def _register(base: str) -> None:
     register_model(name)(builder)
 
 
-for _base in BASES:
-    if not list_models(include=f"cmpe_se_{_base}"):  # a module that is imported twice
-        _register(_base)
+with suppress(ImportError):  # a place that torchvision may change; all else works without it
+    from torchvision.models._api import register_model
+
+    for _base in BASES:
+        if not list_models(include=f"cmpe_se_{_base}"):  # a module that is imported twice
+            _register(_base)

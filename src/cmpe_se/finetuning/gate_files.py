@@ -248,6 +248,10 @@ def _put_in(network: nn.Module, saved: _Set) -> None:
         _convert(network, others, saved)
     for name, gate in made.items():
         setattr((ours | others)[name], name.rpartition(".")[2], gate)
+    for block in ours.values():  # children in the order of a block that is made with a gate, as optimizers number them
+        names = list(block._modules)
+        for behind in names[names.index("drop_path") : -1]:
+            block._modules[behind] = block._modules.pop(behind)
     if ours and isinstance(network, ResidualNetwork):
         network.view = next(iter(made.values())).view
 

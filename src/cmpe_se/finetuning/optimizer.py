@@ -38,8 +38,8 @@ def add_gates_to_optimizer(
     Args:
         optimizer: of PyTorch, timm or another library, or Accelerate's wrapper of one.
         model: the network with its gates, wrapped or not.
-        lr: learning rate of the gates, on the scale of the rates that the optimizer was made with (with ``OneCycleLR``,
-            of its ``max_lr``). A schedule multiplies it as it does that group's.
+        lr: learning rate of the gates, on the scale of the rate that the optimizer was made with (with ``OneCycleLR``
+            of its ``max_lr``, with ``CyclicLR`` of its ``base_lr``). A schedule multiplies it as it does that group's.
         weight_decay: of the gates.
         schedulers: learning rate schedulers that were made for the optimizer before, one or several; PyTorch's learn of
             the new group. ``()`` where there are none, but the optimizer's state is that of a scheduled one.
