@@ -29,16 +29,10 @@ def replace_forward(block: nn.Module, graph: fx.Graph) -> None:
     block.__class__ = with_forward(block, graph)
 
 
-def original_class(block: nn.Module) -> type[nn.Module] | None:
-    """The class that a block had before it got another forward; None for a block that has its own."""
-    kind: type[nn.Module] | None = vars(type(block)).get("_unconverted")
-    return kind
-
-
 def with_forward(block: nn.Module, graph: fx.Graph) -> type[nn.Module]:
     """The class that a block takes to have the forward of a graph."""
     code = graph.python_code("self")
-    return _converted_class(original_class(block) or type(block), code.src, code.globals)
+    return _converted_class(vars(type(block)).get("_unconverted", type(block)), code.src, code.globals)
 
 
 def _converted_class(original: type[nn.Module], source: str, names: dict[str, Any]) -> type[nn.Module]:

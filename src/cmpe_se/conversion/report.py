@@ -87,10 +87,11 @@ def remember_skipped(model: nn.Module, skipped: dict[str, str]) -> None:
     setattr(model, _ATTRIBUTE, skipped)
 
 
-def forget_skipped(model: nn.Module) -> None:
-    """Forget the reasons, wherever in the network they are kept."""
+def forget(model: nn.Module) -> None:
+    """Forget what was kept for the report, wherever in the network it is."""
     for module in model.modules():
-        vars(module).pop(_ATTRIBUTE, None)
+        for name in ("_cmpe_se_skipped", "_cmpe_se_notes"):
+            vars(module).pop(name, None)
 
 
 def _describe(block: str, gate: CompetitiveSE) -> Gate:

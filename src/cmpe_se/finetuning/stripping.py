@@ -6,10 +6,9 @@ import re
 import torch
 from torch import fx, nn
 
-from cmpe_se.conversion.blocks import original_class
 from cmpe_se.conversion.calls import wrapper_that_knows
 from cmpe_se.conversion.convert import CHILD
-from cmpe_se.conversion.report import forget_skipped
+from cmpe_se.conversion.report import forget
 from cmpe_se.errors import UserError
 from cmpe_se.finetuning.gates import scale_of, some_gates_of, unwrapped
 from cmpe_se.layers.attention import CompetitiveSE
@@ -65,7 +64,7 @@ def strip_gates(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             delattr(block, child)
         if isinstance(block, PreActBlock):
             block.attention = None
-        if kind := original_class(block):
+        if kind := _original_class(block):
             vars(block).pop("forward", None)
             block.__class__ = kind
     for module in network.modules():
@@ -73,8 +72,14 @@ def strip_gates(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             module.view = None
     for graph in graphs:
         graph.recompile()
-    forget_skipped(network)
+    forget(network)
     return network
+
+
+def _original_class(block: nn.Module) -> type[nn.Module] | None:
+    """The class that a block had before it was converted; None for one that has not been."""
+    kind: type[nn.Module] | None = vars(type(block)).get("_unconverted")
+    return kind
 
 
 def _children(block: nn.Module) -> dict[str, CompetitiveSE]:
@@ -85,7 +90,7 @@ def _why_it_stays(block: nn.Module) -> str | None:
     children = _children(block)
     if isinstance(block, PreActBlock) and set(children) == {"attention"}:
         return None
-    kind = original_class(block)
+    kind = _original_class(block)
     if kind is None and getattr(type(block), "_unconverted", None) is not None:
         return "its class has changed since it was converted; undo that first (a parametrisation, sharding)"
     if own := [child for child in children if kind is None or not _CONVERTED.fullmatch(child)]:
