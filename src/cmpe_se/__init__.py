@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from cmpe_se import early, moved  # noqa: F401  # the first one before PyTorch is imported
 from cmpe_se.conversion import conversion_report, convert
+from cmpe_se.finetuning import (
+    add_gates_to_optimizer,
+    freeze_backbone,
+    load_gates,
+    save_gates,
+    strip_gates,
+    unfreeze_backbone,
+)
 from cmpe_se.inspecting import forced_gates, inspect, inspect_gates
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.views import VIEWS
@@ -32,13 +40,19 @@ __all__ = [
     "PreActResNet",
     "WideResNet",
     "__version__",
+    "add_gates_to_optimizer",
     "conversion_report",
     "convert",
     "forced_gates",
+    "freeze_backbone",
     "inspect",
     "inspect_gates",
+    "load_gates",
     "merge",
     "reference",
+    "save_gates",
+    "strip_gates",
+    "unfreeze_backbone",
 ]
 
 _COMMANDS = ("train", "evaluate", "predict", "compare", "export")

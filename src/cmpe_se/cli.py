@@ -19,6 +19,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
 from cmpe_se.training.launching import is_main_process, lost, may_speak, processes_left_out
+from cmpe_se.utils.packages import import_asked_for
 from cmpe_se.utils.signals import handled, raised
 from cmpe_se.utils.terminal import print_plainly
 from cmpe_se_command import complain
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     if not is_main_process():  # of several processes one warns
         logging.getLogger("cmpe_se").setLevel(logging.ERROR)
     try:
+        import_asked_for()
         function = _function(command)
         arguments = _as_parsed(function, arguments)
         parsed = _parser(command, arguments).parse_args(arguments)

@@ -37,11 +37,16 @@ def why_inside_stays(module: nn.Module) -> str | None:
     """Why a gate inside a module might take no part in what the module computes or learns; None where it is safe."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is TorchScript, which runs code of its own; convert the network before it is scripted or traced"
-    if wrappers := _KNOW_THEIR_PARAMETERS & {kind.__name__ for kind in type(module).__mro__}:
-        return f"{min(wrappers)} knows only the parameters that it was made with; convert the network, then wrap it"
+    if wrapper := wrapper_that_knows(module):
+        return f"{wrapper} knows only the parameters that it was made with; convert the network, then wrap it"
     if _runs_its_class(module) or _is_bound_to(module, module.forward):
         return None
     return None if _is_compiled(module) else _replaced(module)
+
+
+def wrapper_that_knows(module: nn.Module) -> str | None:
+    """Name of the wrapper that a module is which knows only the parameters that it was made with; None for others."""
+    return min(_KNOW_THEIR_PARAMETERS & {kind.__name__ for kind in type(module).__mro__}, default=None)
 
 
 def own_forward_again(block: nn.Module) -> None:

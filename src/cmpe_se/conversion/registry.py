@@ -18,7 +18,7 @@ BASES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext5
 """Networks of timm that have a name with the prefix ``cmpe_se_``."""
 
 
-_CONVERSION = ("view", *GATE_SETTINGS, "where")
+CONVERSION = ("view", *GATE_SETTINGS, "where")
 """Keywords of :func:`cmpe_se.convert`; all others are for the base network."""
 
 
@@ -36,7 +36,7 @@ def _with_new_gates(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
 
 
 def _build(name: str, base: str, pretrained: bool = False, **settings: Any) -> nn.Module:
-    network = partial(_converted, base, {key: settings.pop(key) for key in _CONVERSION if key in settings})
+    network = partial(_converted, base, {key: settings.pop(key) for key in CONVERSION if key in settings})
     return build_model_with_cfg(network, name, pretrained, pretrained_filter_fn=_with_new_gates, **settings)
 
 

@@ -91,6 +91,13 @@ def remember(model: nn.Module, skipped: dict[str, str], notes: dict[str, str]) -
     setattr(model, _NOTES, notes)
 
 
+def forget(model: nn.Module) -> None:
+    """Forget what was kept for the report, wherever in the network it is."""
+    for module in model.modules():
+        for name in ("_cmpe_se_skipped", "_cmpe_se_notes"):
+            vars(module).pop(name, None)
+
+
 def _describe(block: str, gate: CompetitiveSE) -> Gate:
     one_pixel = (gate.channels, 1, 1)  # what the gate costs does not depend on the size of the maps
     macs = count_multiply_adds(gate, one_pixel, one_pixel)

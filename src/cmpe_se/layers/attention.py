@@ -87,7 +87,7 @@ class CompetitiveSE(Gate):
         self.gain = 1 / kind.half if start == "one" else 1.0
         # Height and width; None for the views without a picture.
         self.picture_size: tuple[int, int] | None = kind.layers.picture_size(channels, columns)
-        made_for = GateSizes(channels, hidden, bias, maps, self.picture_size)
+        self.sizes = made_for = GateSizes(channels, hidden, bias, maps, self.picture_size)
         for name, layer in kind.layers.create(made_for, device=device, dtype=dtype).items():
             self.add_module(name, layer)
         if not hasattr(self, "map_gate"):  # which initialises itself

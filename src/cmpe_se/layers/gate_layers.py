@@ -44,6 +44,7 @@ class Gate(GateModule):
     view: str
     hidden: int
     gain: float
+    sizes: "GateSizes"
     picture_size: tuple[int, int] | None
     map_gate: nn.Module  # these are there as the view asks for them
     map_conv: nn.Conv2d

@@ -172,6 +172,14 @@ def _refuse_training(merged: nn.Module, mode: bool = True) -> nn.Module:
     return nn.Module.train(merged, False)
 
 
+def is_merged(model: nn.Module) -> bool:
+    """Whether some part of a network is in its deploy form."""
+    return any(
+        isinstance(module, MergedGate) or getattr(vars(module).get("train"), "func", None) is _refuse_training
+        for module in model.modules()
+    )
+
+
 def _for_feature_extraction() -> bool:
     """Whether it is torchvision's (and timm's) feature extraction that asks for training mode.
 

@@ -54,6 +54,8 @@ class ResidualNetwork(nn.Module):
         ValueError: channels, classes or a rate out of range; what the gates refuse.
     """
 
+    view: str | None
+
     def __init__(
         self,
         block: type[PreActBlock],

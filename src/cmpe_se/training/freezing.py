@@ -3,9 +3,9 @@
 from itertools import chain
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from cmpe_se.errors import UserError
+from cmpe_se.finetuning.freezing import freeze_all_but, unfreeze
 from cmpe_se.layers.attention import CompetitiveSE
 
 
@@ -26,17 +26,11 @@ class Backbone:
         if not any(True for head in heads for _ in head.parameters()):
             raise UserError(f"freeze_epochs trains the classifier first, and {name} has none; give --freeze-epochs 0")
         gates = (module for module in network.modules() if isinstance(module, CompetitiveSE))
-        trained = {id(module) for part in chain(heads, gates) for module in part.modules()}
-        parts = [module for module in network.modules() if id(module) not in trained]
-        self._parameters = [
-            parameter for part in parts for parameter in part.parameters(recurse=False) if parameter.requires_grad
-        ]
-        self._norms = [part for part in parts if isinstance(part, _NormBase)]
+        self._network, self._trained = network, list(chain(heads, gates))
 
     def freeze(self, frozen: bool) -> None:
-        """Freeze it, or let it train; after the network's own ``train()``, which would wake the norms."""
-        for parameter in self._parameters:
-            parameter.requires_grad_(not frozen)
+        """Freeze it, or let it train."""
         if frozen:
-            for norm in self._norms:
-                norm.eval()
+            freeze_all_but(self._network, self._trained)
+        else:
+            unfreeze(self._network)

@@ -3,12 +3,14 @@
 import importlib
 import importlib.util
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from cmpe_se.errors import MissingPackageError
+from cmpe_se.errors import MissingPackageError, UserError
+from cmpe_se.utils.text import in_one_line, split_names
 
 _TRAIN = {
     "accelerate": "accelerate",
@@ -72,6 +74,24 @@ def _missing(packages: Sequence[str], purpose: str, extra: str) -> MissingPackag
     *others, last = packages
     names = f"{', '.join(others)} and {last}" if others else last
     return MissingPackageError(f"{purpose} needs {names}; pip install 'cmpe-se[{extra}]'")
+
+
+def import_asked_for() -> None:
+    """Import the modules that the environment's ``CMPE_SE_IMPORT`` names, such as one that adds a gate to the table.
+
+    Commands do so at their start, and so do the runs of a comparison, which inherit the environment.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    for name in split_names(os.environ.get("CMPE_SE_IMPORT", "")):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever the module does
+            raise UserError(
+                f"CMPE_SE_IMPORT names {name}, which cannot be imported: {in_one_line(error)}; put the folder that it "
+                "is in into PYTHONPATH"
+            ) from None
 
 
 @contextmanager
