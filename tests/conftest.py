@@ -20,6 +20,13 @@ def pytest_configure(config):
         torch.set_num_threads(1)  # each worker has one core
 
 
+@pytest.hookimpl(tryfirst=True)  # while the slow tests are there, in either tier
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: a worker takes the next file when it has done one, and the last ones are short."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
     """A worker cannot send its reports with names of files that are no UTF-8, which some tests log on purpose."""
