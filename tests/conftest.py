@@ -11,6 +11,8 @@ from tests.training.processes import SHARED_FOLDER, trained_run
 
 
 def pytest_configure(config):
+    # Threads of a process that is started with several wait for each other without taking a core from other tests.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if SHARED_FOLDER not in os.environ:  # in the process that starts the workers, or in the only one
         os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="cmpe-se-runs-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(SHARED_FOLDER), ignore_errors=True))
