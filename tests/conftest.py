@@ -11,6 +11,8 @@ from tests.training.processes import SHARED_FOLDER, trained_run
 
 
 def pytest_configure(config):
+    # Threads of a process that is started with several wait for each other without taking a core from other tests.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if SHARED_FOLDER not in os.environ:  # in the process that starts the workers, or in the only one
         os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="cmpe-se-runs-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(SHARED_FOLDER), ignore_errors=True))
@@ -18,6 +20,13 @@ def pytest_configure(config):
         import torch
 
         torch.set_num_threads(1)  # each worker has one core
+
+
+@pytest.hookimpl(tryfirst=True)  # while the slow tests are there, in either tier
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: a worker takes the next file when it has done one, and the last ones are short."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,9 +1,11 @@
 """The first and the last moments of a command: Ctrl-C while packages are imported, and no place to write to."""
 
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,30 +14,51 @@ import cmpe_se_command
 from cmpe_se.cli import _flush
 from cmpe_se.errors import UserError
 from cmpe_se_command import COMMANDS
-from tests.tiers import slow_but
 from tests.training.processes import CONSOLE_SCRIPT, complaint_of, empty_folder
 
 STARTS = {"console script": [str(CONSOLE_SCRIPT)], "python -m": ["-m", "cmpe_se"]}
-CASES = [(how, command, number) for how in STARTS for command in COMMANDS for number in ("SIGINT", "SIGTERM", "SIGHUP")]
-NOW = [("console script", "train", "SIGINT"), ("python -m", "evaluate", "SIGTERM")]
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
-@pytest.mark.parametrize("case", slow_but(CASES, NOW), ids=" ".join)
-@pytest.mark.parametrize("module", slow_but(["torch.nn", "timm.layers", "torch"], ["torch"]))
-def test_a_signal_during_imports_is_one_line(module, case):
+@pytest.mark.parametrize(
+    ("how", "command", "number"), [("console script", "train", "SIGINT"), ("python -m", "evaluate", "SIGTERM")]
+)
+def test_a_signal_during_imports_is_one_line(how, command, number):
     """``-X importtime`` says what has been imported, so that the signal comes in the middle."""
-    how, command, number = case
     begun = subprocess.Popen(
         [sys.executable, "-X", "importtime", *STARTS[how], command, "run"],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=empty_folder(), start_new_session=True,
     )  # fmt: skip
     for line in begun.stderr:
-        if line.rpartition("|")[2].strip().startswith(module):
+        if line.rpartition("|")[2].strip().startswith("torch"):
             break
     begun.send_signal(getattr(signal, number))
     said = [line for line in begun.stderr.read().splitlines() if not line.startswith("import time:")]
     assert said == ["cmpe-se: stopped"]
     assert begun.wait(60) == 130
+
+
+EARLY, LATE = ("torch._C", "torch.nn"), ("timm.layers.activations",)  # all of PyTorch comes between
+OTHERS = [(how, command, EARLY) for how in STARTS for command in COMMANDS if command != "train"]
+TRAIN = [(how, "train", EARLY + LATE) for how in STARTS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "command", "moments"), TRAIN + OTHERS)
+def test_each_signal_at_each_moment_of_the_imports_is_one_line(how, command, moments, tmp_path):
+    """The process forks at each moment, as tests/stopping says: one start for all of them."""
+    report = tmp_path / "report"
+    stopping = {"STOP_DURING": " ".join(moments), "STOP_SIGNALS": " ".join(SIGNALS), "STOP_REPORT": str(report)}
+    path = os.pathsep.join(filter(None, [str(Path(__file__).with_name("stopping")), os.environ.get("PYTHONPATH")]))
+    subprocess.run(
+        [sys.executable, *STARTS[how], command, "run"],
+        env=os.environ | stopping | {"PYTHONPATH": path}, cwd=empty_folder(), start_new_session=True, timeout=120,
+        check=True, capture_output=True,
+    )  # fmt: skip
+    stopped = [
+        f"{moment} {number} 130 {b'cmpe-se: stopped' + bytes([10])!r}" for moment in moments for number in SIGNALS
+    ]
+    assert report.read_text().splitlines() == stopped
 
 
 def test_a_caller_keeps_its_handlers():

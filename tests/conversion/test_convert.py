@@ -143,7 +143,13 @@ def test_stochastic_depth_stays_on_the_residual():
     assert dropped.float().mean() > 0.9
 
 
-@pytest.mark.parametrize("name", slow_but(ALL_NAMES, ["timm test_resnet", "timm test_byobnet", "timm test_convnext2"]))
+# In other widths, groups and numbers, the very classes of networks that are there: one graph after another.
+SAME_BLOCKS = {"timm resnet34", "timm resnet101", "timm resnext50_32x4d"}
+SAME_BLOCKS |= {"torchvision wide_resnet50_2", "torchvision resnext50_32x4d"}
+COMPILED = [name for name in ALL_NAMES if name not in SAME_BLOCKS]
+
+
+@pytest.mark.parametrize("name", slow_but(COMPILED, ["timm test_resnet", "timm test_byobnet", "timm test_convnext2"]))
 def test_compile_and_export(name):
     """No graph breaks, and a graph for any batch, of which both give what the converted network gives.
 

@@ -54,11 +54,11 @@ class Done(NamedTuple):
 class Running:
     """``cmpe-se ARGUMENTS`` in a process and a session of its own."""
 
-    def __init__(self, *arguments, cwd: Path, env: dict[str, str], before: Callable | None, terminal: str | None):
+    def __init__(self, *arguments, cwd: Path, env: dict[str, str], before, terminal: str | None, program):
         self.folder = Path(tempfile.mkdtemp(prefix="command-"))
         self.arguments = [str(argument) for argument in arguments]
         place = (terminal, terminal) if terminal else (self.folder / "out", self.folder / "err")
-        self.process = _FORKS.Process(target=_child, args=(self.arguments, *place, cwd, env, before))
+        self.process = _FORKS.Process(target=_child, args=(self.arguments, *place, cwd, env, before, program))
         self.process.start()
 
     @property
@@ -91,7 +91,9 @@ class Running:
         return done
 
 
-def start(*arguments, cwd: Path | None = None, env=None, before=None, terminal: str | None = None) -> Running:
+def start(
+    *arguments, cwd: Path | None = None, env=None, before=None, terminal: str | None = None, program=None
+) -> Running:
     """Start ``cmpe-se ARGUMENTS`` on one thread.
 
     Args:
@@ -100,8 +102,10 @@ def start(*arguments, cwd: Path | None = None, env=None, before=None, terminal: 
         env: more environment variables.
         before: function of a module to call in the process first.
         terminal: path of a terminal to take the place of the output files.
+        program: function of a module to call with the arguments, in place of ``cmpe-se``.
     """
-    return Running(*arguments, cwd=cwd or empty_folder(), env=env or {}, before=before, terminal=terminal)
+    cwd = cwd or empty_folder()
+    return Running(*arguments, cwd=cwd, env=env or {}, before=before, terminal=terminal, program=program)
 
 
 def run(*arguments, **settings) -> Done:
@@ -145,10 +149,11 @@ def trained_run(*arguments: str) -> Path:
     return folder
 
 
-def shown_on_terminal(*arguments, columns: int = 140) -> str:
+def shown_on_terminal(*arguments, columns: int = 140, before=None) -> str:
     """What ``cmpe-se ARGUMENTS`` shows on a terminal, redrawn lines one after the other, without colours."""
     main, follower = pty.openpty()
-    running = start(*arguments, env={"TERM": "xterm", "COLUMNS": str(columns)}, terminal=os.ttyname(follower))
+    env = {"TERM": "xterm", "COLUMNS": str(columns)}
+    running = start(*arguments, env=env, terminal=os.ttyname(follower), before=before)
     shown = b""
     while running.process.is_alive() or _readable(main):
         if _readable(main):
@@ -161,7 +166,7 @@ def _readable(descriptor: int) -> bool:
     return bool(select.select([descriptor], [], [], 0.2)[0])
 
 
-def _child(arguments, out, err, cwd, env, before) -> None:
+def _child(arguments, out, err, cwd, env, before, program) -> None:
     multiprocessing.set_start_method(None, force=True)  # the system's own, as in a process that was not forked
     os.setsid()
     os.nice(5)  # so that a test that waits for the right moment does not miss it on a busy machine
@@ -177,7 +182,7 @@ def _child(arguments, out, err, cwd, env, before) -> None:
     if before:
         before()
     sys.argv = ["cmpe-se", *arguments]
-    sys.exit(main(arguments))
+    sys.exit((program or main)(arguments))
 
 
 @functools.cache

@@ -194,6 +194,6 @@ def test_same_settings_same_weights(base_run, digit_folder, finetuned, tmp_path)
 def test_two_processes(base_run, digit_folder, tmp_path):
     flags = ["--model=resnet18", "--convert=folded_3x3", "--pretrained", base_run, "--epochs=1", "--batch-size=32"]
     done = launch("train", *flags, "--data=folder", "--data-dir", digit_folder, "--output", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     assert result(tmp_path / "run")["processes"] == 2
     assert result(tmp_path / "run")["test_images"] == 28

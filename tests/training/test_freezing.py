@@ -1,10 +1,13 @@
 """A backbone that is frozen for the first epochs."""
 
+import shutil
+
 import pytest
 import timm
 import torch
 
 from cmpe_se.errors import UserError
+from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.freezing import Backbone
 from tests.training.processes import complaint_of, succeed
 from tests.training.runs import weights
@@ -32,12 +35,15 @@ def test_classifier_and_gates_train_first(converted, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes(converted, tmp_path):
-    flags = settings(converted)
-    for name, epochs in (("frozen", 1), ("thawed", 2)):
-        done = launch("train", *flags, "--freeze-epochs=1", f"--epochs={epochs}", "--output", tmp_path / name)
-        assert done.returncode == 0, done.stderr
-    assert changed(weights(converted), weights(tmp_path / "frozen")) == {"fc", "gate"}
-    assert changed(weights(converted), weights(tmp_path / "thawed")) > {"fc", "gate", "conv1", "bn1", "layer1"}
+    """After an epoch, which is the checkpoint before the last one, and after two."""
+    done = launch("train", *settings(converted), "--freeze-epochs=1", "--epochs=2", "--output", tmp_path / "run")
+    assert done.status == 0, done.err
+    (tmp_path / "first").mkdir()
+    shutil.copy(tmp_path / "run" / "state" / "previous.safetensors", tmp_path / "first")
+    first = Checkpoints(tmp_path / "first").load()[0]
+    assert (first["epoch"], first["batch"]) == (1, 0)
+    assert changed(weights(converted), first["network"]) == {"fc", "gate"}
+    assert changed(weights(converted), weights(tmp_path / "run")) > {"fc", "gate", "conv1", "bn1", "layer1"}
 
 
 def test_nothing_to_freeze():

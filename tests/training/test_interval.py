@@ -7,6 +7,8 @@ import pytest
 
 from cmpe_se.errors import UserError
 from cmpe_se.training import train
+from tests.training.processes import succeed
+from tests.training.runs import result
 
 RECORD = ("test_images", "test_loss", "test_top1", "test_top5")
 
@@ -24,9 +26,12 @@ def test_every_second_epoch_and_the_last_one_are_tested(tmp_path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
-def test_the_tests_do_not_touch_the_training(tmp_path):
-    often, rarely = (train(epochs=2, test_interval=n, output=tmp_path / str(n), device="cpu") for n in (1, 2))
+def test_the_tests_do_not_touch_the_training(short_run, tmp_path):
+    """The shared run has been tested after each of its two epochs."""
+    assert [record["test_top1"] is not None for record in records(short_run)] == [True, True]
+    succeed("train", "--epochs=2", "--test-interval=2", "--output", tmp_path / "run")
+    often, rarely = result(short_run), result(tmp_path / "run")
+    assert [record["test_top1"] is not None for record in records(tmp_path / "run")] == [False, True]
     assert (often["test_top1"], often["test_loss"]) == (rarely["test_top1"], rarely["test_loss"])
 
 

@@ -1,4 +1,8 @@
-"""Two real processes on a CPU: the same recipe, and every test image once."""
+"""Two real processes on a CPU: the same recipe, and every test image once.
+
+Some are started as users do, by ``torchrun`` and ``accelerate launch``, with all their imports; others by the same
+functions of the same launchers in a process that has imported everything.
+"""
 
 import os
 import shutil
@@ -13,8 +17,9 @@ import pytest
 
 from cmpe_se.commands.evaluate import evaluate
 from cmpe_se.training.launching import processes_left_out
-from tests.training.processes import empty_folder
+from tests.training.processes import Done, Running, empty_folder, run, start
 from tests.training.runs import checkpoint, metrics, result, weights
+from tests.training.warm import warm_starts
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 # --standalone finds a free port, so that two tests do not meet.
@@ -22,8 +27,30 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ACCELERATE = [Path(sys.executable).with_name("accelerate"), "launch", "--num_processes", "2", "-m", "cmpe_se"]
 
 
-def launch(*arguments, launcher=TORCHRUN) -> subprocess.CompletedProcess:
-    """``torchrun --nproc-per-node 2 -m cmpe_se ARGUMENTS`` on one thread each, without GPUs."""
+def torchrun(arguments: list[str]) -> None:
+    from torch.distributed.run import main
+
+    main([*TORCHRUN[3:], *arguments])
+
+
+def accelerate_launch(arguments: list[str]) -> None:
+    """Of one process: without accelerators it starts no more."""
+    from accelerate.commands.accelerate_cli import main
+
+    sys.argv = ["accelerate", "launch", "--num_processes", "1", "-m", "cmpe_se", *arguments]
+    main()
+
+
+WARM = {"env": {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, "before": warm_starts}
+
+
+def launch(*arguments) -> Done:
+    """``torchrun --nproc-per-node 2 -m cmpe_se ARGUMENTS`` on one thread each, without GPUs or imports."""
+    return run(*arguments, program=torchrun, **WARM)
+
+
+def launch_from_nothing(*arguments, launcher=TORCHRUN) -> subprocess.CompletedProcess:
+    """The same, as users start it."""
     command = [*launcher, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, cwd=empty_folder())
 
@@ -32,7 +59,7 @@ def launch(*arguments, launcher=TORCHRUN) -> subprocess.CompletedProcess:
 def two_processes(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """Two epochs of digits, as two processes."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    done = launch("train", "--epochs", 2, "--output", folder)
+    done = launch_from_nothing("train", "--epochs", 2, "--output", folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -72,26 +99,13 @@ def test_odd_test_set_and_interruption(digit_folder, tmp_path):
     subprocess.run(["cp", "-r", digit_folder, data], check=True)
     (data / "test" / "0" / "extra.png").write_bytes(extra.read_bytes())
     settings = ("--data", "folder", "--data-dir", data, "--batch-size", 20, "--checkpoint-steps", 3)
-    arguments = [*TORCHRUN, "train", "--epochs", "30", *map(str, settings), "--output", str(folder)]
-    running = subprocess.Popen(
-        arguments, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(600):
-            if (folder / "metrics.jsonl").exists():
-                break
-            running.poll()
-            assert running.returncode is None
-            time.sleep(0.1)
-        os.killpg(running.pid, signal.SIGINT)
-        assert running.wait(60) != 0
-    finally:
-        if running.poll() is None:
-            os.killpg(running.pid, signal.SIGKILL)
+    running = start("train", "--epochs=30", *settings, "--output", folder, program=torchrun, **WARM)
+    running.until((folder / "metrics.jsonl").exists)
+    assert running.send(signal.SIGINT, group=True).status != 0
     reached = checkpoint(folder)["epoch"]
     assert 1 <= reached < 30
     done = launch("train", "--resume", folder, "--epochs", reached + 1)
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     assert result(folder)["test_images"] == 29
     assert result(folder)["epochs"] == reached + 1
 
@@ -99,15 +113,15 @@ def test_odd_test_set_and_interruption(digit_folder, tmp_path):
 @pytest.mark.slow
 def test_mistake(tmp_path):
     done = launch("train", "--data", "folder", "--data-dir", tmp_path / "nowhere")
-    assert done.returncode != 0
-    assert done.stderr.count("cmpe-se: error:") == 1
-    assert str(tmp_path / "nowhere") in done.stderr
+    assert done.status != 0
+    assert done.err.count("cmpe-se: error:") == 1
+    assert str(tmp_path / "nowhere") in done.err
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
 def test_accelerate_without_accelerators_says_how_to_start_two(tmp_path):
-    done = launch("train", "--epochs", 1, "--output", tmp_path / "run", launcher=ACCELERATE)
+    done = launch_from_nothing("train", "--epochs", 1, "--output", tmp_path / "run", launcher=ACCELERATE)
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "run")["processes"] == 1
     said = [line for line in done.stderr.splitlines() if line.startswith("cmpe-se: ")]
@@ -142,40 +156,36 @@ def lines_of_ours(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("cmpe-se: ")]
 
 
-def begin(folder: Path, *arguments, launcher=TORCHRUN) -> subprocess.Popen:
-    """A long run of two processes in a session of its own, at its first checkpoint; ``stop`` ends it."""
-    command = [*launcher, "train", "--epochs=200", "--checkpoint-steps=5", "--output", folder, *arguments]
-    begun = subprocess.Popen(
-        [str(part) for part in command],
-        env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    end = time.monotonic() + 120
-    while not (folder / "state" / "checkpoint.safetensors").exists():
-        assert begun.poll() is None, begun.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return begun
+LONG = ["train", "--epochs=200", "--checkpoint-steps=5", "--output"]
 
 
-def end_of(begun: subprocess.Popen) -> str:
-    try:
-        return begun.communicate(timeout=60)[1]
-    finally:
-        if begun.poll() is None:
-            os.killpg(begun.pid, signal.SIGKILL)
+def alive_in_session(leader: int) -> list[psutil.Process]:
+    def is_in(process: psutil.Process) -> bool:
+        try:
+            return os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            return False
+
+    return [process for process in psutil.process_iter() if is_in(process)]
 
 
-LAUNCHERS = {"torchrun": TORCHRUN, "accelerate": [*ACCELERATE[:2], "--num_processes", "1", "-m", "cmpe_se"]}
+def has_begun(folder: Path) -> bool:
+    return (folder / "state" / "checkpoint.safetensors").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [torchrun, accelerate_launch])
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 def test_a_signal_to_all_processes_saves_once(number, launcher, tmp_path):
     """The launcher has the signal too, and hands it on: the second one must not end what is being saved."""
-    begun = begin(tmp_path / "run", launcher=LAUNCHERS[launcher])
-    os.killpg(begun.pid, getattr(signal, number))
-    said = lines_of_ours(end_of(begun))
+    running: Running = start(*LONG, tmp_path / "run", program=launcher, **WARM)
+    running.until(lambda: has_begun(tmp_path / "run"))
+    os.killpg(running.process.pid, getattr(signal, number))
+    end = time.monotonic() + 60
+    while alive_in_session(running.process.pid):  # accelerate ends before what it has started
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    said = lines_of_ours(running.wait().err)
     assert len(said) == 1
     assert said[0].startswith("cmpe-se: stopped and saved after step ")
     tree = checkpoint(tmp_path / "run")
@@ -185,10 +195,23 @@ def test_a_signal_to_all_processes_saves_once(number, launcher, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_is_one_sentence(rank, tmp_path):
-    begun = begin(tmp_path / "run")
-    processes = psutil.Process(begun.pid).children()
-    os.kill(next(each for each in processes if each.environ().get("RANK") == str(rank)).pid, signal.SIGKILL)
-    text = end_of(begun)
+    """Started as users do: a process's rank is in the environment that it was started with."""
+    command = [*TORCHRUN, *LONG, str(tmp_path / "run")]
+    begun = subprocess.Popen(
+        command, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        end = time.monotonic() + 120
+        while not has_begun(tmp_path / "run"):
+            assert begun.poll() is None, begun.stderr.read()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        processes = psutil.Process(begun.pid).children()
+        os.kill(next(each for each in processes if each.environ().get("RANK") == str(rank)).pid, signal.SIGKILL)
+        text = begun.communicate(timeout=60)[1]
+    finally:
+        if begun.poll() is None:
+            os.killpg(begun.pid, signal.SIGKILL)
     (said,) = lines_of_ours(text)
     assert "another process of this run has ended without a word, perhaps for want of memory" in said
     assert said.endswith(f"resume with: cmpe-se train --resume {tmp_path / 'run'}")
@@ -204,7 +227,7 @@ def test_one_process_that_fails_says_why_alone(share, digit_folder, tmp_path):
     images[share].write_bytes(b"no image")
     settings = ("--data=folder", "--data-dir", data, "--image-size=112", "--model=test_resnet", "--batch-size=8")
     done = launch("train", "--epochs=1", *settings, "--output", tmp_path / "run")
-    assert done.returncode != 0
-    (said,) = lines_of_ours(done.stderr)
+    assert done.status not in (0, None)
+    (said,) = lines_of_ours(done.err)
     assert str(images[share]) in said
-    assert "cmpe_se/" not in done.stderr
+    assert "cmpe_se/" not in done.err

@@ -10,6 +10,7 @@ import signal
 import pytest
 
 from tests.training.processes import complaint_of, empty_folder, run, shown_on_terminal, start, succeed
+from tests.training.warm import warm_starts
 
 MODELS = "preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20"
 SHORT = ["compare", "--epochs=2", "--test-interval=2", "--device=cpu"]
@@ -29,7 +30,7 @@ def table(path):
 def finished():
     """Three networks, two seeds; what the command printed."""
     folder = empty_folder() / "comparison"
-    return folder, succeed(*QUICK, "--seeds=2", "--jobs=2", "--output", folder)
+    return folder, succeed(*QUICK, "--seeds=2", "--jobs=2", "--output", folder, before=warm_starts)
 
 
 def test_a_grid_is_trained_and_reported(finished):
@@ -57,7 +58,7 @@ def test_a_grid_is_trained_and_reported(finished):
 @pytest.mark.slow
 def test_a_table_lives_on_a_terminal():
     folder = empty_folder() / "comparison"
-    text = shown_on_terminal(*TWO, "--seeds=1", "--jobs=1", "--output", folder)
+    text = shown_on_terminal(*TWO, "--seeds=1", "--jobs=1", "--output", folder, before=warm_starts)
     assert re.search(r"se_preact_resnet20 +1/2", text)  # epochs of the run under way
     assert re.search(r"preact_resnet20 +(\d\d\.\d\d) +\1", text)  # accuracy of a finished one, and the mean
     assert len(cells(folder)) == 2
@@ -77,7 +78,7 @@ def test_each_run_is_what_train_makes(finished):
 def test_finished_runs_are_left_alone_and_seeds_can_be_added(finished):
     folder = shutil.copytree(finished[0], empty_folder() / "copy")
     before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/result.json")}
-    done = succeed(*QUICK, "--seeds=3", "--output", folder)
+    done = succeed(*QUICK, "--seeds=3", "--output", folder, before=warm_starts)
     assert "6 of 9 runs are finished, 3 to go" in done.err
     assert len(cells(folder)) == 9
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
@@ -92,6 +93,7 @@ def test_other_settings_are_refused_in_the_same_folder(finished):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on():
+    """Each run started from nothing, as for users; the other tests have them forked."""
     folder = empty_folder() / "comparison"
     command = ["compare", "--models=preact_resnet20,se_preact_resnet20", "--epochs=40", "--device=cpu", "--seeds=1",
                "--jobs=2", "--output", folder]  # fmt: skip
@@ -116,7 +118,7 @@ def test_a_failed_run_is_named_and_the_others_are_finished():
     folder = empty_folder() / "comparison"
     (folder / "cells").mkdir(parents=True)
     (folder / "cells" / "se_preact_resnet20-seed0").write_text("in the way")
-    done = run(*TWO, "--seeds=1", "--output", folder)
+    done = run(*TWO, "--seeds=1", "--output", folder, before=warm_starts)
     assert "se_preact_resnet20 with seed 0 failed" in done.complaint
     assert "its log is" in done.complaint
     assert cells(folder) == ["preact_resnet20-seed0"]
@@ -127,7 +129,7 @@ def test_a_failed_run_is_named_and_the_others_are_finished():
 def test_parts_share_a_grid_and_a_last_call_reports():
     folder = empty_folder() / "comparison"
     for part in ("1/2", "2/2"):
-        succeed(*TWO, "--seeds=1", "--part", part, "--output", folder)
+        succeed(*TWO, "--seeds=1", "--part", part, "--output", folder, before=warm_starts)
         if part == "1/2":
             assert cells(folder) == ["preact_resnet20-seed0"]
             assert all(row["latency_ms"] == "" for row in table(folder / "compare.csv"))
