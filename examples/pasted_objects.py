@@ -120,6 +120,7 @@ class PastedObjects(torch.utils.data.Dataset[Scene]):
         size: side of the square scenes in pixels.
         objects: least and largest number of objects in a scene. One that finds no free place is left out.
         side: least and largest side of an object in pixels.
+        mirror: whether half of the objects are mirrored; not digits, of which a mirrored 5 reads as a 2.
         seed: of all that is drawn.
     """
 
@@ -133,9 +134,10 @@ class PastedObjects(torch.utils.data.Dataset[Scene]):
         size: int = 128,
         objects: tuple[int, int] = (1, 4),
         side: tuple[int, int] = (28, 48),
+        mirror: bool = True,
         seed: int = 0,
     ):
-        self.images, self.labels, self.backgrounds = images, labels, backgrounds
+        self.images, self.labels, self.backgrounds, self.mirror = images, labels, backgrounds, mirror
         self.count, self.size, self.objects, self.side, self.seed = count, size, objects, side, seed
 
     def __len__(self) -> int:
@@ -158,7 +160,7 @@ class PastedObjects(torch.utils.data.Dataset[Scene]):
             cut_out = _disc(side) if is_round else torch.ones(side, side, dtype=torch.bool)
             pixels = _resized(self.images[chosen], side)
             region = image[:, top : top + side, left : left + side]
-            region[:, cut_out] = (pixels.flip(2) if is_flipped else pixels)[:, cut_out]
+            region[:, cut_out] = (pixels.flip(2) if is_flipped and self.mirror else pixels)[:, cut_out]
             mask = torch.zeros(self.size, self.size, dtype=torch.bool)
             mask[top : top + side, left : left + side] = cut_out
             boxes.append((left, top, left + side, top + side))

@@ -58,21 +58,22 @@ class Scenes(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Classes, of which 0 is the background, and the two parts."""
+    """Classes, of which 0 is the background, the two parts, and whether a mirrored object is of the same class."""
 
     classes: tuple[str, ...]
     train: Scenes
     test: Scenes
+    mirror: bool = True
 
 
 def pasted(source: str, classes: list[str], count: int, size: int) -> Data:
     """Small classified images on photographs; training and test share neither objects nor photographs."""
     objects = load_objects(source, classes)
-    sides = (3 * size // 8, 9 * size // 16)
+    sides, mirror = (3 * size // 8, 9 * size // 16), source != "digits"
 
     def scenes(part: str, number: int) -> Scenes:
         small = getattr(objects, part)
-        made = PastedObjects(*small, photographs(part), number, size=size, objects=(1, 2), side=sides)
+        made = PastedObjects(*small, photographs(part), number, size=size, objects=(1, 2), side=sides, mirror=mirror)
         images = torch.empty(number, 3, size, size, dtype=torch.uint8)
         masks = torch.empty(number, size, size, dtype=torch.uint8)
         for index in with_progress(range(number), f"{part} scenes"):
@@ -81,7 +82,8 @@ def pasted(source: str, classes: list[str], count: int, size: int) -> Data:
             masks[index] = (scene.masks * (scene.labels + 1)[:, None, None]).sum(0)
         return Scenes(images, masks)
 
-    return Data(("background", *objects.classes), scenes("train", count), scenes("test", max(SHOWN, count // 3)))
+    train, test = scenes("train", count), scenes("test", max(SHOWN, count // 3))
+    return Data(("background", *objects.classes), train, test, mirror)
 
 
 def own(folder: Path, size: int) -> Data:
@@ -117,7 +119,14 @@ def build(arm: str, classes: int, view: str, seed: int) -> nn.Module:
 
 
 def train(
-    model: nn.Module, scenes: Scenes, *, steps: int, batch_size: int, seed: int, say: Callable[[str], None] = print
+    model: nn.Module,
+    scenes: Scenes,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    mirror: bool = True,
+    say: Callable[[str], None] = print,
 ) -> list[float]:
     """Losses of the steps. Every batch depends on seed and step alone."""
     random = torch.Generator().manual_seed(seed)
@@ -128,7 +137,7 @@ def train(
     for step in range(1, steps + 1):
         chosen = torch.randint(len(scenes.images), (batch_size,), generator=random)
         x, y = normalised(scenes.images[chosen]), scenes.masks[chosen].long()
-        if torch.rand((), generator=random) < 0.5:
+        if mirror and torch.rand((), generator=random) < 0.5:
             x, y = x.flip(3), y.flip(2)
         loss = nn.functional.cross_entropy(model(x), y, ignore_index=IGNORED)  # (B, K, S, S) and (B, S, S)
         optimizer.zero_grad()
@@ -182,6 +191,7 @@ def run(arm: str, seed: int, data: Data, options: argparse.Namespace, settings: 
         steps=options.steps,
         batch_size=options.batch_size,
         seed=seed,
+        mirror=data.mirror,
         say=lambda line: print(f"{arm}, seed {seed}: {line}", flush=True),
     )
     seconds = time.monotonic() - start
