@@ -41,7 +41,7 @@ from cmpe_se.data.segmentation import IGNORED, MaskedImages, load_segmentation
 from cmpe_se.errors import UserError
 from cmpe_se.training.provenance import provenance, write_table
 from cmpe_se.utils.figures import save_figure
-from cmpe_se.utils.files import replaced, write_json
+from cmpe_se.utils.files import os_errors_as, replaced, write_json
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.records import read_json
 from cmpe_se.utils.text import duration, split_names
@@ -269,7 +269,8 @@ def plot(data: Data, predictions: dict[str, Tensor], title: str, path: Path) -> 
 def main(arguments: list[str] | None = None) -> None:
     """Train what has not been trained yet, then write the table, the summary and the plot."""
     options = parse(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
+    with os_errors_as(f"cannot make the folder {options.output}"):
+        options.output.mkdir(parents=True, exist_ok=True)
     if options.data_dir:
         data = own(options.data_dir, options.size)
     else:
