@@ -73,7 +73,7 @@ def pasted(source: str, classes: list[str], count: int, size: int) -> Data:
 
     def scenes(part: str, number: int) -> Scenes:
         small = getattr(objects, part)
-        made = PastedObjects(*small, photographs(part), number, size=size, objects=(1, 2), side=sides, mirror=mirror)
+        made = PastedObjects(*small, photographs(part), number, size=size, objects=(1, 3), side=sides, mirror=mirror)
         images = torch.empty(number, 3, size, size, dtype=torch.uint8)
         masks = torch.empty(number, size, size, dtype=torch.uint8)
         for index in with_progress(range(number), f"{part} scenes"):
@@ -82,7 +82,7 @@ def pasted(source: str, classes: list[str], count: int, size: int) -> Data:
             masks[index] = (scene.masks * (scene.labels + 1)[:, None, None]).sum(0)
         return Scenes(images, masks)
 
-    train, test = scenes("train", count), scenes("test", max(SHOWN, count // 3))
+    train, test = scenes("train", count), scenes("test", max(SHOWN, count // 4))
     return Data(("background", *objects.classes), train, test, mirror)
 
 
@@ -318,10 +318,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--data-dir", type=Path, help="folder laid out as Pascal VOC's, or with images/ and masks/")
     add("--objects", default="digits", help="without --data-dir: digits, or a folder with CIFAR-10 or class folders")
     add("--classes", default="", help="classes of the objects, with commas between (default: all)")
-    add("--scenes", type=int, default=1000, help="training images that are made, and a third as many for the test")
-    add("--size", type=int, default=64, help="side of the square images in pixels, a multiple of 16")
-    add("--steps", type=int, default=250, help="training steps of each run")
-    add("--batch-size", type=int, default=16, help="images of a step")
+    add("--scenes", type=int, default=2000, help="training images that are made, and a quarter as many for the test")
+    add("--size", type=int, default=48, help="side of the square images in pixels, a multiple of 16")
+    add("--steps", type=int, default=600, help="training steps of each run")
+    add("--batch-size", type=int, default=8, help="images of a step")
     add("--seeds", type=int, default=3, help="runs of each network")
     add("--view", default="folded_3x3", choices=cmpe_se.VIEWS, metavar="VIEW", help="of the gates (docs/gates.md)")
     add("--output", type=Path, default=Path("runs/segmentation"), help="folder for records, weights, table and plot")
