@@ -11,6 +11,7 @@ from cmpe_se import conversion_report
 from cmpe_se.conversion.registry import BASES
 from tests.conversion.networks import randomise
 from tests.conversion.test_convert import assert_same, gates, images, move_gates
+from tests.tiers import slow_but
 
 save = partial(timm.models.save_for_hf, safe_serialization=True)
 
@@ -65,3 +66,69 @@ def test_features():
     assert [tuple(y.shape) for y in features(images())] == [(2, 64, 16, 16), (2, 256, 4, 4)]
     assert features.feature_info.channels() == [64, 256]
     assert len(gates(features)) == 6  # layer4 is not needed
+
+
+FEATURES = (
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "convnext_atto",
+    "dla34",
+    "repvgg_a0",
+    "regnetx_002",
+    "xception41",
+)
+"""Families whose features timm takes in different ways, by lists, hooks, classes of their own, other first indices."""
+
+
+@pytest.mark.parametrize("base", slow_but(FEATURES, ("mobilenetv3_small_100", "convnext_atto", "repvgg_a0")))
+def test_features_are_those_of_the_base(base):
+    settings = {"features_only": True, "out_indices": (1, 2, 3)}
+    plain = randomise(timm.create_model(base, **settings)).eval()
+    features = timm.create_model("cmpe_se_converted", base=base, **settings).eval()
+    assert gates(features)
+    weights = {key.removeprefix("model."): value for key, value in features.state_dict().items()}
+    with torch.no_grad():
+        for key, value in plain.state_dict().items():
+            weights[key].copy_(value)
+        for actual, expected in zip(features(images()), plain(images()), strict=True):
+            assert torch.equal(actual, expected)
+    for what in ("channels", "reduction"):
+        assert getattr(features.feature_info, what)() == getattr(plain.feature_info, what)()
+
+
+@pytest.mark.parametrize("base", FEATURES)
+def test_all_features_have_the_scales_of_the_base(base):
+    with torch.device("meta"):
+        plain, features = (
+            timm.create_model(name, features_only=True, **settings)
+            for name, settings in ((base, {}), ("cmpe_se_converted", {"base": base}))
+        )
+        shapes = [[tuple(y.shape) for y in network(torch.empty(1, 3, 64, 64))] for network in (plain, features)]
+    assert shapes[0] == shapes[1]
+    assert plain.feature_info.reduction() == features.feature_info.reduction()
+
+
+def test_base_as_a_tag(tmp_path):
+    model = timm.create_model("cmpe_se_converted.resnet10t", num_classes=3, view="double_fc").eval()
+    assert model.pretrained_cfg["tag"] == timm.get_pretrained_cfg("resnet10t").tag
+    save(model, tmp_path)
+    assert_same(model, timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval())
+    tagged = timm.create_model("cmpe_se_converted.resnet50.tv_in1k", device="meta")
+    assert tagged.pretrained_cfg["tag"] == "tv_in1k"
+    assert len(conversion_report(tagged).gates) == 16
+
+
+@pytest.mark.parametrize("name", ["cmpe_se_converted", "cmpe_se_converted.no_network"])
+def test_no_base(name):
+    with pytest.raises(ValueError, match="is no network of timm's own; name one by base="):
+        timm.create_model(name)
+
+
+def test_features_with_saved_gates(tmp_path):
+    """Weights and gates of a saved converted network arrive in its features."""
+    model = move_gates(randomise(timm.create_model("cmpe_se_converted", base="mobilenetv3_small_100"))).eval()
+    save(model, tmp_path)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True).eval()
+    with torch.no_grad():
+        for actual, expected in zip(loaded(images()), model.forward_intermediates(images())[1], strict=True):
+            assert torch.equal(actual, expected)

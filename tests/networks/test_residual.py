@@ -6,6 +6,7 @@ import re
 from functools import partial
 
 import pytest
+import timm
 import torch
 from timm.layers import calculate_drop_path_rates
 from timm.models import group_parameters
@@ -54,6 +55,43 @@ def test_equals_the_naive_network(family, view, training):
     assert all(value is not None for value in expected.values())
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("output_stride", [1, 2])
+@pytest.mark.parametrize("view", [None, "folded_3x3"])
+@FAMILIES
+def test_dilated_equals_the_naive_network(family, view, output_stride):
+    model = make(family, view=view, output_stride=output_stride)
+    near(model(images()), naive_network(model, images()), 1e-9)
+    assert model.forward_features(images()).shape[2:] == (8 // output_stride, 8 // output_stride)
+
+
+@pytest.mark.parametrize("output_stride", [1, 2])
+@pytest.mark.parametrize("view", [None, "static"])
+@FAMILIES
+def test_dilated_network_has_the_strided_one_on_its_grid(family, view, output_stride):
+    """The same weights: every so many pixels, a dilated network computes what the strided one does.
+
+    Of gates only fixed ones are the same, since the others read means over more pixels.
+    """
+    strided, dilated = (make(family, view=view, output_stride=stride) for stride in (4, output_stride))
+    dilated.load_state_dict(strided.state_dict())
+    step = 4 // output_stride
+    near(dilated.forward_features(images((16, 12)))[:, :, ::step, ::step], strided.forward_features(images((16, 12))))
+
+
+def test_output_stride_in_features():
+    features = timm.create_model("cmpe_se_preact_resnet20", features_only=True, output_stride=2, in_chans=4)
+    assert features.feature_info.reduction() == [1, 1, 2, 2]
+    assert [16 // y.shape[2] for y in features(torch.randn(1, 4, 16, 16))] == [1, 1, 2, 2]
+    wide = timm.create_model("wrn16_4", features_only=True, output_stride=16, device="meta")
+    assert wide.feature_info.reduction() == [1, 1, 2, 4]
+
+
+@pytest.mark.parametrize("output_stride", [0, 3, -2, 1.5])
+def test_output_stride_that_is_none(output_stride):
+    with pytest.raises(ValueError, match=r"output_stride is .*, should be a power of two"):
+        make(output_stride=output_stride)
 
 
 @pytest.mark.parametrize("size", [(28, 28), (8, 8), (1, 1), (33, 17), (2, 5)], ids=str)

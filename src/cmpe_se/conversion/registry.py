@@ -1,14 +1,17 @@
 """Converted networks under names of their own in timm, with the base network's pretrained weights.
 
 ``cmpe_se_resnet50`` and its like are there by name. ``cmpe_se_converted`` takes any ``base``; saved converted networks
-name it as their architecture, so that ``timm.create_model("local-dir:...")`` and hub names build them again.
+name it as their architecture, so that ``timm.create_model("local-dir:...")`` and hub names build them again. Libraries
+that know a network by its name alone get the base as a tag: ``cmpe_se_converted.regnetx_002``.
 """
 
 from functools import partial
 from typing import Any, cast
 
 import timm
+import torch
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet
 from torch import Tensor, nn
 
 from cmpe_se.conversion.convert import CHILD, convert
@@ -35,9 +38,34 @@ def _with_new_gates(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
     return state | {key: value for key, value in model.state_dict().items() if f".{CHILD}." in key}
 
 
+class _FeatureSettings(FeatureHookNet):
+    """Stands where a network gets its feature extractor, and takes down the settings that it would get."""
+
+    def __init__(self, model: nn.Module, **settings: Any):
+        nn.Module.__init__(self)
+        self.settings = settings
+
+
+def _features_of(base: str) -> dict[str, Any]:
+    """How timm takes features from a network: ``feature_cfg`` of ``build_model_with_cfg``, each family has its own.
+
+    Families whose features are a network of another class (EfficientNet, HRNet) get timm's extractor by
+    ``forward_intermediates``, which gives the same maps.
+    """
+    with torch.device("meta"):
+        usual = timm.create_model(base, features_only=True)
+        if isinstance(usual, (FeatureDictNet, FeatureGetterNet, FeatureHookNet)):
+            asked = timm.create_model(base, features_only=True, feature_cls=_FeatureSettings)
+            return cast(_FeatureSettings, asked).settings | {"feature_cls": type(usual)}
+    return {"feature_cls": FeatureGetterNet, "out_indices": tuple(range(len(usual.feature_info.channels())))}
+
+
 def _build(name: str, base: str, pretrained: bool = False, **settings: Any) -> nn.Module:
     network = partial(_converted, base, {key: settings.pop(key) for key in CONVERSION if key in settings})
-    return build_model_with_cfg(network, name, pretrained, pretrained_filter_fn=_with_new_gates, **settings)
+    features = _features_of(base) if settings.get("features_only") else None
+    return build_model_with_cfg(
+        network, name, pretrained, feature_cfg=features, pretrained_filter_fn=_with_new_gates, **settings
+    )
 
 
 def _pretrained_cfg(name: str) -> PretrainedCfg:
@@ -73,19 +101,24 @@ for _base in BASES:
 
 
 @register_model
-def cmpe_se_converted(pretrained: bool = False, *, base: str, **settings: Any) -> nn.Module:
+def cmpe_se_converted(pretrained: bool = False, *, base: str | None = None, **settings: Any) -> nn.Module:
     """Any network of timm, converted; takes what cmpe_se.convert and the network take.
 
     Args:
         pretrained: start from the base network's pretrained weights, or load those of a saved converted network.
-        base: name of the network.
+        base: name of the network; may be given as a tag of this name too, ``cmpe_se_converted.resnet18``.
         settings: for the conversion and the network.
     """
+    by_tag = base is None and isinstance(settings.get("pretrained_cfg"), str)
+    if by_tag:
+        base = settings.pop("pretrained_cfg")
     # A stranger's config.json may name the base: what has a source, such as hf-hub:, would be loaded from there.
     if not (isinstance(base, str) and timm.is_model(base.partition(".")[0])):
-        raise ValueError(f"the base {base!r} of a converted network is no network of timm's own; name one")
+        raise ValueError(f"the base {base!r} of a converted network is no network of timm's own; name one by base=")
     if settings.get("pretrained_cfg") is None:
         settings["pretrained_cfg"] = timm.get_pretrained_cfg(base)
     model = _build("cmpe_se_converted", base.partition(".")[0], pretrained, **settings)
     cast(dict[str, Any], model.pretrained_cfg)["architecture"] = "cmpe_se_converted"  # what a saved config.json names
+    if by_tag:
+        cast(Any, model)._model_args = {"base": base}  # where timm keeps what it builds a saved network from
     return model

@@ -48,6 +48,8 @@ class ResidualNetwork(nn.Module):
         num_classes, in_chans, global_pool: outputs, channels of the images, pooling before the classifier.
         head_drop_rate, block_drop_rate, drop_path_rate: dropout before the classifier and within blocks, and stochastic
             depth.
+        output_stride: most pixels of the image to one of the features, a power of two. Where a stage would exceed it,
+            its convolutions are dilated instead, with the same weights. The networks end at 4.
         factory: device and dtype of the parameters.
 
     Raises:
@@ -77,6 +79,7 @@ class ResidualNetwork(nn.Module):
         head_drop_rate: float,
         block_drop_rate: float,
         drop_path_rate: float,
+        output_stride: int,
         **factory: Any,
     ):
         super().__init__()
@@ -85,6 +88,8 @@ class ResidualNetwork(nn.Module):
         for name, rate in (("drop_rate", head_drop_rate or block_drop_rate), ("drop_path_rate", drop_path_rate)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} is {rate}, should be at least 0 and below 1")
+        if not isinstance(output_stride, int) or output_stride < 1 or output_stride & (output_stride - 1):
+            raise ValueError(f"output_stride is {output_stride}, should be a power of two, such as 1, 2 or 4")
         self.num_classes, self.in_chans = num_classes, in_chans
         self.stem = Stem(in_chans, norm=stem_norm, **factory)
         self.feature_info: list[dict[str, Any]] = [{"num_chs": STEM_CHANNELS, "reduction": 1, "module": "stem"}]
@@ -101,18 +106,23 @@ class ResidualNetwork(nn.Module):
         def attention(planes: int, channels: int, **factory: Any) -> CompetitiveSE:
             return CompetitiveSE(channels, **gate, columns=columns(planes), maps=maps(planes, channels), **factory)
 
-        channels = STEM_CHANNELS
+        channels, reduction, dilation = STEM_CHANNELS, 1, 1
         rates = calculate_drop_path_rates(drop_path_rate, blocks_per_stage * len(STAGE_PLANES))
         drop_paths = iter(cast(list[float], rates))
         self.stages = nn.Sequential()
         for index, planes in enumerate(STAGE_PLANES):
+            stride, before = (2 if index > 0 else 1), dilation
+            if reduction * stride > output_stride:
+                stride, dilation = 1, dilation * stride
+            reduction *= stride
             blocks = []
             for position in range(blocks_per_stage):
                 blocks.append(
                     block(
                         channels,
                         planes * width,
-                        stride=2 if index > 0 and position == 0 else 1,
+                        stride=stride if position == 0 else 1,
+                        dilations=(before if position == 0 else dilation, dilation),
                         drop_rate=block_drop_rate,
                         drop_path=next(drop_paths),
                         attention=partial(attention, planes) if view is not None else None,
@@ -121,7 +131,7 @@ class ResidualNetwork(nn.Module):
                 )
                 channels = planes * width * block.expansion
             self.stages.append(Stage(blocks))
-            self.feature_info.append({"num_chs": channels, "reduction": 2**index, "module": f"stages.{index}"})
+            self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": f"stages.{index}"})
 
         self.num_features = self.head_hidden_size = channels
         self.norm: nn.Module = nn.BatchNorm2d(channels, **factory)

@@ -119,7 +119,10 @@ class PreActBlock(nn.Module):
 
 @known_layer
 class PreActBottleneck(PreActBlock):
-    """1x1 convolution, 3x3 (with the stride), 1x1 to four times the planes; each after its batch norm and ReLU."""
+    """1x1 convolution, 3x3 (with the stride), 1x1 to four times the planes; each after its batch norm and ReLU.
+
+    Of ``dilations`` the 3x3 convolution has the first: a block that would halve the maps reads them as they come in.
+    """
 
     expansion = 4
     reads_ahead = True
@@ -131,6 +134,7 @@ class PreActBottleneck(PreActBlock):
         planes: int,
         *,
         stride: int,
+        dilations: tuple[int, int] = (1, 1),
         drop_rate: float,
         drop_path: float,
         attention: Attention,
@@ -140,7 +144,8 @@ class PreActBottleneck(PreActBlock):
         super().__init__(in_channels, out_channels, stride=stride, drop_path=drop_path, attention=attention, **factory)
         self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False, **factory)
         self.bn2 = nn.BatchNorm2d(planes, **factory)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False, **factory)
+        dilation = dilations[0]
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=dilation, dilation=dilation, bias=False, **factory)
         self.bn3 = nn.BatchNorm2d(planes, **factory)
         self.dropout = nn.Dropout(drop_rate)
         self.conv3 = nn.Conv2d(planes, out_channels, 1, bias=False, **factory)
@@ -158,7 +163,10 @@ class PreActBottleneck(PreActBlock):
 
 @known_layer
 class PreActBasic(PreActBlock):
-    """3x3 convolution (with the stride), 3x3; each after its batch norm and ReLU, with dropout between the two."""
+    """3x3 convolution (with the stride), 3x3; each after its batch norm and ReLU, with dropout between the two.
+
+    ``dilations`` are of the two convolutions.
+    """
 
     expansion = 1
     reads_ahead = False
@@ -170,16 +178,18 @@ class PreActBasic(PreActBlock):
         planes: int,
         *,
         stride: int,
+        dilations: tuple[int, int] = (1, 1),
         drop_rate: float,
         drop_path: float,
         attention: Attention,
         **factory: Any,
     ):
         super().__init__(in_channels, planes, stride=stride, drop_path=drop_path, attention=attention, **factory)
-        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False, **factory)
+        first, second = dilations
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=first, dilation=first, bias=False, **factory)
         self.bn2 = nn.BatchNorm2d(planes, **factory)
         self.dropout = nn.Dropout(drop_rate)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False, **factory)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=second, dilation=second, bias=False, **factory)
 
     def branch(self, h: Tensor) -> Tensor:
         """(N, C_in, H, W) to the input of ``conv2``, (N, planes, H', W')."""

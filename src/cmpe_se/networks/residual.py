@@ -19,6 +19,7 @@ class PreActResNet(ResidualNetwork):
         global_pool: pooling before the classifier, timm's names.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth, growing linearly from 0 in the first block to this in the last.
+        output_stride: 1 or 2 dilates the last stages instead of halving their maps; 4 and more change nothing.
         device, dtype: of the parameters.
 
     Raises:
@@ -41,6 +42,7 @@ class PreActResNet(ResidualNetwork):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 4,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -69,6 +71,7 @@ class PreActResNet(ResidualNetwork):
             head_drop_rate=drop_rate,
             block_drop_rate=0.0,
             drop_path_rate=drop_path_rate,
+            output_stride=output_stride,
             device=device,
             dtype=dtype,
         )
@@ -87,6 +90,7 @@ class WideResNet(ResidualNetwork):
         global_pool: pooling before the classifier, timm's names.
         drop_rate: dropout between the two convolutions of each block.
         drop_path_rate: stochastic depth, growing linearly from 0 in the first block to this in the last.
+        output_stride: 1 or 2 dilates the last stages instead of halving their maps; 4 and more change nothing.
         device, dtype: of the parameters.
 
     Raises:
@@ -109,6 +113,7 @@ class WideResNet(ResidualNetwork):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 4,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -135,6 +140,7 @@ class WideResNet(ResidualNetwork):
             head_drop_rate=0.0,
             block_drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
+            output_stride=output_stride,
             device=device,
             dtype=dtype,
         )
