@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmpe_se import early, moved  # noqa: F401  # the first one before PyTorch is imported
 from cmpe_se.conversion import conversion_report, convert
+from cmpe_se.detection import fpn_backbone
 from cmpe_se.inspecting import forced_gates, inspect, inspect_gates
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.views import VIEWS
@@ -35,6 +36,7 @@ __all__ = [
     "conversion_report",
     "convert",
     "forced_gates",
+    "fpn_backbone",
     "inspect",
     "inspect_gates",
     "merge",

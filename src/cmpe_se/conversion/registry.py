@@ -21,6 +21,9 @@ BASES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext5
 _CONVERSION = ("view", *GATE_SETTINGS, "where")
 """Keywords of :func:`cmpe_se.convert`; all others are for the base network."""
 
+_WEIGHTS = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Keywords of timm's functions that make networks, which say what pretrained weights are and where."""
+
 
 def _converted(base: str, conversion: dict[str, Any], **settings: Any) -> nn.Module:
     if "checkpoint_path" in settings:  # which a stranger's config.json may have
@@ -36,8 +39,29 @@ def _with_new_gates(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
 
 
 def _build(name: str, base: str, pretrained: bool = False, **settings: Any) -> nn.Module:
+    if settings.get("features_only") and "feature_cls" not in settings:
+        return _features(name, base, pretrained, **settings)
     network = partial(_converted, base, {key: settings.pop(key) for key in _CONVERSION if key in settings})
     return build_model_with_cfg(network, name, pretrained, pretrained_filter_fn=_with_new_gates, **settings)
+
+
+def _features(name: str, base: str, pretrained: bool, **settings: Any) -> nn.Module:
+    """The base network's feature maps as timm takes them, which many networks do in a way of their own, with gates."""
+    conversion = {key: settings.pop(key) for key in _CONVERSION if key in settings}
+    only = {key: settings.pop(key) for key in ("features_only", "out_indices", "output_fmt") if key in settings}
+    weights = {key: settings.pop(key) for key in _WEIGHTS if key in settings}
+    features = _converted(base, conversion, **only, **settings)
+    if pretrained:
+        whole = _build(name, base, pretrained, **weights, **conversion, **settings).state_dict()
+        by_name = {_without_nesting(key): value for key, value in whole.items()}
+        state = {key: by_name[_without_nesting(key)] for key in features.state_dict()}
+        features.load_state_dict(state)
+    return features
+
+
+def _without_nesting(key: str) -> str:
+    """What a weight's name has in common in a network and in its feature maps, where timm unpacks sequences."""
+    return key.removeprefix("model.").replace(".", "_")
 
 
 def _pretrained_cfg(name: str) -> PretrainedCfg:

@@ -67,7 +67,7 @@ class ConversionReport:
 
 
 def conversion_report(model: nn.Module) -> ConversionReport:
-    """What :func:`cmpe_se.convert` converted in a network, and what it skipped and why.
+    """What :func:`cmpe_se.convert` converted in a network or in parts of it, and what it skipped and why.
 
     Raises:
         UserError: the network has not been converted.
@@ -79,7 +79,12 @@ def conversion_report(model: nn.Module) -> ConversionReport:
     )
     if not gates:
         raise UserError(f"{type(model).__name__} has no gates; cmpe_se.convert adds them")
-    return ConversionReport(gates, dict(getattr(model, _ATTRIBUTE, {})))
+    skipped = {
+        f"{part}.{name}".strip("."): reason
+        for part, module in model.named_modules()
+        for name, reason in getattr(module, _ATTRIBUTE, {}).items()
+    }
+    return ConversionReport(gates, skipped)
 
 
 def remember_skipped(model: nn.Module, skipped: dict[str, str]) -> None:
