@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmpe_se import early, moved  # noqa: F401  # the first one before PyTorch is imported
 from cmpe_se.conversion import conversion_report, convert
+from cmpe_se.detection import fpn_backbone
 from cmpe_se.finetuning import (
     add_gates_to_optimizer,
     freeze_backbone,
@@ -44,6 +45,7 @@ __all__ = [
     "conversion_report",
     "convert",
     "forced_gates",
+    "fpn_backbone",
     "freeze_backbone",
     "inspect",
     "inspect_gates",

@@ -11,7 +11,7 @@ from typing import Any, cast
 import timm
 import torch
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet
+from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureInfo
 from torch import Tensor, nn
 
 from cmpe_se.conversion.convert import CHILD, convert
@@ -21,7 +21,7 @@ BASES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext5
 """Networks of timm that have a name with the prefix ``cmpe_se_``."""
 
 
-CONVERSION = ("view", *GATE_SETTINGS, "where")
+CONVERSION = ("view", *GATE_SETTINGS, "where", "fallback")
 """Keywords of :func:`cmpe_se.convert`; all others are for the base network."""
 
 
@@ -57,7 +57,8 @@ def _features_of(base: str) -> dict[str, Any]:
         if isinstance(usual, (FeatureDictNet, FeatureGetterNet, FeatureHookNet)):
             asked = timm.create_model(base, features_only=True, feature_cls=_FeatureSettings)
             return cast(_FeatureSettings, asked).settings | {"feature_cls": type(usual)}
-    return {"feature_cls": FeatureGetterNet, "out_indices": tuple(range(len(usual.feature_info.channels())))}
+    levels = cast(FeatureInfo, usual.feature_info).channels()
+    return {"feature_cls": FeatureGetterNet, "out_indices": tuple(range(len(levels)))}
 
 
 def _build(name: str, base: str, pretrained: bool = False, **settings: Any) -> nn.Module:

@@ -70,7 +70,7 @@ class ConversionReport:
 
 
 def conversion_report(model: nn.Module) -> ConversionReport:
-    """What :func:`cmpe_se.convert` converted in a network, and what it skipped and why.
+    """What :func:`cmpe_se.convert` converted in a network or in parts of it, and what it skipped and why.
 
     Raises:
         UserError: the network has not been converted.
@@ -82,7 +82,15 @@ def conversion_report(model: nn.Module) -> ConversionReport:
     )
     if not gates:
         raise UserError(f"{type(model).__name__} has no gates; cmpe_se.convert adds them")
-    return ConversionReport(gates, dict(getattr(model, _SKIPPED, {})), dict(getattr(model, _NOTES, {})))
+    skipped, notes = (
+        {
+            f"{part}.{name}".strip("."): words
+            for part, module in model.named_modules()
+            for name, words in getattr(module, kept, {}).items()
+        }
+        for kept in (_SKIPPED, _NOTES)
+    )
+    return ConversionReport(gates, skipped, notes)
 
 
 def remember(model: nn.Module, skipped: dict[str, str], notes: dict[str, str]) -> None:
@@ -94,7 +102,7 @@ def remember(model: nn.Module, skipped: dict[str, str], notes: dict[str, str]) -
 def forget(model: nn.Module) -> None:
     """Forget what was kept for the report, wherever in the network it is."""
     for module in model.modules():
-        for name in ("_cmpe_se_skipped", "_cmpe_se_notes"):
+        for name in (_SKIPPED, _NOTES):
             vars(module).pop(name, None)
 
 
