@@ -106,8 +106,8 @@ def take(options: argparse.Namespace) -> None:
         [rows[network.library, network.name] for network in chosen],
         libraries=begun["versions"],
         seeds="0 for parameters and gates, 1 for inputs, 2 and 3 for what a network draws when it runs",
-        limits=f"A network was run with numbers if it has up to {limits.parameters:g} million parameters, and its forward "
-        f"pass with two inputs up to {limits.macs:g} billion multiply-adds.",
+        limits=f"A network was run with numbers if it has up to {limits.parameters:g} million parameters, "
+        f"and its forward pass with two inputs up to {limits.macs:g} billion multiply-adds.",
         tolerance=f"{TOLERANCE:g} of the largest output in float32, or {TOLERANCE_FLOAT64:g} in float64 where float32 "
         "does not reach that",
     )

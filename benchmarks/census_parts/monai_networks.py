@@ -19,7 +19,6 @@ def _settings(n: int) -> dict[str, tuple[str, dict[str, Any]]]:
         "ResNet basic": ("ResNet", {"block": "basic", **dims, **_RESNET}),
         "ResNet basic shortcut A": ("ResNet", {"block": "basic", **dims, **_RESNET, "shortcut_type": "A"}),
         "ResNet bottleneck": ("ResNet", {"block": "bottleneck", **dims, **_RESNET}),
-        "SegResNet": ("SegResNet", {**dims, "init_filters": 8, **channels}),
         "SegResNetDS": ("SegResNetDS", {**dims, "init_filters": 8, **channels}),
         "UNet": ("UNet", {**dims, **_UNET, "num_res_units": 0}),
         "UNet residual": ("UNet", {**dims, **_UNET, "num_res_units": 2}),
@@ -38,10 +37,14 @@ def _settings(n: int) -> dict[str, tuple[str, dict[str, Any]]]:
         ),
         "DenseNet121": ("DenseNet121", {**dims, **channels}),
         "SEResNet50": ("SEResNet50", {**dims, "in_channels": 1, "num_classes": 2}),
-        "EfficientNetBN": ("EfficientNetBN", {"model_name": "efficientnet-b0", **dims, "in_channels": 1}),
+        "EfficientNetBN": (
+            "EfficientNetBN",
+            {"model_name": "efficientnet-b0", **dims, "in_channels": 1, "pretrained": False},
+        ),
     }
     if n > 1:
         networks |= {
+            "SegResNet": ("SegResNet", {**dims, "init_filters": 8, **channels}),
             "DynUNet residual": (
                 "DynUNet",
                 {**dims, **channels, "kernel_size": (3, 3, 3), "strides": (1, 2, 2), "upsample_kernel_size": (2, 2)}
@@ -71,7 +74,7 @@ def _settings(n: int) -> dict[str, tuple[str, dict[str, Any]]]:
             "MedNeXt": ("MedNeXt", {**dims, "init_filters": 8, **channels}),
         }
     if n == 2:
-        networks["FlexibleUNet"] = ("FlexibleUNet", {**channels, "backbone": "efficientnet-b0"})
+        networks["FlexibleUNet"] = ("FlexibleUNet", {**channels, "backbone": "efficientnet-b0", "pretrained": False})
         networks["Quicknat"] = ("Quicknat", {"num_classes": 2, "num_channels": 1, "num_filters": 16})
     return networks
 
@@ -82,7 +85,8 @@ def monai_networks() -> Iterator[Network]:
 
     for n in (1, 2, 3):
         for name, (kind, settings) in _settings(n).items():
-            side = 64 if n < 3 and kind != "VarAutoEncoder" and "img_size" not in settings else 32
+            fixed = kind == "VarAutoEncoder" or {"img_size", "input_image_size"} & settings.keys()
+            side = 128 if kind == "AHNet" else 32 if fixed or n == 3 else 64
             yield Network(
                 "monai", f"{name} {n}-D", kind, partial(getattr(nets, kind), **settings), side, (), maps(1, n, side)
             )

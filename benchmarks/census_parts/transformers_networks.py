@@ -24,7 +24,7 @@ _HEADLESS: dict[str, dict[str, Any]] = {
     | {"depths": [2, 2, 2, 2], "num_groups": 8},
     "mobilenet_v1": {"depth_multiplier": 0.25},
     "mobilenet_v2": {"depth_multiplier": 0.5},
-    "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 1.0},
+    "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 1.0, "hidden_dim": 640},
     "levit": {"image_size": 64, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [2, 2, 2]},
     "poolformer": _STAGES,
     "focalnet": {"embed_dim": 16, "depths": [2, 2], "focal_levels": [2, 2], "focal_windows": [3, 3], "image_size": 64}
@@ -36,7 +36,7 @@ _HEADLESS: dict[str, dict[str, Any]] = {
     "mobilevitv2": {"width_multiplier": 0.5, "image_size": 64},
     "hgnet_v2": {},
     "rt_detr_resnet": {"embedding_size": 16, **_STAGES},
-    "cvt": {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4], "depth": [1, 1, 2]},
+    "cvt": {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4], "depth": [1, 2, 3]},
     "segformer": {"hidden_sizes": [16, 32, 48, 64], "num_attention_heads": [1, 2, 3, 4], "depths": [1, 1, 1, 1]}
     | {"decoder_hidden_size": 32},
     "pvt": {"image_size": 64, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
