@@ -1,6 +1,7 @@
 """What the census asks of one network. Every answer is a cell of its row."""
 
 import copy
+import inspect
 import pickle
 import re
 import time
@@ -38,8 +39,8 @@ class Limits:
         macs: billion multiply-adds of one forward with the batch of two.
     """
 
-    parameters: float = 60.0
-    macs: float = 3.0
+    parameters: float = 10.0
+    macs: float = 2.0
 
 
 COLUMNS = (
@@ -98,14 +99,13 @@ def _fill(row: dict[str, Any], network: Network, limits: Limits) -> None:
     row["joins"] = len(residual) - row["additions"]
 
     row["fault"] = ""
-    side = _side(network, model, sums.macs, limits) if small_enough and residual else None
-    if side is not None:
-        model = _randomised(_build(network, CPU), network, side)
+    sides = _sides(network, sums.macs, limits) if small_enough and residual else []
+    side, model = _with_numbers(network, sides) if sides else (None, model)
     row |= {"run": "real" if side else "meta", "side": side or network.side}
     before = {key: (value, value.clone()) for key, value in model.state_dict().items()}
     row["fault"] = "convert"
     try:
-        converted = convert(model, **_example(network, model))
+        converted = convert(model, **_example_inputs(network, model))
     except UserError as refusal:
         row["fault"] = ""
         blocks, listed = {addition.module for addition in residual}, _refused(str(refusal))
@@ -158,22 +158,18 @@ def _build(network: Network, device: torch.device) -> nn.Module:
         return network.build().to(device).eval()
 
 
-def _side(network: Network, model: nn.Module, macs: int, limits: Limits) -> int | None:
-    """Side of the smallest inputs that a network takes, or None where a forward would cost more than is allowed."""
-    device = next((parameter.device for parameter in model.parameters()), CPU)
-    assert network.side is not None
-    for side in (*network.small, network.side):
-        if side > network.side or macs * (side / network.side) ** 2 > limits.macs * 1e9:
-            continue
-        if side == network.side:
-            return side
-        try:
-            with torch.no_grad():
-                model(*network.inputs(2, side, device)[0], **network.inputs(2, side, device)[1])
-        except Exception:  # too small for it
-            continue
-        return side
-    return None
+def _sides(network: Network, macs: int, limits: Limits) -> list[int]:
+    """Sides of inputs to try, smallest first, with which a forward costs no more than is allowed."""
+    sides = [side for side in network.small if side < network.side] + [network.side]
+    return [side for side in sides if macs * (side / network.side) ** 2 <= limits.macs * 1e9]
+
+
+def _with_numbers(network: Network, sides: list[int]) -> tuple[int, nn.Module]:
+    """The first side that a network takes, and the network with nothing at its initial value."""
+    for side in sides[:-1]:
+        with suppress(Exception):  # it is too small for the network
+            return side, _randomised(_build(network, CPU), network, side)
+    return sides[-1], _randomised(_build(network, CPU), network, sides[-1])
 
 
 @torch.no_grad()
@@ -205,10 +201,12 @@ def _randomised(model: nn.Module, network: Network, side: int) -> nn.Module:
     return model.eval()
 
 
-def _example(network: Network, model: nn.Module) -> dict[str, Any]:
-    if network.knows_its_input:
+def _example_inputs(network: Network, model: nn.Module) -> dict[str, Any]:
+    """What ``convert`` is told of a network whose inputs it does not know by itself."""
+    if network.knows_its_input or "example_inputs" not in inspect.signature(convert).parameters:
         return {}
-    return {}
+    args, kwargs = network.inputs(2, network.side, next(model.parameters()).device)
+    return {"example_inputs": kwargs or args}
 
 
 def _compared_with_oracle(sums: list[Sum], report: ConversionReport) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Inputs = Callable[[int, int, torch.device], tuple[tuple[Any, ...], dict[str, Any]]]
-"""Arguments of a forward: ``args, kwargs = inputs(batch, side, device)``."""
+"""Arguments of a forward, by place or by name: ``args, kwargs = inputs(batch, side, device)``, one of them empty."""
 
 
 def maps(channels: int = 3, dimensions: int = 2, depth: int | None = None) -> Inputs:
@@ -39,7 +39,7 @@ class Network:
         name: in that library, with what else is needed to build it.
         family: of the networks that share its code.
         build: makes it, on the default device of the moment.
-        side: of the inputs that it is made for; None asks the network (timm).
+        side: of the inputs that it is made for, in pixels or samples.
         small: sides to try for a run with numbers, the first that it takes, before ``side``.
         inputs: what its forward takes.
         knows_its_input: whether ``convert`` is to find the size of the inputs by itself; else it is given them.
@@ -51,7 +51,7 @@ class Network:
     name: str
     family: str
     build: Callable[[], nn.Module]
-    side: int | None = 224
+    side: int = 224
     small: tuple[int, ...] = (64, 96, 128)
     inputs: Inputs = field(default_factory=maps)
     knows_its_input: bool = False
@@ -137,7 +137,7 @@ def _pictures(batch: int, side: int, device: torch.device) -> tuple[tuple[Any, .
 
 def _two_pictures(batch: int, side: int, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
     pictures = normal((2 * batch, 3, side, side), device)
-    return (pictures[:batch], pictures[batch:]), {"num_flow_updates": 2}
+    return (), {"image1": pictures[:batch], "image2": pictures[batch:], "num_flow_updates": 2}
 
 
 def _detection_loss(model: nn.Module) -> Tensor:
