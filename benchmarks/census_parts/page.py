@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +15,13 @@ Row = dict[str, str]
 
 _HEAD = """# Will it convert my network?
 
-[`convert`](convert.md) was run on {networks:,} networks of {libraries} libraries, without trained weights. This page is
-made of [the table]({table}) by `python benchmarks/census.py --page TABLE`; the table has a row for each network, its
-head the command, commit, versions and hardware.
+[`convert`](convert.md) was run on {networks:,} networks of {libraries} libraries, without trained weights.
+[The table]({table}) has a row for each of them; its head
+has the command, commit, versions and hardware. This page is made of it (`python benchmarks/census.py --page TABLE`).
 
-Every network was also run once while each operation was recorded. That run, and not the code that `convert` uses,
-says how many residual additions there are: two tensors (N, C, ...) of one shape that come from one tensor, one of which
-has more convolutions behind it. So the table shows what was unlisted.
+Each network was also run once while every operation was recorded. That run has nothing in common with the code of
+`convert`. It says how many residual additions there are: of two tensors (N, C, ...) of one shape that come from one
+tensor, one of which has more convolutions behind it. So what `convert` misses shows.
 
 | | networks |
 |---|---:|
@@ -28,7 +30,7 @@ _CHECKS = """
 {real:,} of the {gated:,} networks with gates were run with numbers, two inputs each, after all norms, scales and
 statistics had been randomised. {limits} The others were converted on the meta device, where there are shapes alone.
 
-| check | of networks that were run with numbers | not so |
+| check | networks | not so |
 |---|---:|---|
 """
 _BY_FAMILY = """
@@ -36,7 +38,8 @@ _BY_FAMILY = """
 
 A family is the networks of one module of the library. *All* counts networks of which every residual addition has a
 gate, *some* those of which others have none, *none* those that have residual additions and no gate. *Without* counts
-networks that have no residual addition of convolutional branches: there is nothing to convert.
+networks that have no residual addition of convolutional branches: there is nothing to convert. An addition that joins
+several inputs of a module counts too: in a feature pyramid, in the decoder of a U-Net, in an attention block.
 """
 _ANSWERS = {
     "all": "every residual addition has a gate",
@@ -133,12 +136,21 @@ def _disagreements(rows: Sequence[Row]) -> str:
 
 
 def _left(members: Sequence[Row]) -> str:
-    """Why additions of a family are left, most frequent first."""
+    """Why additions of a family are left, the two most frequent reasons first."""
     reasons: Counter[str] = Counter()
     for row in members:
         if answer(row) in ("some", "none"):
-            reasons.update(reason.partition(" [")[0] for reason in row["reasons"].split(" | "))
+            reasons.update({_short(reason) for reason in row["reasons"].split(" | ")})
     return markdown("; ".join(reason for reason, _ in reasons.most_common(2)))
+
+
+def _short(reason: str) -> str:
+    """A reason without names of blocks and nodes, and not longer than a line."""
+    if listed := re.search(r"that can be converted \((.*)\); competition needs", reason):
+        reason = re.sub(r", and \d+ more$", "", listed[1]).partition(": ")[2]
+    reason = re.sub(r" \[\d+, [^]]*\]$", "", reason)
+    reason = re.sub(r"(^|; )\w+( and \w+)*: (?=it|both)", r"\1", reason)
+    return textwrap.shorten(reason, 110, placeholder=" ...")
 
 
 def _named(rows: Sequence[Row]) -> str:

@@ -1,5 +1,6 @@
 """The census: its oracle on networks whose additions are known, its rows, its processes, its page."""
 
+import copy
 import json
 import os
 import time
@@ -237,7 +238,7 @@ def test_checks_find_what_is_wrong(monkeypatch):
         return converted
 
     monkeypatch.setattr(checks, "convert", other)
-    monkeypatch.setattr(checks, "merge", lambda model: nn.Sequential(model, nn.ReLU6()))
+    monkeypatch.setattr(checks, "merge", lambda model: nn.Sequential(copy.deepcopy(model), nn.ReLU6()))
     row = checks.row_of(network(lambda: nn.Sequential(Block(), Block())), checks.Limits())
     assert (row["equal"], row["keys"], row["gradient"]) == ("NO", "NO", "1 without, 1.competition")
     assert row["merged"].endswith("NOT EQUAL")
