@@ -24,6 +24,8 @@ from cmpe_se.conversion import ConversionReport
 from cmpe_se.errors import UserError
 
 CPU, META = torch.device("cpu"), torch.device("meta")
+_WATCHED_WITH_NUMBERS = 100e6
+"""Parameters of the largest network that is watched on the processor where the meta device does not do."""
 TOLERANCE = 1e-3
 """Largest difference after merging, to the largest output; float32."""
 TOLERANCE_FLOAT64 = 1e-9
@@ -90,7 +92,7 @@ def _fill(row: dict[str, Any], network: Network, limits: Limits) -> None:
     try:
         sums = watch(model, *network.inputs(2, network.side, META))
     except Exception:  # it looks at numbers: a detector sorts boxes
-        if not small_enough:
+        if row["parameters"] > _WATCHED_WITH_NUMBERS:
             raise
         model = _build(network, CPU)
         sums = watch(model, *network.inputs(2, network.side, CPU))
