@@ -304,14 +304,23 @@ def test_refusals():
 
 
 def test_channels_that_do_not_fold():
-    model = Holder(Flat(12), Flat(13))
+    model = randomise(Holder(Flat(12), Flat(13))).eval()
     before = set(model.state_dict())
-    with pytest.raises(UserError, match=r"block parts\.1: .*cannot fold 13 channels.*12 or 14.*pair_view_1x1.*where="):
-        convert(model, inplace=True)
+    words = r"block parts\.1: .*cannot fold 13 channels.*12 or 14.*where=.*fallback='pair_view_1x1'"
+    with pytest.raises(UserError, match=words):
+        convert(model, fallback="refuse", inplace=True)
     assert set(model.state_dict()) == before  # nothing half-made
     assert type(model.parts[0]) is Flat
-    convert(model, where="parts.0")
-    convert(model, view="pair_view_1x1")
+    assert len(gates(convert(model, where="parts.0", fallback="refuse"))) == 2
+    assert len(gates(convert(model, view="pair_view_1x1", fallback="refuse"))) == 4
+    with pytest.raises(UserError, match="unknown fallback 'se'; choose one of pair_view_1x1, refuse"):
+        convert(model, fallback="se")
+
+    converted = convert(model)
+    report = conversion_report(converted)
+    assert [gate.view for gate in report.gates] == ["folded_3x3"] * 2 + ["pair_view_1x1"] * 2
+    assert report.notes == {"parts.1": "folded_3x3 cannot fold 13 channels, so that pair_view_1x1 reads them"}
+    assert "note on parts.1: folded_3x3 cannot fold 13 channels" in str(report)
 
 
 def test_plain_networks_of_ours():

@@ -396,8 +396,6 @@ class DrawsInNumpy(Draws):
 
 
 MORE_THAN_AN_OUTPUT = {
-    OwnCall: "it has a __call__ of its own",
-    OwnCopy: "OwnCopy has a __deepcopy__ of its own",
     Frozen: "switches gradients or autocast",
     HalfPrecision: "switches gradients or autocast",
     KeepsItsResidual: "keeps values on the block (kept)",
@@ -413,19 +411,53 @@ def random_states():
 
 
 @pytest.mark.parametrize(("block", "reason"), MORE_THAN_AN_OUTPUT.items())
-def test_forwards_that_do_more_than_compute_are_listed(block, reason):
-    network = build(block=block)
+def test_forwards_that_do_more_than_compute_go_on_doing_it(block, reason):
+    """Their graph would not; so their source is changed."""
+    original, network = build(block=block), build(block=block)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     numbers = random_states()
-    converted = convert(network, inplace=True, where=lambda name, block: True)
-    skipped = conversion_report(converted).skipped
-    assert set(skipped) == {"layers.0", "layers.1"}
-    assert all(reason in words for words in skipped.values())
-    assert [gate.block for gate in conversion_report(converted).gates] == ["last"]
-    # Tracing left nothing behind.
+    converted = convert(network, inplace=True)
+    report = conversion_report(converted)
+    assert [gate.block for gate in report.gates] == ALL
+    assert not report.skipped
+    assert set(report.notes) == {"layers.0", "layers.1"}
+    assert all(reason in words for words in report.notes.values())
+    # Looking left nothing behind.
     assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
     assert "kept" not in vars(network.layers[0])
     assert random_states() == numbers
+
+    for training in (False, True):
+        outputs = []
+        for one in (original, converted):
+            torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
+            outputs.append((one.train(training)(X), random_states(), torch.get_rng_state().tolist()))
+        assert torch.equal(outputs[0][0], outputs[1][0]) or training  # gates in training may round in another order
+        torch.testing.assert_close(outputs[0][0], outputs[1][0])
+        assert outputs[0][1:] == outputs[1][1:]
+        assert torch.equal(original.layers[0].calls, converted.layers[0].calls)
+        kept = [vars(one.layers[0]).get("kept") for one in (original, converted)]
+        assert kept[0] is None or torch.allclose(*kept)
+
+    assert_gates_matter(converted.eval())
+    vars(converted.layers[0]).pop("kept", None), vars(converted.layers[1]).pop("kept", None)
+    move_gates(converted)
+    with torch.no_grad():
+        moved = converted(X)
+        assert not torch.equal(moved, original.eval()(X))
+        for layer in converted.layers:
+            vars(layer).pop("kept", None)
+        for again in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+            assert torch.equal(again(X), moved)
+        torch.testing.assert_close(merge(converted)(X), moved, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("block", "reason"), {OwnCall: "a __call__", OwnCopy: "OwnCopy has a __deepcopy__"}.items())
+def test_blocks_that_need_not_run_their_forward_are_listed(block, reason):
+    report = conversion_report(convert(build(block=block), inplace=True, where=lambda name, block: True))
+    assert set(report.skipped) == {"layers.0", "layers.1"}
+    assert all(reason in words for words in report.skipped.values())
+    assert [gate.block for gate in report.gates] == ["last"]
 
 
 def test_a_count_in_a_buffer_goes_on():

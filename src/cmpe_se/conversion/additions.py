@@ -2,6 +2,7 @@
 
 import operator
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
@@ -9,8 +10,8 @@ from timm.layers import DropPath
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from cmpe_se.conversion.axes import Seen
 from cmpe_se.conversion.optional import given_or
-from cmpe_se.conversion.shapes import find_shapes
 from cmpe_se.conversion.unconvertible import Unconvertible
 
 _IN_PLACE = (operator.iadd, Tensor.add_, "add_", "__iadd__")
@@ -55,34 +56,69 @@ class Addition(NamedTuple):
         return cast(tuple[fx.Node, fx.Node], operands_of(self.node))
 
 
-def find_additions(block: nn.Module, graph: fx.Graph) -> tuple[list[Addition], list[str]]:
+def find_additions(
+    block: nn.Module, graph: fx.Graph, look: Callable[[dict[fx.Node, tuple[fx.Node, fx.Node]]], dict[fx.Node, Seen]]
+) -> tuple[list[Addition], dict[fx.Node, str]]:
     """The residual additions of a traced block, and for those that might have been one, why they are none.
 
     A residual addition joins two branches of one tensor, one of which has more convolutions than the other. The
     identity branch may project, pool, skip pixels and pad, but not take some of the channels: sums of parts are how
     some blocks (Res2Net) work inside their residual branch.
+
+    Args:
+        block: the block, or its stand-in.
+        graph: of its forward.
+        look: finds shapes and channels' axes of the graph's tensors; it is told of additions whose second operand, of
+            those given, has the shape of the first.
     """
     found: list[Addition] = []
-    reasons = defaultdict(list)
+    reasons: dict[fx.Node, str] = {}
     for node in graph.nodes:
         try:
             if addition := _residual_addition(block, node):
                 found.append(addition)
         except Unconvertible as reason:
-            reasons[str(reason)].append(node.name)
+            reasons[node] = str(reason)
     # A shortcut that the caller gives is of the residual's shape; what stands for it without one need not be.
     given = [addition for addition in found if addition.identity.target is given_or]
     alike = {addition.node: (addition.residual, addition.identity) for addition in given}
-    shapes = find_shapes(block, graph, alike) if found else {}
+    seen = look(alike) if found else {}
     additions: list[Addition] = []
     for addition in found:
-        shape, other = shapes.get(addition.residual), shapes.get(addition.identity)
-        if shape is None or len(shape) != 4 or shape != other:
-            sizes = f"its operands are {shape} and {other}, not two tensors (N, C, H, W) of one shape"
-            reasons[sizes].append(addition.node.name)
-        else:
-            additions.append(addition._replace(channels=shape[1]))
-    return additions, [f"{' and '.join(nodes)}: {words}" for words, nodes in reasons.items()]
+        residual, identity = seen.get(addition.residual), seen.get(addition.identity)
+        if why := _why_no_maps(residual, identity):
+            reasons[addition.node] = why
+        elif residual is not None:
+            additions.append(addition._replace(channels=residual.shape[1]))
+    return additions, reasons
+
+
+def _why_no_maps(residual: Seen | None, identity: Seen | None) -> str | None:
+    """Why two operands are not feature maps of one shape; None if they are."""
+    shape, other = residual and residual.shape, identity and identity.shape
+    if residual is None or identity is None or shape != other or len(residual.shape) != 4:
+        return f"its operands are {shape} and {other}, not two tensors (N, C, H, W) of one shape"
+    axis = identity.axis if residual.axis is None else residual.axis
+    if axis is None:
+        return "it cannot be told which axis of its operands holds the channels"
+    if axis != 1:
+        return f"the channels of its operands {shape} are on axis {axis}, not on the second one"
+    if residual.shape[1] == 1:
+        return f"its operands {shape} have one channel, as attention maps have"
+    return None
+
+
+def listed(reasons: dict[fx.Node, str]) -> str:
+    """Each reason once, with the names of the nodes that have it."""
+    names: dict[str, dict[str, None]] = defaultdict(dict)
+    for node, words in reasons.items():
+        names[words][node.name] = None
+    return "; ".join(f"{' and '.join(nodes)}: {words}" for words, nodes in names.items())
+
+
+def is_addition(node: fx.Node) -> bool:
+    """Whether a node adds, as far as its name tells."""
+    return node.op in ("call_function", "call_method") and node.target in _ADDITIONS
 
 
 def operands_of(node: fx.Node) -> tuple[fx.Node, ...]:

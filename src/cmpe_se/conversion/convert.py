@@ -17,10 +17,11 @@ from typing import Any
 from torch import nn
 
 from cmpe_se.conversion.additions import Addition
-from cmpe_se.conversion.blocks import replace_forward, with_forward
 from cmpe_se.conversion.calls import shared_with_original
-from cmpe_se.conversion.planning import Plan, plan_conversion
-from cmpe_se.conversion.report import remember_skipped
+from cmpe_se.conversion.planning import plan_conversion
+from cmpe_se.conversion.plans import Plan
+from cmpe_se.conversion.recording import ExampleInputs, Recording
+from cmpe_se.conversion.report import remember
 from cmpe_se.conversion.shapes import tensor_like
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
@@ -30,6 +31,8 @@ from cmpe_se.utils.text import in_one_line
 
 CHILD = "competition"
 """Name of the gate among the children of a converted block."""
+FALLBACKS = ("pair_view_1x1", "refuse")
+"""What can be done with channels that a view cannot fold: a picture of their pairs can be drawn of any number."""
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """Which blocks: names and stages (``layer4``), patterns (``layer*.0``), or a function of name and block."""
 
@@ -44,6 +47,8 @@ def convert(
     bias: bool = False,
     mask: float = 0.0,
     where: Where | None = None,
+    fallback: str = "pair_view_1x1",
+    example_inputs: ExampleInputs | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """Put competition into a residual network: ``identity + residual`` becomes ``identity + gate * residual``.
@@ -60,6 +65,11 @@ def convert(
         bias: biases in the gates' linear maps.
         mask: probability with which a squeeze is hidden from the gate in training.
         where: the blocks to convert; all if left out. A name stands for everything inside it too.
+        fallback: the view of blocks whose channels ``view`` cannot fold, which the report names; ``refuse`` to refuse
+            the network for the sake of one of them.
+        example_inputs: what the network's forward takes: one tensor, a tuple of its arguments, or a dictionary of them
+            by name. Shapes and dtypes alone are used, in one run on the meta device. If left out, the network's own
+            input size (timm's, transformers'), or a usual one.
         inplace: change ``model`` itself instead of a copy, for example because it cannot be copied.
 
     Returns:
@@ -67,10 +77,11 @@ def convert(
 
     Raises:
         UserError: no residual addition that can be converted, nothing at ``where``, a network that has gates already
-            or has a layer that cannot be copied, a view that cannot fold the channels of some block. The model is left
-            as it was.
+            or has a layer that cannot be copied, example inputs that it cannot take, a view that cannot fold the
+            channels of some block where ``fallback`` is ``refuse``. The model is left as it was.
     """
-    for name, value, known in (("view", view, tuple(TABLE)), ("start", start, STARTS)):
+    choices = (("view", view, tuple(TABLE)), ("start", start, STARTS), ("fallback", fallback, FALLBACKS))
+    for name, value, known in choices:
         if value not in known:
             raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(known)}")
     settings = {"view": view, "start": start, "reduction": reduction, "bias": bias, "mask": mask}
@@ -81,7 +92,7 @@ def convert(
     if not inplace:
         model = copy_network(model, "convert in place (inplace=True)")
 
-    plans, skipped = plan_conversion(model)
+    plans, skipped = plan_conversion(model, Recording(model, example_inputs))
     if not plans:
         what = "that can be converted" if skipped else "of convolutional branches"
         raise UserError(
@@ -94,17 +105,23 @@ def convert(
     skipped |= {name: "not in where" for name in plans if name not in chosen}
 
     # All gates and classes are made before anything changes, so that a refusal leaves the model as it was.
-    gates = {name: _new_gates(name, plan, settings) for name, plan in chosen.items()}
+    notes = {name: plan.note for name, plan in chosen.items() if plan.note}
+    gates = {}
     for name, plan in chosen.items():
-        _put_gates(plan, list(gates[name]))
-        _try_forward(name, plan)
+        views = [_view_for(name, addition, view, fallback) for addition in plan.additions]
+        gates[name] = _new_gates(name, plan, [{**settings, "view": own} for own in views])
+        if other := [addition.channels for addition, own in zip(plan.additions, views, strict=True) if own != view]:
+            numbers = " and ".join(map(str, dict.fromkeys(other)))
+            words = f"{view} cannot fold {numbers} channels, so that {fallback} reads them"
+            notes[name] = f"{notes[name]}; {words}" if name in notes else words
+        _try_forward(name, plan, list(gates[name]))
     for name, plan in chosen.items():
         for child, gate in gates[name].items():
             plan.block.add_module(child, gate)
-        replace_forward(plan.block, plan.graph)
+        plan.replace()
     for name, reason in shared_with_original(model, original):
         skipped[name] = f"{skipped[name]}; {reason}" if name in skipped else reason
-    remember_skipped(model, skipped)
+    remember(model, skipped, notes)
     return model
 
 
@@ -115,11 +132,25 @@ def _matches(where: Where, name: str, block: nn.Module) -> bool:
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in patterns)
 
 
-def _new_gates(name: str, plan: Plan, settings: dict[str, Any]) -> dict[str, CompetitiveSE]:
+def _view_for(name: str, addition: Addition, view: str, fallback: str) -> str:
+    """The view of a gate: the one that was asked for, unless it cannot fold the channels."""
+    try:
+        TABLE[view].layers.picture_size(addition.channels, None)
+    except ValueError as error:
+        if fallback == "refuse":
+            raise UserError(
+                f"block {name}: {error}; or leave the block out with where=, or take fallback='{FALLBACKS[0]}'"
+            ) from None
+        return fallback
+    return view
+
+
+def _new_gates(name: str, plan: Plan, settings: list[dict[str, Any]]) -> dict[str, CompetitiveSE]:
     """A gate for each addition of a block, by the name that it gets among the block's children."""
     names = (CHILD if number == 1 else f"{CHILD}_{number}" for number in count(1))
     free = (child for child in names if not hasattr(plan.block, child))
-    return {next(free): _new_gate(name, addition, plan.block, settings) for addition in plan.additions}
+    pairs = zip(plan.additions, settings, strict=True)
+    return {next(free): _new_gate(name, addition, plan.block, own) for addition, own in pairs}
 
 
 def _new_gate(name: str, addition: Addition, block: nn.Module, settings: dict[str, Any]) -> CompetitiveSE:
@@ -139,18 +170,9 @@ def _new_gate(name: str, addition: Addition, block: nn.Module, settings: dict[st
     return gate.train(block.training)
 
 
-def _put_gates(plan: Plan, children: list[str]) -> None:
-    """Let the gates take the place of the additions in the graph of a block."""
-    for addition, child in zip(plan.additions, children, strict=True):
-        with plan.graph.inserting_after(addition.node):
-            call = plan.graph.call_module(child, (addition.residual, addition.identity))
-        addition.node.replace_all_uses_with(call)
-        plan.graph.erase_node(addition.node)
-
-
-def _try_forward(name: str, plan: Plan) -> None:
+def _try_forward(name: str, plan: Plan, children: list[str]) -> None:
     try:
-        with_forward(plan.block, plan.graph)
+        plan.put_gates(children)
     except Exception as error:  # whatever a class does when it gets a subclass
         kind = type(plan.block).__name__
         raise UserError(

@@ -1,6 +1,6 @@
 """Report of a conversion."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -8,7 +8,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 
-_ATTRIBUTE = "_cmpe_se_skipped"
+_SKIPPED, _NOTES = "_cmpe_se_skipped", "_cmpe_se_notes"
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,12 @@ class ConversionReport:
     Args:
         gates: what was converted.
         skipped: block to the reason why it was not.
+        notes: block to what is unusual in how it was converted: another view, a changed source.
     """
 
     gates: tuple[Gate, ...]
     skipped: dict[str, str]
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def params(self) -> int:
@@ -62,6 +64,7 @@ class ConversionReport:
             row = f"{gate.block:{width}}  {gate.channels:8}  {gate.view:13}  {picture:>7}"
             lines.append(f"{row}  {gate.params:10,}  {gate.macs:13,}")
         lines.append(f"{len(self.gates)} additions converted, {self.params:,} parameters, {self.macs:,} multiply-adds")
+        lines += [f"note on {name or 'the network itself'}: {note}" for name, note in self.notes.items()]
         lines += [f"skipped {name or 'the network itself'}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
@@ -79,12 +82,13 @@ def conversion_report(model: nn.Module) -> ConversionReport:
     )
     if not gates:
         raise UserError(f"{type(model).__name__} has no gates; cmpe_se.convert adds them")
-    return ConversionReport(gates, dict(getattr(model, _ATTRIBUTE, {})))
+    return ConversionReport(gates, dict(getattr(model, _SKIPPED, {})), dict(getattr(model, _NOTES, {})))
 
 
-def remember_skipped(model: nn.Module, skipped: dict[str, str]) -> None:
-    """Keep the reasons with the network, for its report."""
-    setattr(model, _ATTRIBUTE, skipped)
+def remember(model: nn.Module, skipped: dict[str, str], notes: dict[str, str]) -> None:
+    """Keep reasons and notes with the network, for its report."""
+    setattr(model, _SKIPPED, skipped)
+    setattr(model, _NOTES, notes)
 
 
 def _describe(block: str, gate: CompetitiveSE) -> Gate:

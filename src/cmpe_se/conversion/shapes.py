@@ -1,44 +1,64 @@
 """Shapes of the tensors inside a block, from a run of its graph on the meta device."""
 
-import copy
-from collections import OrderedDict
+import inspect
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from cmpe_se.conversion.axes import ChannelAxes, Seen
+from cmpe_se.conversion.recording import BlockCall, Recording
 from cmpe_se.conversion.tracing import first_sentence
 from cmpe_se.conversion.unconvertible import Unconvertible
 
-_SIDE = 64  # pixels of the images that shapes are found with
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_SIDE = 64  # pixels of the images that shapes are found with where no run of the network shows others
 
 
 def find_shapes(
-    block: nn.Module, graph: fx.Graph, alike: dict[fx.Node, tuple[fx.Node, fx.Node]]
-) -> dict[fx.Node, tuple[int, ...]]:
-    """Shape of each tensor of a block's graph.
+    block: nn.Module,
+    graph: fx.Graph,
+    alike: dict[fx.Node, tuple[fx.Node, fx.Node]],
+    recording: Recording,
+) -> dict[fx.Node, Seen]:
+    """Shape and channels' axis of each tensor of a block's graph.
 
     Args:
         block: the block.
         graph: of its forward.
         alike: additions whose second operand, of those given, is taken to have the shape of the first.
+        recording: of a run of the network; a block that it did not call is tried with its first argument alone.
 
     Raises:
-        Unconvertible: the block cannot be run on its first argument alone.
+        Unconvertible: the block cannot be run on that.
     """
-    first = next(node for node in graph.nodes if node.op == "placeholder")
-    channels = _input_channels(block, first)
+    stand_in, call, axes = recording.stand_in(block), recording.call(block), recording.axes
+    recorder = _ShapeRecorder(stand_in, graph, alike, axes)
     try:
-        stand_in = _on_meta(block, {}).eval()
-        recorder = _ShapeRecorder(stand_in, graph, alike)
-        dtype = tensor_like(block).dtype
-        with torch.no_grad():
-            recorder.run(torch.zeros(1, channels, _SIDE, _SIDE, device="meta", dtype=dtype))
+        inputs = _guess(block, graph) if call is None else _in_order(stand_in, graph, call)
+        with torch.no_grad(), axes:
+            recorder.run(*inputs)
+    except Unconvertible:
+        raise
     except Exception as error:  # whatever a layer does with such a tensor
         raise Unconvertible(f"its shapes cannot be found ({first_sentence(error)})") from None
-    return recorder.shapes
+    return recorder.seen
+
+
+def _guess(block: nn.Module, graph: fx.Graph) -> list[Any]:
+    first = next(node for node in graph.nodes if node.op == "placeholder")
+    channels = _input_channels(block, first)
+    return [torch.zeros(1, channels, _SIDE, _SIDE, device="meta", dtype=tensor_like(block).dtype)]
+
+
+def _in_order(stand_in: nn.Module, graph: fx.Graph, call: BlockCall) -> list[Any]:
+    """What a block gets, in the order of its graph's arguments."""
+    bound = inspect.signature(stand_in.forward).bind(*call.args, **call.kwargs)
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    inputs = [given[name] for name in names if not name.startswith("*")]
+    return [*inputs, *(value for name in names if name[:1] == "*" != name[1:2] for value in given[name[1:]])]
 
 
 def tensor_like(block: nn.Module) -> Tensor:
@@ -48,45 +68,25 @@ def tensor_like(block: nn.Module) -> Tensor:
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Runs a graph and keeps the shape of each tensor."""
+    """Runs a graph and keeps what is known of each tensor."""
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, alike: dict[fx.Node, tuple[fx.Node, fx.Node]]):
+    def __init__(
+        self, module: nn.Module, graph: fx.Graph, alike: dict[fx.Node, tuple[fx.Node, fx.Node]], axes: ChannelAxes
+    ):
         super().__init__(module, garbage_collect_values=True, graph=graph)
-        self.alike = alike
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.alike, self.axes = alike, axes
+        self.seen: dict[fx.Node, Seen] = {}
 
     def run_node(self, node: fx.Node) -> Any:
         if node in self.alike:
             known, unknown = self.alike[node]
-            self.shapes[unknown] = self.shapes[known]
-            return self.env[known]
+            if self.seen[unknown].shape != self.seen[known].shape:
+                self.seen[unknown] = self.seen[known]
+                return self.env[known]
         result = super().run_node(node)
         if isinstance(result, Tensor):
-            self.shapes[node] = tuple(result.shape)
+            self.seen[node] = self.axes.seen(result)
         return result
-
-
-def _on_meta(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
-    """A stand-in of a module without hooks and numbers. No deep copy, which not every layer allows."""
-    if id(module) in made:
-        return made[id(module)]
-    if isinstance(module, torch.jit.ScriptModule):
-        return copy.deepcopy(module).to("meta")
-    stand_in = made[id(module)] = object.__new__(type(module))
-    state = {name: _tensor_on_meta(value) for name, value in vars(module).items()}
-    state |= {name: OrderedDict() for name in _HOOKS}
-    for name in ("_parameters", "_buffers"):
-        state[name] = {key: _tensor_on_meta(tensor) for key, tensor in state[name].items()}
-    state["_modules"] = {name: child and _on_meta(child, made) for name, child in state["_modules"].items()}
-    state.pop("forward", None)  # that of an instance may hold the module itself
-    vars(stand_in).update(state, _compiled_call_impl=None)
-    return stand_in
-
-
-def _tensor_on_meta(value: Any) -> Any:
-    if isinstance(value, nn.Parameter):
-        return nn.Parameter(value.detach().to("meta"), requires_grad=False)
-    return value.detach().to("meta") if isinstance(value, Tensor) else value
 
 
 def _input_channels(block: nn.Module, placeholder: fx.Node) -> int:

@@ -7,17 +7,16 @@ found out and left alone.
 
 import copy
 import operator
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import fx, nn
 
 from cmpe_se.conversion.optional import choose_where_left_out, optional_arguments
 from cmpe_se.conversion.unconvertible import Unconvertible
+from cmpe_se.utils.randomness import random_states, random_states_kept
 
 
 class Proxy(fx.Proxy):
@@ -120,15 +119,13 @@ def _no_side_effects(block: nn.Module) -> Iterator[None]:
         Unconvertible: it drew random numbers, or left something on the block.
     """
     places: tuple[dict[str, Any], ...] = (vars(block), block._parameters, block._buffers)
-    before, numbers = [dict(place) for place in places], _random_states()
+    before, numbers = [dict(place) for place in places], random_states()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with random_states_kept():
             yield
-            drew = str(_random_states()) != str(numbers)
+            drew = random_states() != numbers
     finally:
         kept = [name for place, old in zip(places, before, strict=True) for name in _restore(place, old)]
-        random.setstate(numbers[1])
-        np.random.set_state(numbers[2])  # noqa: NPY002
     if kept:
         raise Unconvertible(f"its forward keeps values on the block ({', '.join(kept)}), which a traced one would not")
     if drew:
@@ -142,12 +139,6 @@ def _restore(place: dict[str, Any], before: dict[str, Any]) -> list[str]:
         place.clear()
         place.update(before)
     return changed
-
-
-def _random_states() -> tuple[Any, ...]:
-    """Of the generators that a forward can draw from without a tensor of its own."""
-    numpy = np.random.get_state()  # noqa: NPY002
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy
 
 
 def _contexts() -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeGuard
 from timm.layers import DropPath
 from torch import Tensor, fx, nn
 
+from cmpe_se.conversion.recording import Recording
 from cmpe_se.layers.hooks import is_unaltered, is_watched, says_what_it_does
 from cmpe_se.networks.blocks import PreActBlock
 
@@ -70,7 +71,8 @@ class Calls:
     """All calls of a network's layers that can be known, each module's forward traced once.
 
     A sequence that no traced forward calls is not looked at: its parent may walk through it, and read what each layer
-    puts out. The forwards of our own blocks are known.
+    puts out. The forwards of our own blocks are known. Where a forward cannot be traced, a run on the meta device shows
+    which layers it calls itself.
 
     Args:
         model: network in eval mode. A child may later be replaced under its name by another that is called alike.
@@ -98,6 +100,8 @@ class Calls:
             looked_into |= inside
             for node in graph.nodes if graph else ():
                 self._note(module, node)
+        if None in self._graphs.values():
+            self._look_at_run(Recording(model))
         for calls in self._calls.values():
             self.normed += [pair for call in calls if (pair := self._normed(call))]
 
@@ -109,6 +113,17 @@ class Calls:
             for name in str(node.target).split("."):
                 value = getattr(value, name)
             self._read |= {id(part) for part in value.modules()} if isinstance(value, nn.Module) else {id(value)}
+
+    def _look_at_run(self, recording: Recording) -> None:
+        """Find the layers that are called from a forward which could not be traced: in a run they are called too often.
+
+        Their tensors count as read by something else than the calls that are known.
+        """
+        for calls in self._calls.values():
+            known = sum(recording.count(call.block) for call in calls)
+            layer = calls[0].block.get_submodule(str(calls[0].node.target))
+            if recording.count(layer) > known:
+                self._read.add(id(layer))
 
     def _normed(self, call: Call) -> tuple[nn.Module, nn.Module] | None:
         """The layer that is called, and the one that alone reads what it puts out; None where there is none."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models import feature_extraction
 
-from cmpe_se.conversion.blocks import replace_forward
+from cmpe_se.conversion.blocks import is_rewritten, replace_forward
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE, is_pointwise
 from cmpe_se.layers.gated_addition import squeeze
@@ -85,7 +85,7 @@ def _merges(module: nn.Module) -> TypeGuard[CompetitiveSE]:
 
 
 def _merge_gates(block: nn.Module, known: Calls) -> None:
-    graph = known.graph(block)
+    graph = None if is_rewritten(block) else known.graph(block)
     calls = [node for node in graph.nodes if node.op == "call_module"] if graph else []
     for child, gate in list(block.named_children()):
         if not _merges(gate):

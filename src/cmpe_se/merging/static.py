@@ -7,7 +7,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from cmpe_se.conversion.blocks import replace_forward
+from cmpe_se.conversion.blocks import is_rewritten, replace_forward
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.merged_gate import layers_say_what_it_does
 from cmpe_se.merging.calls import Calls, is_known_block, passes_on
@@ -40,7 +40,7 @@ def _is_static(module: nn.Module) -> TypeGuard[CompetitiveSE]:
 
 def _merge_where_called(block: nn.Module, static: dict[str, CompetitiveSE], known: Calls) -> None:
     graph = known.graph(block)
-    if graph is None:
+    if graph is None or is_rewritten(block):  # whose forward does more than a graph of it
         return
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets, merged = Counter(call.target for call in calls), []
