@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,7 @@ def take(options: argparse.Namespace) -> None:
         raise UserError("--output needs a folder, for example --output build/census")
     chosen = _chosen(options.library.split(","), options.only.split(","))
     limits = Limits(options.parameters, options.macs)
-    begun = {
-        "commit": source_commit(),
-        "parameters": limits.parameters,
-        "macs": limits.macs,
-        "versions": _versions(chosen),
-    }
+    begun = {"commit": source_commit(), "parameters": limits.parameters, "macs": limits.macs, "versions": _versions()}
     file = options.output / "rows.jsonl"
     rows = _rows_so_far(file, begun)
     left = [network for network in chosen if (network.library, network.name) not in rows]
@@ -104,7 +100,7 @@ def take(options: argparse.Namespace) -> None:
         options.output,
         "census",
         [rows[network.library, network.name] for network in chosen],
-        libraries=begun["versions"],
+        libraries={library: begun["versions"][library] for library in dict.fromkeys(row.library for row in chosen)},
         seeds="0 for parameters and gates, 1 for inputs, 2 and 3 for what a network draws when it runs",
         limits=f"A network was run with numbers if it has up to {limits.parameters:g} million parameters, "
         f"and its forward pass with two inputs up to {limits.macs:g} billion multiply-adds.",
@@ -145,16 +141,14 @@ def _rows_so_far(file: Path, begun: dict[str, Any]) -> dict[tuple[str, str], dic
         file.write_text("".join(lines[:-1]), encoding="utf-8")
         del lines[-1]
     before, *rows = [json.loads(line) for line in lines]
-    shared = before["versions"].keys() & begun["versions"].keys()
-    differ = [key for key in ("commit", "parameters", "macs") if before[key] != begun[key]]
-    differ += [name for name in sorted(shared) if before["versions"][name] != begun["versions"][name]]
-    if differ:
+    if differ := [key for key in begun if before.get(key) != begun[key]]:
         raise UserError(f"{file} was begun with another {', '.join(differ)}; choose another --output, or remove it")
     return {(row["library"], row["network"]): row for row in rows}
 
 
-def _versions(chosen: Sequence[Network]) -> dict[str, str]:
-    return {library: version(library) for library in dict.fromkeys(network.library for network in chosen)}
+def _versions() -> dict[str, str]:
+    """Of PyTorch and of the libraries that are installed."""
+    return {name: version(name) for name in ("torch", *LIBRARIES) if find_spec(name)}
 
 
 class _Progress:

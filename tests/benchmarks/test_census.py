@@ -277,7 +277,7 @@ def small(monkeypatch):
         yield network(lambda: nn.Sequential(conv()), "third")
 
     monkeypatch.setitem(LIBRARIES, "own", own)
-    monkeypatch.setattr(census, "_versions", lambda chosen: {"own": "1"})
+    monkeypatch.setattr(census, "_versions", lambda: {"own": "1"})
 
 
 def test_it_goes_on_where_it_ended(small, tmp_path, capsys):
