@@ -270,7 +270,7 @@ def _gradients(network: Network, converted: nn.Module, gates: dict[str, Any], ar
 
 
 def _copies(model: nn.Module, converted: nn.Module, expected: list[Tensor], args: Any, kwargs: Any) -> str:
-    """Whether a pickled deep copy gives the same; ``deepcopy``: the original cannot be pickled, but a deep copy does."""
+    """Whether a pickled deep copy gives the same; ``deepcopy``: a deep copy does, the original cannot be pickled."""
     again = copy.deepcopy(converted)
     pickled = _can_be_pickled(model)
     if pickled:
