@@ -249,7 +249,7 @@ def test_checks_find_what_is_wrong(monkeypatch):
         return converted
 
     monkeypatch.setattr(checks, "convert", other)
-    monkeypatch.setattr(checks, "merge", lambda model: nn.Sequential(copy.deepcopy(model), nn.ReLU6()))
+    monkeypatch.setattr(checks, "merge", lambda model: nn.Sequential(copy.deepcopy(model), nn.Tanh()))
     row = checks.row_of(network(lambda: nn.Sequential(Block(), Block())), checks.Limits())
     assert (row["equal"], row["keys"], row["gradient"]) == ("NO", "NO", "1 without, 1.competition")
     assert row["merged"].endswith("NOT EQUAL")
