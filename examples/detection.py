@@ -125,10 +125,10 @@ def train(
     say: Callable[[str], None] = print,
 ) -> list[float]:
     """Losses of the steps. AdamW with a cosine; half of the images are mirrored."""
-    random = torch.Generator().manual_seed(seed)
+    random, warm_up = torch.Generator().manual_seed(seed), min(50, max(1, steps // 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / 50) * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer, lambda step: min(1, (step + 1) / warm_up) * (1 + math.cos(math.pi * step / steps)) / 2
     )
     order: list[int] = []
     losses, start = [], time.monotonic()
