@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="G",
         help="billion multiply-adds of its forward pass, two inputs (default: %(default)g)",
     )
-    parser.add_argument("--time", type=float, default=300, metavar="S", help="seconds for one network (default: 300)")
+    parser.add_argument(
+        "--time", type=float, default=300, metavar="S", help="seconds of processor time for one network (default: 300)"
+    )
     parser.add_argument("--memory", type=float, default=6, metavar="GB", help="memory for a process (default: 6)")
     parser.add_argument(
         "--page", type=Path, metavar="TABLE", help=f"write docs/{PAGE.name} of a table, and do nothing else"

@@ -236,6 +236,11 @@ def test_a_network_that_cannot_be_built():
     assert row["fault"] == "built: RuntimeError in __init__: no such thing"
 
 
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 def test_checks_find_what_is_wrong(monkeypatch):
     """Each check fails where it should: the converted network is another, or its gates do nothing."""
     true = checks.convert
@@ -249,7 +254,7 @@ def test_checks_find_what_is_wrong(monkeypatch):
         return converted
 
     monkeypatch.setattr(checks, "convert", other)
-    monkeypatch.setattr(checks, "merge", lambda model: nn.Sequential(copy.deepcopy(model), nn.Tanh()))
+    monkeypatch.setattr(checks, "merge", lambda model: Doubled(copy.deepcopy(model)))
     row = checks.row_of(network(lambda: nn.Sequential(Block(), Block())), checks.Limits())
     assert (row["equal"], row["keys"], row["gradient"]) == ("NO", "NO", "1 without, 1.competition")
     assert row["merged"].endswith("NOT EQUAL")
@@ -267,15 +272,22 @@ def grows():
     torch.zeros(2**31)
 
 
-def test_no_network_ends_the_census():
-    chosen = [network(build, build.__name__) for build in (exits, Block, sleeps, grows, Block)]
-    rows = list(processes.rows_of(chosen, checks.Limits(), seconds=15, gigabytes=4))
-    assert [row["network"] for row in rows] == ["exits", "Block", "sleeps", "grows", "Block"]
+def counts():
+    while True:
+        pass
+
+
+def test_no_network_ends_the_census(monkeypatch):
+    monkeypatch.setattr(processes, "PATIENCE", 5)
+    chosen = [network(build, build.__name__) for build in (exits, Block, sleeps, grows, Block, counts)]
+    rows = list(processes.rows_of(chosen, checks.Limits(), seconds=4, gigabytes=4))
+    assert [row["network"] for row in rows] == ["exits", "Block", "sleeps", "grows", "Block", "counts"]
     faults = [row["fault"] for row in rows]
     assert faults[0] == "its process ended with status 3"
     assert faults[1] == faults[4] == ""
-    assert faults[2] == "no row after 15 s"
+    assert faults[2] == "no row after 20 s"
     assert "memory" in faults[3]
+    assert faults[5].endswith(("SIGXCPU: too much processor time", "no row after 20 s"))
 
 
 @pytest.fixture
