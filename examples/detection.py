@@ -34,7 +34,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 import cmpe_se
 from cmpe_se.commands.compare.statistics import compare_paired, summarise
-from cmpe_se.detection import load_detection
+from cmpe_se.data.detection import load_detection
 from cmpe_se.errors import UserError
 from cmpe_se.training.provenance import provenance, write_table
 from cmpe_se.utils.files import write_json

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from cmpe_se.detection.coco import read_coco
-from cmpe_se.detection.images import DetectionImages
-from cmpe_se.detection.voc import class_names, read_voc
+from cmpe_se.data.detection.coco import read_coco
+from cmpe_se.data.detection.images import DetectionImages
+from cmpe_se.data.detection.voc import class_names, read_voc
 from cmpe_se.errors import UserError
 
 

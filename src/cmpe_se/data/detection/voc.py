@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from cmpe_se.detection.images import Annotations, Box, DetectionImages
+from cmpe_se.data.detection.images import Annotations, Box, DetectionImages
 from cmpe_se.errors import UserError
 
 VOC_CLASSES = (

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cmpe_se.detection import load_detection, read_coco, read_voc
+from cmpe_se.data.detection import load_detection, read_coco, read_voc
 from cmpe_se.errors import UserError
 
 SIZE = (40, 30)  # width, height

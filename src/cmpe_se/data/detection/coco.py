@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TypedDict
 
-from cmpe_se.detection.images import Annotations, Box, DetectionImages
+from cmpe_se.data.detection.images import Annotations, Box, DetectionImages
 from cmpe_se.errors import UserError
 from cmpe_se.utils.records import read_json
 
