@@ -366,7 +366,7 @@ def test_sample(library, name):
     """Nothing is overlooked, nothing is taken for an addition, and what has gates is what it was."""
     pytest.importorskip(library, reason=f"{library} is no dependency of the tests")
     (chosen,) = (each for each in networks([library]) if each.name == name)
-    row = checks.row_of(chosen, checks.Limits())
+    row = checks.row_of(chosen, checks.Limits(parameters=20))
     assert (row["fault"], row["unlisted"], row["false"]) == ("", 0, 0), row
     assert row["left"] == 0 or row["reasons"]
     if row["gates"]:
