@@ -2,6 +2,7 @@
 
     python benchmarks/census.py --output build/census
     python benchmarks/census.py --output build/some --library timm,torchvision --only 'resnet*,*regnet*'
+    python benchmarks/census.py --output build/families --per-family 1
     python benchmarks/census.py --page results/census/TABLE.csv
 
 Each network is built without weights, run once on the meta device while every operation is recorded (which says what
@@ -14,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -57,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
         "--only", default="*", metavar="PATTERNS", help="names of networks, with commas; * and ? allowed"
     )
     parser.add_argument(
+        "--per-family",
+        type=int,
+        metavar="N",
+        help="of each family the N networks with the shortest names (default: all of them)",
+    )
+    parser.add_argument(
         "--parameters",
         type=float,
         default=limits.parameters,
@@ -84,7 +92,7 @@ def take(options: argparse.Namespace) -> None:
     """Take the census that the options describe, or the rest of it."""
     if options.output is None:
         raise UserError("--output needs a folder, for example --output build/census")
-    chosen = _chosen(options.library.split(","), options.only.split(","))
+    every, chosen = _chosen(options.library.split(","), options.only.split(","), options.per_family)
     limits = Limits(options.parameters, options.macs)
     begun = {"commit": source_commit(), "parameters": limits.parameters, "macs": limits.macs, "versions": _versions()}
     file = options.output / "rows.jsonl"
@@ -103,6 +111,7 @@ def take(options: argparse.Namespace) -> None:
         "census",
         [rows[network.library, network.name] for network in chosen],
         libraries={library: begun["versions"][library] for library in dict.fromkeys(row.library for row in chosen)},
+        selection=_selection(len(every), len(chosen), options),
         seeds="0 for parameters and gates, 1 for inputs, 2 and 3 for what a network draws when it runs",
         limits=f"A network was run with numbers if it has up to {limits.parameters:g} million parameters, "
         f"and its forward pass with two inputs up to {limits.macs:g} billion multiply-adds.",
@@ -119,7 +128,17 @@ def write_page(table: Path) -> None:
     print(PAGE)
 
 
-def _chosen(libraries: list[str], patterns: list[str]) -> list[Network]:
+def _selection(every: int, chosen: int, options: argparse.Namespace) -> str:
+    """What is counted, for people."""
+    if chosen == every:
+        return f"All {every:,} networks of the libraries are in the table."
+    by_name = "" if options.only == "*" else f" with names like {options.only}"
+    by_family = f", of each family the {options.per_family} with the shortest names" if options.per_family else ""
+    return f"The table is a selection, {chosen:,} of {every:,} networks{by_name}{by_family}."
+
+
+def _chosen(libraries: list[str], patterns: list[str], per_family: int | None) -> tuple[list[Network], list[Network]]:
+    """All networks of the libraries, and those that are to be counted."""
     if unknown := set(libraries) - set(LIBRARIES):
         raise UserError(f"--library: unknown {', '.join(sorted(unknown))}; choose from {', '.join(LIBRARIES)}")
     try:
@@ -129,7 +148,13 @@ def _chosen(libraries: list[str], patterns: list[str]) -> list[Network]:
     chosen = [network for network in every if any(fnmatchcase(network.name, pattern) for pattern in patterns)]
     if not chosen:
         raise UserError(f"--only {','.join(patterns)} matches none of {len(every):,} networks")
-    return chosen
+    if per_family is not None:
+        families = defaultdict(list)
+        for network in sorted(chosen, key=lambda network: (len(network.name), network.name)):
+            families[network.library, network.family].append(network)
+        first = {id(network) for members in families.values() for network in members[:per_family]}
+        chosen = [network for network in chosen if id(network) in first]
+    return every, chosen
 
 
 def _rows_so_far(file: Path, begun: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:

@@ -18,6 +18,7 @@ _HEAD = """# Will it convert my network?
 [`convert`](convert.md) was run on {networks:,} networks of {libraries} libraries, without trained weights.
 [The table]({table}) has a row for each of them; its head
 has the command, commit, versions and hardware. This page is made of it (`python benchmarks/census.py --page TABLE`).
+{selection}
 
 Each network was also run once while every operation was recorded. That run has nothing in common with the code of
 `convert`. It says how many residual additions there are: of two tensors (N, C, ...) of one shape that come from one
@@ -91,7 +92,9 @@ def page(table: str, head: dict[str, Any], rows: Sequence[Row]) -> str:
         rows: of the table.
     """
     answers = Counter(map(answer, rows))
-    text = _HEAD.format(networks=len(rows), libraries=len({row["library"] for row in rows}), table=table)
+    text = _HEAD.format(
+        networks=len(rows), libraries=len({row["library"] for row in rows}), table=table, selection=head["selection"]
+    )
     text += "".join(f"| {words} | {answers[key]:,} |\n" for key, words in _ANSWERS.items() if answers[key])
     gated = [row for row in rows if row["gates"] not in ("", "0")]
     real = [row for row in gated if row["run"] == "real"]

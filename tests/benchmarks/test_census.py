@@ -336,6 +336,15 @@ def test_mistakes(small, tmp_path, arguments, message):
         census.main(["--output", str(tmp_path), *arguments])
 
 
+def test_some_of_each_family(small, tmp_path, capsys):
+    census.main(["--output", str(tmp_path), "--library", "own", "--per-family", "1"])
+    head, rows = read_table(tmp_path / capsys.readouterr().out.split("/")[-1].strip())
+    assert [row["network"] for row in rows] == ["first"]
+    words = "The table is a selection, 1 of 3 networks, of each family the 1 with the shortest names."
+    assert head["selection"] == words
+    assert words in page("table.csv", head, rows)
+
+
 def test_without_a_folder():
     with pytest.raises(SystemExit, match="--output needs a folder"):
         census.main(["--library", "timm"])
