@@ -12,7 +12,7 @@ from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.optimisation import create_optimizer
 from tests.tiers import slow_but
 from tests.training.conftest import write_digits
-from tests.training.processes import complaint_of, succeed
+from tests.training.processes import complaint_of, succeed, trained_run
 from tests.training.runs import metrics, result, weights
 
 OPTIONS = {
@@ -28,19 +28,19 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("option", slow_but(OPTIONS, ["mixup and cutmix", "adamw"]))
-def test_learns(option, tmp_path):
+def test_learns(option):
     flags = OPTIONS[option]
-    succeed("train", "--epochs", "2", *flags, "--output", tmp_path / "run")
-    records = metrics(tmp_path / "run")
-    assert result(tmp_path / "run")["test_top1"] > 30  # of ten classes
+    run = trained_run("--epochs=2", *flags)
+    records = metrics(run)
+    assert result(run)["test_top1"] > 30  # of ten classes
     assert all(math.isfinite(record["train_loss"]) for record in records)
     assert (records[0]["train_top1"] is None) == ("--mixup" in flags)
 
 
 @pytest.mark.slow
-def test_memory_format_changes_little(short_run, tmp_path):
-    succeed("train", "--epochs", "2", "--channels-last", "false", "--output", tmp_path / "run")
-    assert metrics(tmp_path / "run")[0]["train_loss"] == pytest.approx(metrics(short_run)[0]["train_loss"], rel=0.02)
+def test_memory_format_changes_little(short_run):
+    run = trained_run("--epochs=2", *OPTIONS["contiguous"])
+    assert metrics(run)[0]["train_loss"] == pytest.approx(metrics(short_run)[0]["train_loss"], rel=0.02)
 
 
 @pytest.mark.slow
