@@ -31,6 +31,7 @@ from torch.utils.data import Dataset
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import nms
 
 import cmpe_se
 from cmpe_se.commands.compare.statistics import compare_paired, summarise
@@ -241,7 +242,7 @@ def sentence(result: dict[str, Any]) -> str:
 def draw(
     file: Path, classes: Sequence[str], images: Dataset[Any], records: Sequence[dict[str, Any]], title: str
 ) -> None:
-    """Test images with the true boxes and those that each arm finds with a score of at least 0.3."""
+    """Test images with the true boxes and those that each arm finds: at a place the surest class, from 0.3 up."""
     shown = min(SHOWN, len(images))
     figure = Figure(figsize=(2.2 * shown, 7.4), layout="constrained")
     rows = figure.subplots(len(ARMS) + 1, shown, squeeze=False)
@@ -253,9 +254,8 @@ def draw(
         for axes, (boxes, labels, scores) in zip(rows[:, column], found, strict=True):
             axes.imshow(image.permute(1, 2, 0).numpy())
             axes.set(xticks=[], yticks=[])
-            for index, ((left, top, right, bottom), label) in enumerate(zip(boxes, labels, strict=True)):
-                if scores is not None and scores[index] < 0.3:
-                    continue
+            for index in range(len(boxes)) if scores is None else _clear(boxes, scores):
+                (left, top, right, bottom), label = boxes[index], labels[index]
                 colour = "white" if scores is None else "orange"
                 text = classes[label - 1] + ("" if scores is None else f" {scores[index]:.2f}")
                 axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=colour, lw=1.5))
@@ -265,6 +265,12 @@ def draw(
         axes.set_ylabel(name)
     figure.suptitle(title, fontsize=10)
     figure.savefig(file, dpi=110)
+
+
+def _clear(boxes: list[list[float]], scores: list[float]) -> list[int]:
+    """Indices of the boxes that a plot has room for: of those that overlap by half, of any class, the one with most."""
+    kept = nms(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), 0.5).tolist()
+    return [index for index in kept if scores[index] >= 0.3]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
