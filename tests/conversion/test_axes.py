@@ -89,7 +89,7 @@ def test_numbers_are_the_same():
     ("axes", "reason"),
     [
         (".cpp", None),
-        ("....", None),
+        ("....", "which of their axes holds the channels cannot be found"),
         (".c..", None),
         (".cp", None),
         (".c.", None),

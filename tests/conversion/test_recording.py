@@ -460,3 +460,26 @@ def test_layers_run_from_a_forward_that_cannot_be_traced():
     converted = convert(original)
     assert_right(original, converted, X, count=1)
     assert "runs its layers without it" in conversion_report(converted).skipped["second"]
+
+
+class Logits(nn.Module):
+    """As attention in windows: what it adds to its logits (N, groups, positions, positions) are no maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key = nn.Conv2d(12, 12, 1), nn.Conv2d(12, 12, 1)
+        self.position = nn.Linear(3, 16)
+
+    def forward(self, x):
+        q, k = (conv(x).reshape(2, 4, 3, 16).transpose(2, 3) for conv in (self.query, self.key))
+        logits = q @ k.transpose(2, 3) + self.position(q)
+        return (logits.softmax(-1) @ k).transpose(2, 3).reshape(x.shape)
+
+
+def test_logits_of_attention_are_no_maps():
+    original = build(Block, Logits)
+    x = torch.randn(2, 12, 4, 4)
+    converted = convert(original, example_inputs=x)
+    assert_right(original, converted, x, count=1)
+    (words,) = conversion_report(converted).skipped.values()
+    assert "channels" in words

@@ -40,7 +40,7 @@ class Layout(NamedTuple):
             return "they have no positions"
         if self.axes[1] == POSITIONS or CHANNELS in self.axes[2:]:
             return "their channels are not the second axis alone"
-        if self.axes[1] is None and len(self.shape) != 4:  # four axes without a sign of anything else are images
+        if self.axes[1] is None:  # logits of attention, for example, have as many axes as images
             return "which of their axes holds the channels cannot be found"
         return None
 
