@@ -15,7 +15,7 @@ Row = dict[str, str]
 
 _HEAD = """# Will it convert my network?
 
-[`convert`](convert.md) was run on {networks:,} networks of {libraries} libraries, without trained weights.
+[`convert`](convert.md) was run on {networks:,} networks of {libraries}, without trained weights.
 [The table]({table}) has a row for each of them; its head
 has the command, commit, versions and hardware. This page is made of it (`python benchmarks/census.py --page TABLE`).
 {selection}
@@ -93,7 +93,10 @@ def page(table: str, head: dict[str, Any], rows: Sequence[Row]) -> str:
     """
     answers = Counter(map(answer, rows))
     text = _HEAD.format(
-        networks=len(rows), libraries=len({row["library"] for row in rows}), table=table, selection=head["selection"]
+        networks=len(rows),
+        libraries=", ".join(dict.fromkeys(row["library"] for row in rows)),
+        table=table,
+        selection=textwrap.shorten(head["selection"], 150, placeholder=" ... (the table has all names)."),
     )
     text += "".join(f"| {words} | {answers[key]:,} |\n" for key, words in _ANSWERS.items() if answers[key])
     gated = [row for row in rows if row["gates"] not in ("", "0")]
