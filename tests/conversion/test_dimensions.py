@@ -10,6 +10,7 @@ from torch.nn.functional import conv1d
 
 import cmpe_se
 from cmpe_se import VIEWS, CompetitiveSE, conversion_report, convert, merge
+from cmpe_se.conversion.convert import GATE_KEY
 from cmpe_se.conversion.convolutions import axes_of
 from cmpe_se.errors import UserError
 from cmpe_se.inspecting import attribution, forced_gates
@@ -47,7 +48,7 @@ def test_converted(name):
 
     after = model.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
-    assert all(".competition." in key for key in after.keys() - before.keys())
+    assert all(GATE_KEY.search(key) for key in after.keys() - before.keys())
 
     model.train()(x).square().sum().backward()
     for block, gate in gates(model).items():

@@ -133,3 +133,14 @@ def test_features_with_saved_gates(tmp_path):
     with torch.no_grad():
         for actual, expected in zip(loaded(images()), model.forward_intermediates(images())[1], strict=True):
             assert torch.equal(actual, expected)
+
+
+def test_weights_of_a_base_whose_blocks_have_two_gates(tmp_path):
+    plain = randomise(timm.create_model("test_coatnet")).eval()
+    torch.save(plain.state_dict(), tmp_path / "base.pth")
+    overlay = {"file": str(tmp_path / "base.pth")}
+    model = timm.create_model("cmpe_se_converted", base="test_coatnet", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert any(".competition_2." in key for key in model.state_dict())
+    x = torch.randn(1, 3, *plain.pretrained_cfg["input_size"][1:])
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), plain(x))

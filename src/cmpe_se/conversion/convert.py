@@ -9,6 +9,7 @@ At the start every gate is exactly 1: the last layer is zero, so the logistic gi
 it (fact 4 of ``docs/method.md``). The converted network computes what the original did, bit for bit.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from itertools import count
@@ -30,7 +31,9 @@ from cmpe_se.utils.copying import copy_network
 from cmpe_se.utils.text import in_one_line
 
 CHILD = "competition"
-"""Name of the gate among the children of a converted block."""
+"""Name of the gate among the children of a converted block; a second one is ``competition_2``, and so on."""
+GATE_KEY = re.compile(rf"(^|\.){CHILD}(_\d+)?\.")
+"""What the keys of gates have in a state dict."""
 FALLBACKS = ("pair_view_1x1", "refuse")
 """What can be done with channels that a view cannot fold: a picture of their pairs can be drawn of any number."""
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]

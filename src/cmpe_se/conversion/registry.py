@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cf
 from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureInfo
 from torch import Tensor, nn
 
-from cmpe_se.conversion.convert import CHILD, convert
+from cmpe_se.conversion.convert import GATE_KEY, convert
 from cmpe_se.layers.views import GATE_SETTINGS
 
 BASES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
@@ -33,9 +33,9 @@ def _converted(base: str, conversion: dict[str, Any], **settings: Any) -> nn.Mod
 
 def _with_new_gates(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The weights of the base network, with the gates as they start; those of a converted one as they are."""
-    if any(f".{CHILD}." in key for key in state):
+    if any(GATE_KEY.search(key) for key in state):
         return state
-    return state | {key: value for key, value in model.state_dict().items() if f".{CHILD}." in key}
+    return state | {key: value for key, value in model.state_dict().items() if GATE_KEY.search(key)}
 
 
 class _FeatureSettings(FeatureHookNet):

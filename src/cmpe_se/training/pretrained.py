@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor, nn
 
-from cmpe_se.conversion.convert import CHILD
+from cmpe_se.conversion.convert import GATE_KEY
 from cmpe_se.errors import UserError
 from cmpe_se.training.launching import is_main_process
 from cmpe_se.training.weight_files import SUFFIXES, fitted, read_weights, renamed
@@ -98,7 +98,7 @@ class _Gaps(NamedTuple):
     @property
     def new_gates(self) -> bool:
         """Whether all that is missing is gates."""
-        return bool(self.missing) and all(f".{CHILD}." in f".{name}" for name in self.missing)
+        return bool(self.missing) and all(GATE_KEY.search(name) for name in self.missing)
 
     @property
     def adaptable(self) -> bool:
