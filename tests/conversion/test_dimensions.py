@@ -98,9 +98,11 @@ def test_inspected(name, merged):
     for gate in gates(model).values():
         gate._forward_pre_hooks.clear()
     views = cmpe_se.inspect_gates(merge(model) if merged else model, x)
-    assert {f"{view.name}.competition" for view in views} == flows.keys()
-    for view in views:
-        gate, (u, s) = model.get_submodule(view.name).competition, flows[f"{view.name}.competition"]
+    # A gate of the network itself has its own name, others that of their block.
+    keys = [view.name if view.name in flows else f"{view.name}.competition" for view in views]
+    assert set(keys) == flows.keys()
+    for view, key in zip(views, keys, strict=True):
+        gate, (u, s) = model.get_submodule(key), flows[key]
         r, i = u.flatten(2).mean(2), s.flatten(2).mean(2)
         with torch.no_grad():
             a = gate.gain * naive_gate(gate, r, i)
