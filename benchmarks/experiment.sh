@@ -112,7 +112,10 @@ collect() {
     place=$records/cells/$(basename "$(dirname "$(dirname "$cell")")")/$(basename "$cell")
     mkdir -p "$place"
     for file in "${small_files[@]}"; do
-      if [ -f "$cell/$file" ] && ! cmp -s "$cell/$file" "$place/$file"; then cp "$cell/$file" "$place/"; fi
+      # What is kept stays: a finished run does not change, and one of another machine was put here from the records.
+      if [ ! -f "$cell/$file" ] || [ -f "$place/$file" ]; then continue; fi
+      cp "$cell/$file" "$place/"
+      if [ "$file" = result.json ]; then sed -i "s#$home/##g" "$place/$file"; fi # no place of this machine
     done
     # A wheel does not know its commit.
     if [ ! -f "$place/commit" ] && [ -f "$home/installed" ] && grep -q '"commit": null' "$place/result.json"; then

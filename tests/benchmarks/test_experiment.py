@@ -146,6 +146,18 @@ def test_finished_runs_are_collected_without_their_weights(script):
     assert kept == [f"small/a-seed100/{name}" for name in ("config.yaml", "metrics.jsonl", "result.json")]
 
 
+def test_what_is_kept_names_no_place_and_stays(script):
+    cell, kept = (folder / "a-seed100" for folder in (script.runs / "small/cells", script.records / "cells/small"))
+    make_cell(cell, finished=True)
+    (cell / "result.json").write_text(json.dumps({"run": str(cell), "command": f"train --output {cell}"}))
+    assert script("collect").returncode == 0
+    name = str(cell.relative_to(script.home))
+    assert json.loads((kept / "result.json").read_text()) == {"run": name, "command": f"train --output {name}"}
+    (kept / "result.json").write_text("{}")
+    assert script("collect").returncode == 0
+    assert (kept / "result.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize(
     ("end", "state"),
     [
