@@ -44,7 +44,7 @@ def test_maps(name, settings, strides, gates):
     assert (backbone.out_channels, backbone.strides) == (24, strides)
     assert list(maps) == [*map(str, range(len(strides))), "pool"]
     last = 2 * strides[-1]
-    assert [each.shape for each in maps.values()] == [(2, 24, 128 // s, 192 // s) for s in (*strides, last)]
+    assert [each.shape for each in maps.values()] == [(2, 24, -(-128 // s), -(-192 // s)) for s in (*strides, last)]
     assert len(gates_of(backbone)) == gates or (gates is None and gates_of(backbone))
 
 
