@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cmpe_se.errors import UserError
-from tests.detection.test_folders import coco_content, write_coco
+from tests.data.detection.test_folders import coco_content, write_coco
 
 pytest.importorskip("skimage", reason="the photographs come with scikit-image")
 pytest.importorskip("faster_coco_eval", reason="mean average precision needs faster-coco-eval")
