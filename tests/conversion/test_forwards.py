@@ -186,6 +186,14 @@ def test_a_copy_of_a_compiled_block_runs_its_own_gates():
         assert not torch.equal(again(X), converted(X))
 
 
+def test_a_compiled_part_that_stands_elsewhere_too():
+    torch.compiler.reset()
+    network = build()
+    network.last = torch.compile(network.layers[0], backend="eager")  # named before its wrapper
+    report = conversion_report(convert(network))
+    assert [gate.block for gate in report.gates] == ["layers.0", "layers.1"]
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_compiled_forward_and_a_compiled_sequence(inplace):
     """A compiled forward holds the module that it was made of, so that a copy would run the original."""

@@ -13,22 +13,7 @@ from cmpe_se import conversion_report, convert, merge
 from cmpe_se.errors import UserError
 from tests.conversion.networks import randomise
 from tests.conversion.test_convert import gates, move_gates
-
-
-class Block(nn.Module):
-    """A basic block of twelve channels."""
-
-    def __init__(self, channels=12):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-
-    def residual(self, x):
-        return self.conv2(self.bn1(self.conv1(x)).relu())
-
-    def forward(self, x):
-        return x + self.residual(x)
+from tests.conversion.test_forwards import Block
 
 
 class ComparesSizes(Block):
@@ -144,7 +129,6 @@ class CallsItsParent(Block):
 CONVERTED = {
     "compares sizes": ComparesSizes,
     "knows its size": KnowsItsSize,
-    "trains": Trains,
     "keeps sizes": KeepsSizes,
     "in another method": InAnotherMethod,
     "in a function inside": InAFunctionInside,
@@ -211,7 +195,48 @@ def test_training_takes_its_own_way():
         torch.testing.assert_close(*outputs)
         ways.add(torch.equal(outputs[0], X))
     assert ways == {True, False}
-    assert len(gates(converted)) == 2  # one for each addition in its source
+    assert list(gates(converted)) == ["0.competition", "0.competition_2"]  # one for each addition in its source
+    with torch.no_grad():
+        assert torch.equal(original.eval()(X), converted.eval()(X))
+    for network in (converted, copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+        learnt = set()
+        for seed in range(8):  # each gate learns in the mode and the runs that come to it
+            for training in (False, True):
+                torch.manual_seed(seed)
+                network.zero_grad()
+                network.train(training)(X.clone().requires_grad_()).square().sum().backward()
+                learnt |= {
+                    (name, training) for name, gate in gates(network).items() if gate.fc2.weight.grad is not None
+                }
+        assert learnt == {("0.competition", False), ("0.competition_2", True)}
+    move_gates(converted)
+    with torch.no_grad():
+        moved = converted.eval()(X)
+        assert not torch.equal(moved, original.eval()(X))
+        torch.testing.assert_close(merge(converted)(X), moved, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_found_does_not_depend_on_what_was_drawn_before(seed):
+    original = build(Trains)
+    torch.manual_seed(seed)
+    assert len(gates(convert(original))) == 2
+
+
+def test_a_forward_that_fails_in_training_is_looked_at_in_eval_mode():
+    class NeedsTargets(Block):
+        def forward(self, x, targets=None, weights=None):
+            if self.training:
+                return (x + self.residual(x) - targets).square().mean()
+            return x + self.residual(x)
+
+    original = build(Block, NeedsTargets)
+    converted = convert(original)
+    report = conversion_report(converted)
+    assert [gate.block for gate in report.gates] == ["0", "1"]
+    assert "its forward fails in training mode" in report.notes["1"]
+    with torch.no_grad():
+        assert torch.equal(original(X), converted(X))
 
 
 class Pairs(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 
 from torch import fx, nn
 
-from cmpe_se.conversion.calls import own_forward_again, why_block_stays
+from cmpe_se.conversion.calls import original_class, own_forward_again, why_block_stays
 from cmpe_se.conversion.source import compiled
 from cmpe_se.errors import UserError
 
@@ -62,11 +62,6 @@ def with_methods(block: nn.Module, methods: Mapping[str, str]) -> type[nn.Module
 def is_rewritten(block: nn.Module) -> bool:
     """Whether a block has methods of another source: what they do besides their output is no part of a graph."""
     return type(block) in _rewritten.values()
-
-
-def original_class(block: nn.Module) -> type[nn.Module]:
-    """The class that a block had before its forward was replaced."""
-    return vars(type(block)).get("_unconverted", type(block))
 
 
 def _converted_class(original: type[nn.Module], source: str, names: dict[str, Any]) -> type[nn.Module]:

@@ -16,7 +16,7 @@ _COPIES = ("__deepcopy__", "__reduce__", "__reduce_ex__")
 
 def why_block_stays(block: nn.Module) -> str | None:
     """Why a gate in a block's forward might take no part in its output or be lost in a copy; None where it is safe."""
-    kind = vars(type(block)).get("_unconverted", type(block))
+    kind = original_class(block)
     if isinstance(block, fx.GraphModule):
         # Its forward and its copies come from its graph, unless a library has put another forward there.
         return None if _runs_its_class(block) and isinstance(type(block).forward, FunctionType) else _replaced(block)
@@ -31,6 +31,11 @@ def why_block_stays(block: nn.Module) -> str | None:
         if getattr(kind, name, None) is not getattr(object, name, None):
             return f"{kind.__name__} has a {name} of its own, so that a copy might lose its gates"
     return None
+
+
+def original_class(block: nn.Module) -> type[nn.Module]:
+    """The class that a block had before it was converted, its own if it has not been."""
+    return vars(type(block)).get("_unconverted", type(block))
 
 
 def why_inside_stays(module: nn.Module) -> str | None:

@@ -32,7 +32,9 @@ from cmpe_se.utils.text import in_one_line
 
 CHILD = "competition"
 """Name of the gate among the children of a converted block; a second one is ``competition_2``, and so on."""
-GATE_KEY = re.compile(rf"(^|\.){CHILD}(_\d+)?\.")
+GATE_NAME = re.compile(rf"{CHILD}(_\d+)?")
+"""What such children are called."""
+GATE_KEY = re.compile(rf"(^|\.){GATE_NAME.pattern}\.")
 """What the keys of gates have in a state dict."""
 FALLBACKS = ("pair_view_1x1", "refuse")
 """What can be done with channels that a view cannot fold: a picture of their pairs can be drawn of any number."""

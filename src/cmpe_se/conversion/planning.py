@@ -16,9 +16,7 @@ from cmpe_se.conversion.shapes import find_shapes
 from cmpe_se.conversion.source import Place
 from cmpe_se.conversion.tracing import trace
 from cmpe_se.conversion.unconvertible import Unconvertible
-from cmpe_se.conversion.watching import PLACE, SEEN, watch
-
-_TRIALS = 4  # runs in training mode, since what a forward does there may be drawn by lot
+from cmpe_se.conversion.watching import PLACE, SEEN, watch_runs
 
 
 def plan_conversion(model: nn.Module, recording: Recording) -> tuple[dict[str, Plan], dict[str, str]]:
@@ -35,7 +33,7 @@ def plan_conversion(model: nn.Module, recording: Recording) -> tuple[dict[str, P
         if why_inside_stays(block):
             skipped[name] = str(closed)
             continue
-        found = _Found(block, recording)
+        found = _Search(block, recording)
         called[name] = found.layers
         if closed and (found.plan or found.reasons):
             skipped[name] = closed
@@ -61,7 +59,7 @@ def plan_conversion(model: nn.Module, recording: Recording) -> tuple[dict[str, P
     return plans, skipped
 
 
-class _Found:
+class _Search:
     """What there is in a block: in the graph of its forward, or else in what runs of it do.
 
     Args:
@@ -97,15 +95,13 @@ class _Found:
             stopped = self._recording.stopped
             self.reasons = f"{reason}; a run of the network did not come to it ({stopped})" if stopped else reason
             return
-        run = partial(watch, stand_in, call, self._recording.tracker)
+        tracker = self._recording.tracker
         try:
-            graphs = [run(training=False)]
-        except Unconvertible as failure:
-            self.reasons = f"{reason}; {failure}"
+            graphs, failure = watch_runs(stand_in, call, tracker)
+        except Unconvertible as in_eval:
+            self.reasons = f"{reason}; {in_eval}"
             return
-        try:
-            graphs += [run(training=True) for _ in range(_TRIALS)]
-        except Unconvertible as failure:
+        if failure:
             reason = f"{reason}; {failure}"
         ran = {layer for graph in graphs for layer in calls_of(stand_in, graph)}
         self.layers = {layer for layer in self.block.modules() if self._recording.stand_in(layer) in ran}
@@ -113,12 +109,11 @@ class _Found:
         self.reasons = f"{reason}; {listed(reasons)}" if reasons else ""
         if found:
             note = f"its source is changed where it adds, since {reason}"
-            tracker = self._recording.tracker
             plan = SourcePlan(self.block, list(found.values()), list(found), stand_in, call, tracker, note)
             try:
                 plan.try_names()
-            except Unconvertible as failure:
-                self.reasons = f"{reason}; {failure}"
+            except Unconvertible as on_trial:
+                self.reasons = f"{reason}; {on_trial}"
             else:
                 self.plan = plan
 

@@ -23,26 +23,22 @@ class StandIns:
     """
 
     def __init__(self, model: nn.Module):
-        self._made: dict[int, nn.Module] = {}
         originals = list(model.modules())
-        for module in originals:
-            scripted = isinstance(module, torch.jit.ScriptModule)
-            self._made[id(module)] = _scripted(module) if scripted else object.__new__(type(module))
-        for module in originals:
-            if isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # torch.compile would compile it
-                self._made[id(module)] = self._made[id(inner)]
-        self._memo: dict[int, Any] = dict(self._made)
-        for module in originals:
+        scripted = [module for module in originals if isinstance(module, torch.jit.ScriptModule)]
+        own = [module for module in originals if _uncompiled(module) is module and module not in scripted]
+        self._made = {id(module): _scripted(module) for module in scripted}
+        self._made |= {id(module): object.__new__(type(module)) for module in own}
+        self._memo: dict[int, Any] = {id(module): self.of(module) for module in originals}
+        for module in own:
             tensors = [*module._parameters.values(), *module._buffers.values()]
             self._memo |= {id(tensor): _on_meta(tensor) for tensor in tensors if tensor is not None}
-        for module in originals:
-            if not isinstance(module, torch.jit.ScriptModule):
-                vars(self.of(module)).update(self._state(module))
+        for module in own:
+            vars(self.of(module)).update(self._state(module))
         self.of(model).eval()
 
     def of(self, module: nn.Module) -> nn.Module:
         """The stand-in of one of the network's modules."""
-        return self._made[id(module)]
+        return self._made[id(_uncompiled(module))]
 
     def _state(self, module: nn.Module) -> dict[str, Any]:
         state = {name: self._copied(value) for name, value in vars(module).items() if name not in _NOT_COPIED}
@@ -57,6 +53,13 @@ class StandIns:
                 return copy.deepcopy(value, self._memo)
         except Exception:  # locks, files, results with gradients: what nothing may copy is shared
             return value
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """What torch.compile was given, since calling its wrapper would compile; other modules as they are."""
+    while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+        module = inner
+    return module
 
 
 def _scripted(module: nn.Module) -> nn.Module:
@@ -83,4 +86,4 @@ def _on_meta(tensor: Tensor) -> Tensor:
 
 def on_meta(value: Any) -> Any:
     """Tensors in lists, tuples and dictionaries on the meta device, everything else as it is."""
-    return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().to("meta"), value)
+    return torch.utils._pytree.tree_map_only(Tensor, _on_meta, value)

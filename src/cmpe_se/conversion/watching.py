@@ -21,13 +21,37 @@ from cmpe_se.conversion.recording import BlockCall
 from cmpe_se.conversion.source import place_in
 from cmpe_se.conversion.tracing import first_sentence
 from cmpe_se.conversion.unconvertible import Unconvertible
-from cmpe_se.utils.randomness import random_states_kept
+from cmpe_se.utils.randomness import seeded
 
+_TRIALS = 4  # runs in training mode
 SEEN, PLACE = "seen", "place"
 """Keys of what is known of a node: its tensor, as :class:`Layout`, and the :class:`Place` that called it, if any."""
 
 
-def watch(stand_in: nn.Module, call: BlockCall, tracker: AxisTracker, training: bool) -> fx.Graph:
+def watch_runs(
+    stand_in: nn.Module, call: BlockCall, tracker: AxisTracker
+) -> tuple[list[fx.Graph], Unconvertible | None]:
+    """What a forward of a block does in eval mode, and in a few runs in training mode, which may draw lots.
+
+    Args:
+        stand_in: of the block, on the meta device; what its forward keeps is lost.
+        call: what it gets.
+        tracker: of the run that showed it.
+
+    Returns:
+        Graphs of the runs, the one in eval mode first; and why there are none in training mode, if so.
+
+    Raises:
+        Unconvertible: its forward fails in eval mode.
+    """
+    graphs = [_watch(stand_in, call, tracker, training=False)]
+    try:
+        return graphs + [_watch(stand_in, call, tracker, True, seed) for seed in range(_TRIALS)], None
+    except Unconvertible as failure:
+        return graphs, failure
+
+
+def _watch(stand_in: nn.Module, call: BlockCall, tracker: AxisTracker, training: bool, seed: int = 0) -> fx.Graph:
     """What one forward of a block does, its children as leaves.
 
     Args:
@@ -35,6 +59,7 @@ def watch(stand_in: nn.Module, call: BlockCall, tracker: AxisTracker, training: 
         call: what it gets.
         tracker: of the run that showed it.
         training: whether it runs in training mode.
+        seed: of the numbers that it draws, so that what is found does not depend on what was drawn before.
 
     Raises:
         Unconvertible: its forward fails.
@@ -45,7 +70,7 @@ def watch(stand_in: nn.Module, call: BlockCall, tracker: AxisTracker, training: 
     args, kwargs = torch.utils._pytree.tree_map_only(Tensor, watcher.receive, (call.args, call.kwargs))
     try:
         stand_in.train(training)
-        with torch.no_grad(), random_states_kept(), watcher.leaves(), tracker, watcher:
+        with torch.no_grad(), seeded(seed), watcher.leaves(), tracker, watcher:
             stand_in(*args, **kwargs)
     except Exception as error:  # whatever a forward does
         mode = "training" if training else "eval"

@@ -12,8 +12,9 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
 from cmpe_se.data import ImageData
-from cmpe_se.data.seeds import derive_seed, seeded
+from cmpe_se.data.seeds import derive_seed
 from cmpe_se.errors import UserError
+from cmpe_se.utils.randomness import seeded
 
 CORRUPTIONS: dict[str, tuple[float, ...]] = {
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),

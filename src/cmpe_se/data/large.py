@@ -17,8 +17,9 @@ from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
 from cmpe_se.data.interface import Batch, ImageData, Unreadable
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image, read_image
-from cmpe_se.data.seeds import derive_seed, seeded
+from cmpe_se.data.seeds import derive_seed
 from cmpe_se.errors import UserError
+from cmpe_se.utils.randomness import seeded
 from cmpe_se.utils.signals import held, ignore_in_worker
 
 _log = logging.getLogger(__name__)

@@ -1,9 +1,5 @@
 """Random numbers that depend on what they are for, and on nothing else."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 
@@ -19,21 +15,3 @@ def derive_seed(use: str, *numbers: int) -> int:
 def generator(use: str, *numbers: int) -> torch.Generator:
     """A CPU generator seeded with ``derive_seed``."""
     return torch.Generator().manual_seed(derive_seed(use, *numbers))
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Runs its block with Python's, NumPy's and PyTorch's (CPU) global generators at ``seed``, then puts them back.
-
-    timm's and torchvision's transforms draw from all three and take no generator of their own.
-    """
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.default_generator.set_state(states[2])

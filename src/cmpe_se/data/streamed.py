@@ -17,8 +17,9 @@ from cmpe_se.data.interface import Batch, ImageData, Unreadable
 from cmpe_se.data.large import Transform, batches_on, train_transform
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image
-from cmpe_se.data.seeds import derive_seed, generator, seeded
+from cmpe_se.data.seeds import derive_seed, generator
 from cmpe_se.errors import UserError
+from cmpe_se.utils.randomness import seeded
 from cmpe_se.utils.signals import ignore_in_worker
 
 

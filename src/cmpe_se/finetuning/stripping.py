@@ -1,13 +1,12 @@
 """Gates out of a network again: each gated addition becomes the addition that it was."""
 
 import operator
-import re
 
 import torch
 from torch import fx, nn
 
-from cmpe_se.conversion.calls import wrapper_that_knows
-from cmpe_se.conversion.convert import CHILD
+from cmpe_se.conversion.calls import original_class, wrapper_that_knows
+from cmpe_se.conversion.convert import GATE_NAME
 from cmpe_se.conversion.report import forget
 from cmpe_se.errors import UserError
 from cmpe_se.finetuning.gates import scale_of, some_gates_of, unwrapped
@@ -15,8 +14,6 @@ from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.networks.base import ResidualNetwork
 from cmpe_se.networks.blocks import PreActBlock
 from cmpe_se.utils.copying import copy_network
-
-_CONVERTED = re.compile(rf"{CHILD}(_\d+)?")
 
 
 def strip_gates(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -64,7 +61,7 @@ def strip_gates(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             delattr(block, child)
         if isinstance(block, PreActBlock):
             block.attention = None
-        if kind := _original_class(block):
+        if (kind := original_class(block)) is not type(block):
             vars(block).pop("forward", None)
             block.__class__ = kind
     for module in network.modules():
@@ -76,12 +73,6 @@ def strip_gates(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     return network
 
 
-def _original_class(block: nn.Module) -> type[nn.Module] | None:
-    """The class that a block had before it was converted; None for one that has not been."""
-    kind: type[nn.Module] | None = vars(type(block)).get("_unconverted")
-    return kind
-
-
 def _children(block: nn.Module) -> dict[str, CompetitiveSE]:
     return {name: child for name, child in block.named_children() if isinstance(child, CompetitiveSE)}
 
@@ -90,10 +81,10 @@ def _why_it_stays(block: nn.Module) -> str | None:
     children = _children(block)
     if isinstance(block, PreActBlock) and set(children) == {"attention"}:
         return None
-    kind = _original_class(block)
-    if kind is None and getattr(type(block), "_unconverted", None) is not None:
+    converted = original_class(block) is not type(block)
+    if not converted and getattr(type(block), "_unconverted", None) is not None:
         return "its class has changed since it was converted; undo that first (a parametrisation, sharding)"
-    if own := [child for child in children if kind is None or not _CONVERTED.fullmatch(child)]:
+    if own := [child for child in children if not converted or not GATE_NAME.fullmatch(child)]:
         return f"{own[0]} is part of the block's own code, which calls it; build the network without it"
     forward = vars(block).get("forward")
     if forward is not None and getattr(forward, "__func__", None) is not type(block).forward:
