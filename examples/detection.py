@@ -12,7 +12,6 @@ difference with its interval, and what both detectors find.
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from paired_arms import ARMS, compare_arms
 from pasted_objects import PastedObjects, Scene, load_objects, photographs
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -34,15 +34,14 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import nms
 
 import cmpe_se
-from cmpe_se.commands.compare.statistics import compare_paired, summarise
 from cmpe_se.data.detection import load_detection
 from cmpe_se.errors import UserError
 from cmpe_se.training.provenance import provenance, write_table
 from cmpe_se.utils.files import write_json
 from cmpe_se.utils.packages import is_installed
 from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.records import read_json
 
-ARMS = ("plain", "converted")
 METRICS = ("map", "map_50", "map_75")  # torchmetrics' names: mean over IoU 0.5 to 0.95, at 0.5 and at 0.75
 TRAIN_SCENES, TEST_SCENES, SHOWN = 4000, 300, 8
 CHANNELS = 48
@@ -187,8 +186,8 @@ def run(
     settings = {key: value for key, value in vars(options).items() if key not in ("seeds", "output")}
     file = options.output / f"{arm}-seed{seed}.json"
     if file.exists():
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["settings"] != settings:
+        record = read_json(file, dict[str, Any], advice="remove it to train this run again")
+        if record.get("settings") != settings:
             raise UserError(f"{file} is a run with other settings; give another --output")
         print(f"{arm}, seed {seed}: finished before, mAP {record['map']:.2f} %")
         return record
@@ -215,17 +214,6 @@ def run(
     record |= {"settings": settings, "detections": shown, **provenance()}
     write_json(file, record)
     return record
-
-
-def compare(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and interval of each detector's mAP in percent and of the paired differences; None for no interval."""
-    values = {arm: [record["map"] for record in records if record["arm"] == arm] for arm in ARMS}
-    difference = compare_paired(values["converted"], values["plain"])
-    found = {arm: summarise(values[arm]) for arm in ARMS} | {"difference": difference}
-    return {
-        name: {key: value if math.isfinite(value) else None for key, value in vars(each).items()}
-        for name, each in found.items()
-    }
 
 
 def sentence(result: dict[str, Any]) -> str:
@@ -298,7 +286,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     data = load(options)
     options.output.mkdir(parents=True, exist_ok=True)
     records = [run(arm, seed, options, data) for seed in options.seeds for arm in ARMS]
-    result = compare(records)
+    result = compare_arms(records, "map")
     text = sentence(result)
     columns = ("arm", "seed", *METRICS, "loss", "params", "seconds")
     write_json(options.output / "detection.json", {"sentence": text, **result, "runs": records, **provenance()})

@@ -28,6 +28,7 @@ from matplotlib import colormaps
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from paired_arms import ARMS, compare_arms
 from pasted_objects import PastedObjects, load_objects, photographs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -36,7 +37,6 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from torchvision.transforms import InterpolationMode, v2
 
 import cmpe_se
-from cmpe_se.commands.compare.statistics import compare_paired, summarise
 from cmpe_se.data.segmentation import IGNORED, MaskedImages, load_segmentation
 from cmpe_se.errors import UserError
 from cmpe_se.training.provenance import provenance, write_table
@@ -46,7 +46,6 @@ from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.records import read_json
 from cmpe_se.utils.text import duration, split_names
 
-ARMS = ("plain", "converted")
 SHOWN = 6  # test images in the plot
 
 
@@ -213,20 +212,6 @@ def run(arm: str, seed: int, data: Data, options: argparse.Namespace, settings: 
     return result
 
 
-def finite(value: Any) -> Any:
-    """Numbers as JSON has them: None where there is none, as of the interval of one seed."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean IoU of each arm, and the paired difference over the seeds, in points."""
-    by_arm = {arm: [record["miou"] for record in records if record["arm"] == arm] for arm in ARMS}
-    arms = {arm: vars(summarise(values)) for arm, values in by_arm.items()}
-    return finite(arms | {"difference": vars(compare_paired(by_arm["converted"], by_arm["plain"]))})
-
-
 def verdict(found: dict[str, Any]) -> str:
     """The summary in words."""
     lines = [
@@ -281,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings |= {"classes": list(data.classes), "train": len(data.train.images), "test": len(data.test.images)}
     records = [run(arm, seed, data, options, settings) for seed in range(options.seeds) for arm in ARMS]
 
-    found = summary(records)
+    found = compare_arms(records, "miou")
     print(verdict(found))
     rows = [
         {"arm": each["arm"], "seed": each["seed"], "params": each["params"], "miou": f"{each['miou']:.2f}"}

@@ -206,3 +206,22 @@ def test_a_class_that_only_test_masks_have_is_refused(plain):
     Image.fromarray(np.full((9, 12), 7, dtype=np.uint8)).save(held)
     with pytest.raises(UserError, match="holds class 7, and there are 3 classes"):
         load_segmentation(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("classes.txt", "write the names of the classes, one a line"),
+        ("ImageSets/Segmentation/val.txt", "it should list a part's images, one a line"),
+    ],
+)
+def test_lists_that_are_no_text(tmp_path, name, advice):
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "JPEGImages" / "a.jpg")
+    Image.new("L", (4, 4)).save(tmp_path / "SegmentationClass" / "a.png")
+    for part in ("train", "val"):
+        (tmp_path / f"ImageSets/Segmentation/{part}.txt").write_text("a\n")
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=rf"{name} cannot be read .*; {advice}"):
+        load_segmentation(tmp_path)

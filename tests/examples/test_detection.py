@@ -86,6 +86,6 @@ def test_a_folder_of_ones_own(example, tmp_path):
 def test_sentence(example):
     pairs = ((10, 12), (11, 13.2), (9, 11.1))
     records = [{"arm": arm, "map": value} for pair in pairs for arm, value in zip(example["ARMS"], pair, strict=True)]
-    result = example["compare"](records)
+    result = example["compare_arms"](records, "map")
     assert "+2.10 points" in example["sentence"](result)
     assert "the interval leaves 0 out" in example["sentence"](result)

@@ -21,8 +21,9 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 from cmpe_se.data.image_files import find_images, notes_on
 from cmpe_se.data.reading import read_image
 from cmpe_se.data.splits import choose_splits, with_role
+from cmpe_se.data.voc import lines_of, listed_names, voc_folders
 from cmpe_se.errors import UserError
-from cmpe_se.utils.files import os_errors_as, whole_path
+from cmpe_se.utils.files import whole_path
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.text import in_one_line
 
@@ -197,8 +198,7 @@ def _size_of(path: Path) -> tuple[int, ...]:
 def _class_names(root: Path) -> tuple[str, ...] | None:
     file = root / "classes.txt"
     if file.is_file():
-        with os_errors_as(f"cannot read {file}"):
-            names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(lines_of(file, advice="write the names of the classes, one a line"))
         if not 2 <= len(names) <= IGNORED:
             raise UserError(
                 f"{file} names {len(names)} classes; write 2 to {IGNORED}, one a line, the background first"
@@ -213,7 +213,7 @@ def _voc_folder(root: Path) -> Path | None:
     """The folder with JPEGImages: itself, or the only one below VOCdevkit; None where there is none."""
     if (root / "JPEGImages").is_dir():
         return root
-    found = sorted(path.parent for pattern in ("VOC*", "VOCdevkit/VOC*") for path in root.glob(f"{pattern}/JPEGImages"))
+    found = [folder for folder in voc_folders(root) if (folder / "JPEGImages").is_dir()]
     if len(found) > 1:
         raise UserError(f"{root} holds several years of VOC; give one of {', '.join(map(str, found))}")
     return found[0] if found else None
@@ -236,8 +236,7 @@ def _choose(where: str, names: list[str], train_split: str | None, test_split: s
 
 
 def _listed(root: Path, file: Path) -> list[Pair]:
-    with os_errors_as(f"cannot read {file}"):
-        names = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = listed_names(file)
     images = _by_stem(root / "JPEGImages")
     masks = _by_stem(root / "SegmentationClass", only=_EXACT)
     if missing := [name for name in names if name not in images]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from cmpe_se.data.detection.coco import read_coco
 from cmpe_se.data.detection.images import DetectionImages
 from cmpe_se.data.detection.voc import class_names, read_voc
+from cmpe_se.data.voc import voc_folders
 from cmpe_se.errors import UserError
 
 
@@ -42,7 +43,7 @@ def load_detection(data_dir: str | Path, *, skip_invalid: bool = False) -> Detec
         if parts[0].classes != parts[1].classes:
             raise UserError(f"{train[0]} and {test[0]} have different categories; give both the same")
         return DetectionData(parts[0].classes, *parts)
-    for voc in (folder, *sorted(folder.glob("VOCdevkit/VOC*")), *sorted(folder.glob("VOC*"))):
+    for voc in voc_folders(folder):
         lists = voc / "ImageSets" / "Main"
         chosen = [
             next((name for name in names if (lists / f"{name}.txt").is_file()), None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from cmpe_se.data.detection.images import Annotations, Box, DetectionImages
+from cmpe_se.data.voc import listed_names
 from cmpe_se.errors import UserError
 
 VOC_CLASSES = (
@@ -34,12 +35,8 @@ def read_voc(
     """
     folder = Path(folder)
     listed = folder / "ImageSets" / "Main" / f"{part}.txt"
-    try:
-        names = [line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{listed} cannot be read ({error}); it should list a part's images, one a line") from None
     left_out = Counter[str]()
-    images = [_read_annotations(folder, name, left_out) for name in names]
+    images = [_read_annotations(folder, name, left_out) for name in listed_names(listed)]
     return DetectionImages(listed, images, classes, left_out, skip_invalid=skip_invalid)
 
 
