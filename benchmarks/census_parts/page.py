@@ -96,7 +96,7 @@ def page(table: str, head: dict[str, Any], rows: Sequence[Row]) -> str:
         networks=len(rows),
         libraries=", ".join(dict.fromkeys(row["library"] for row in rows)),
         table=table,
-        selection=textwrap.shorten(head["selection"], 150, placeholder=" ... (the table has all names)."),
+        selection=textwrap.shorten(head["selection"], 150, placeholder=" those in its command."),
     )
     text += "".join(f"| {words} | {answers[key]:,} |\n" for key, words in _ANSWERS.items() if answers[key])
     gated = [row for row in rows if row["gates"] not in ("", "0")]
