@@ -148,7 +148,7 @@ def _left(members: Sequence[Row]) -> str:
     reasons: Counter[str] = Counter()
     for row in members:
         if answer(row) in ("some", "none"):
-            reasons.update({_short(reason) for reason in row["reasons"].split(" | ")})
+            reasons.update(list(dict.fromkeys(_short(reason) for reason in row["reasons"].split(" | "))))
     return markdown("; ".join(reason for reason, _ in reasons.most_common(2)))
 
 

@@ -115,7 +115,10 @@ def test_frozen_stages_of_networks_with_feature_maps_of_their_own(name):
 
 
 def test_frozen_norms():
-    """All but those inside gates; the backbone computes what it computed in eval mode, in training mode too."""
+    """All but those inside gates; the backbone computes what it computed in eval mode, in training mode too.
+
+    Up to rounding: a frozen norm multiplies and adds in another order.
+    """
     torch.manual_seed(0)
     free = randomised(cmpe_se.fpn_backbone("resnet18", convert="folded_3x3", **SMALL))
     frozen = cmpe_se.fpn_backbone("resnet18", convert="folded_3x3", frozen_norms=True, **SMALL)
@@ -129,7 +132,6 @@ def test_frozen_norms():
     maps = free.eval()(x)
     for mode in (False, True):
         for key, each in frozen.train(mode)(x).items():
-            assert torch.equal(each, maps[key]) or mode  # in training a gate's own norm may differ
             torch.testing.assert_close(each, maps[key], atol=1e-4, rtol=1e-4)
 
 
@@ -151,7 +153,7 @@ def test_pretrained_weights_are_those_of_the_network(tmp_path):
         torch.manual_seed(1)
         network = randomised(timm.create_model(base))
         file = tmp_path / f"{base}.safetensors"
-        timm.models.save_for_hf(network, tmp_path / base)
+        timm.models.save_for_hf(network, tmp_path / base, safe_serialization=True)
         weights = {"pretrained_cfg_overlay": {"file": str(tmp_path / base / "model.safetensors")}}
         plain = timm.create_model(base, pretrained=True, features_only=True, **weights).eval()
         converted = timm.create_model(

@@ -5,7 +5,6 @@ name it as their architecture, so that ``timm.create_model("local-dir:...")`` an
 that know a network by its name alone get the base as a tag: ``cmpe_se_converted.regnetx_002``.
 """
 
-from functools import partial
 from typing import Any, cast
 
 import timm
@@ -15,6 +14,7 @@ from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookN
 from torch import Tensor, nn
 
 from cmpe_se.conversion.convert import GATE_KEY, convert
+from cmpe_se.conversion.report import hand_on
 from cmpe_se.layers.views import GATE_SETTINGS
 
 BASES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
@@ -62,11 +62,19 @@ def _features_of(base: str) -> dict[str, Any]:
 
 
 def _build(name: str, base: str, pretrained: bool = False, **settings: Any) -> nn.Module:
-    network = partial(_converted, base, {key: settings.pop(key) for key in CONVERSION if key in settings})
+    conversion = {key: settings.pop(key) for key in CONVERSION if key in settings}
+    whole: list[nn.Module] = []
+
+    def network(**settings: Any) -> nn.Module:
+        whole.append(_converted(base, conversion, **settings))
+        return whole[0]
+
     features = _features_of(base) if settings.get("features_only") else None
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         network, name, pretrained, feature_cfg=features, pretrained_filter_fn=_with_new_gates, **settings
     )
+    hand_on(whole[0], model)  # timm's extractors keep some layers of the network, and not the network
+    return model
 
 
 def _pretrained_cfg(name: str) -> PretrainedCfg:

@@ -99,6 +99,16 @@ def remember(model: nn.Module, skipped: dict[str, str], notes: dict[str, str]) -
     setattr(model, _NOTES, notes)
 
 
+def hand_on(converted: nn.Module, extractor: nn.Module) -> None:
+    """Let what was made of a converted network's layers, such as a feature extractor, report on those it has."""
+    if any(module is converted for module in extractor.modules()):
+        return
+    names = {id(module): name for name, module in extractor.named_modules()}
+    for kept in (_SKIPPED, _NOTES):
+        blocks = {id(converted.get_submodule(name)): words for name, words in getattr(converted, kept).items()}
+        setattr(extractor, kept, {names[block]: words for block, words in blocks.items() if block in names})
+
+
 def forget(model: nn.Module) -> None:
     """Forget what was kept for the report, wherever in the network it is."""
     for module in model.modules():

@@ -60,6 +60,12 @@ def _trace(module: nn.Module) -> tuple[fx.Graph | None, set[int]]:
         return None, set()
 
 
+def _called_whole(sequence: nn.Module, recording: Recording) -> bool:
+    """Whether a run called a sequence, and its layers as often as that: nothing else calls them."""
+    calls = recording.count(sequence)
+    return calls > 0 and all(recording.count(layer) == calls for layer in sequence.children())
+
+
 class Call(NamedTuple):
     """One call of a layer, in the traced forward of a module."""
 
@@ -70,9 +76,9 @@ class Call(NamedTuple):
 class Calls:
     """All calls of a network's layers that can be known, each module's forward traced once.
 
-    A sequence that no traced forward calls is not looked at: its parent may walk through it, and read what each layer
-    puts out. The forwards of our own blocks are known. Where a forward cannot be traced, a run on the meta device shows
-    which layers it calls itself.
+    A sequence that no traced forward calls may be walked through by its parent, which reads what each layer puts out.
+    The forwards of our own blocks are known. Where a forward cannot be traced, a run on the meta device shows which
+    layers it calls itself, and which sequences it calls whole.
 
     Args:
         model: network in eval mode. A child may later be replaced under its name by another that is called alike.
@@ -86,6 +92,7 @@ class Calls:
         self.normed: list[tuple[nn.Module, nn.Module]] = []
         """Convolutions and the norms that alone read what they put out."""
         looked_into: set[int] = set()
+        uncalled = []
         for module in model.modules():  # parents come first
             if is_known_block(module):
                 names = module.normed_convolutions
@@ -93,17 +100,28 @@ class Calls:
                 continue
             walked = is_sequence(module) and module is not model and id(module) not in self._calls
             single = is_unaltered(module) or not any(True for _ in module.children())
-            if walked or single or id(module) in looked_into:
+            if single or id(module) in looked_into:
                 continue
-            graph, inside = _trace(module)
-            self._graphs[id(module)] = graph
-            looked_into |= inside
-            for node in graph.nodes if graph else ():
-                self._note(module, node)
+            if walked:
+                uncalled.append(module)
+            else:
+                looked_into |= self._look_at(module)
         if None in self._graphs.values():
-            self._look_at_run(Recording(model))
+            recording = Recording(model)
+            for sequence in uncalled:
+                if id(sequence) not in looked_into and _called_whole(sequence, recording):
+                    looked_into |= self._look_at(sequence)
+            self._look_at_run(recording)
         for calls in self._calls.values():
             self.normed += [pair for call in calls if (pair := self._normed(call))]
+
+    def _look_at(self, module: nn.Module) -> set[int]:
+        """Note the calls in a module's forward; the sequences inside it that were looked into."""
+        graph, inside = _trace(module)
+        self._graphs[id(module)] = graph
+        for node in graph.nodes if graph else ():
+            self._note(module, node)
+        return inside
 
     def _note(self, block: nn.Module, node: fx.Node) -> None:
         if node.op == "call_module":
