@@ -16,6 +16,7 @@
 # PYTHON (python3) makes the environment, CORE (the last one) is where it runs. RECORDS, EXPERIMENT_HOME,
 # COLLECT_SECONDS and STOP_SECONDS are for tests.
 set -euo pipefail
+unset PYTHONPATH # of a developer's shell: the checkout there would run in the place of the installed commit
 root=$(cd "$(dirname "$0")/.." && pwd)
 script=$root/benchmarks/experiment.sh
 records=${RECORDS:-$root/results/experiments/cifar100-16px}

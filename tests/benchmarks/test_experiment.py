@@ -35,9 +35,10 @@ in_background = pytest.mark.skipif(
 )
 
 # `cmpe-se compare` as the script sees it: it has a run in a session of its own, tells it once, and waits. With "go" in
-# the experiment's folder a run ends; with "deaf", it does not listen; with "broken", compare fails.
+# the experiment's folder a run ends; with "deaf", it does not listen; with "broken", or with code from elsewhere, compare
+# fails.
 COMPARE = """
-import pathlib, signal, subprocess, sys, time
+import os, pathlib, signal, subprocess, sys, time
 
 home = pathlib.Path(__file__).parents[2]
 told = []
@@ -59,7 +60,7 @@ if sys.argv[1] == "train":
     else:
         (run / "result.json").write_text('{\\n  "commit": null\\n}')
     sys.exit()
-if (home / "broken").exists():
+if (home / "broken").exists() or "PYTHONPATH" in os.environ:
     sys.exit("cmpe-se: error: no such data")
 flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 first, seeds = int(flags["--first-seed"]), int(flags["--seeds"])
@@ -268,7 +269,7 @@ def test_unpack(script, archive, tmp_path):
 @in_background
 def test_a_plan_to_its_end(experiment):
     """Seed by seed, then all of them, with the same flags; what is finished in between is collected."""
-    found = experiment("start", COLLECT_SECONDS="1")
+    found = experiment("start", COLLECT_SECONDS="1", PYTHONPATH="the code of a checkout")
     assert found.stdout == "started; 0 runs are finished; see: benchmarks/experiment.sh status\n", found.stderr
     assert experiment("status").stdout.startswith(f"running (process {experiment.pid.read_text().strip()})\n")
     again = experiment("start")
