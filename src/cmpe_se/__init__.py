@@ -23,6 +23,7 @@ from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.views import VIEWS
 from cmpe_se.merging import merge
 from cmpe_se.networks import PreActResNet, WideResNet, reference
+from cmpe_se.static_gates import with_static_gates
 from cmpe_se.utils.packages import has_train, require_train
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ __all__ = [
     "save_gates",
     "strip_gates",
     "unfreeze_backbone",
+    "with_static_gates",
 ]
 
 _COMMANDS = ("train", "evaluate", "predict", "compare", "export")

@@ -35,8 +35,8 @@ in_background = pytest.mark.skipif(
 )
 
 # `cmpe-se compare` as the script sees it: it has a run in a session of its own, tells it once, and waits. With "go" in
-# the experiment's folder a run ends; with "deaf", it does not listen; with "broken", or with code from elsewhere, compare
-# fails.
+# the experiment's folder a run ends; with "deaf", it does not listen; with "broken", or with code from elsewhere,
+# compare fails.
 COMPARE = """
 import os, pathlib, signal, subprocess, sys, time
 

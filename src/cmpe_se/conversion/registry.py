@@ -5,6 +5,7 @@ name it as their architecture, so that ``timm.create_model("local-dir:...")`` an
 that know a network by its name alone get the base as a tag: ``cmpe_se_converted.regnetx_002``.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import timm
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from cmpe_se.conversion.convert import GATE_KEY, convert
 from cmpe_se.conversion.report import hand_on
+from cmpe_se.layers.static_twin import make_static
 from cmpe_se.layers.views import GATE_SETTINGS
 
 BASES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
@@ -25,10 +27,12 @@ CONVERSION = ("view", *GATE_SETTINGS, "where", "fallback")
 """Keywords of :func:`cmpe_se.convert`; all others are for the base network."""
 
 
-def _converted(base: str, conversion: dict[str, Any], **settings: Any) -> nn.Module:
+def _converted(base: str, conversion: dict[str, Any], static: Sequence[str], **settings: Any) -> nn.Module:
     if "checkpoint_path" in settings:  # which a stranger's config.json may have
         raise ValueError(f"checkpoint_path {settings['checkpoint_path']!r} cannot be a setting of a converted network")
-    return convert(timm.create_model(base, **settings), **conversion, inplace=True)
+    network = convert(timm.create_model(base, **settings), **conversion, inplace=True)
+    make_static(network, static)
+    return network
 
 
 def _with_new_gates(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -63,10 +67,11 @@ def _features_of(base: str) -> dict[str, Any]:
 
 def _build(name: str, base: str, pretrained: bool = False, **settings: Any) -> nn.Module:
     conversion = {key: settings.pop(key) for key in CONVERSION if key in settings}
+    static = settings.pop("static", None) or ()  # blocks whose gate is of the view static, as in our own networks
     whole: list[nn.Module] = []
 
     def network(**settings: Any) -> nn.Module:
-        whole.append(_converted(base, conversion, **settings))
+        whole.append(_converted(base, conversion, static, **settings))
         return whole[0]
 
     features = _features_of(base) if settings.get("features_only") else None
@@ -101,7 +106,7 @@ def _register(base: str) -> None:
         return _build(name, base, pretrained, **settings)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"timm's {base}, converted; takes what cmpe_se.convert and {base} take."
+    entrypoint.__doc__ = f"timm's {base}, converted; takes what cmpe_se.convert and {base} take, and static."
     globals()[name] = register_model(entrypoint)
 
 
@@ -111,7 +116,7 @@ for _base in BASES:
 
 @register_model
 def cmpe_se_converted(pretrained: bool = False, *, base: str | None = None, **settings: Any) -> nn.Module:
-    """Any network of timm, converted; takes what cmpe_se.convert and the network take.
+    """Any network of timm, converted; takes what cmpe_se.convert and the network take, and ``static``.
 
     Args:
         pretrained: start from the base network's pretrained weights, or load those of a saved converted network.

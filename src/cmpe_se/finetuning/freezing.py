@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from cmpe_se.finetuning.gates import some_gates_of, trainable, unwrapped
+from cmpe_se.finetuning.gates import some_gates_of, trainable
+from cmpe_se.utils.wrappers import unwrapped
 
 _FROZEN = "_cmpe_se_frozen"
 """Attribute of a frozen module: names of its own parameters that took gradients before."""

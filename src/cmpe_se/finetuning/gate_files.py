@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from cmpe_se.conversion.convert import convert
 from cmpe_se.conversion.shapes import tensor_like
 from cmpe_se.errors import UserError
-from cmpe_se.finetuning.gates import gates_of, own_name, scale_of, some_gates_of, unwrapped
+from cmpe_se.finetuning.gates import gates_of, own_name, scale_of, some_gates_of
 from cmpe_se.finetuning.stripping import strip_gates
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.networks.base import ResidualNetwork
@@ -25,6 +25,7 @@ from cmpe_se.utils.files import refuse_other_encodings, replaced, whole_path
 from cmpe_se.utils.records import check_shape, parse_json
 from cmpe_se.utils.tensor_files import load_tensors, misfit, not_finite, save_tensors
 from cmpe_se.utils.text import in_one_line
+from cmpe_se.utils.wrappers import unwrapped
 
 _HEADER = "cmpe_se_gates"
 """Key of the description of the gates among the texts of a file."""

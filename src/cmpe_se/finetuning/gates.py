@@ -1,42 +1,13 @@
 """The gates of a network, by names that no wrapper has part in."""
 
-from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.merging.merge import is_merged
 
-_INSIDE: tuple[tuple[type[nn.Module], str], ...] = (
-    (nn.DataParallel, "module"),
-    (DistributedDataParallel, "module"),
-    (AveragedModel, "module"),
-    (ModelEmaV2, "module"),
-    (ModelEmaV3, "module"),
-)
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 """Children by which torch.compile and activation checkpointing hold a part of a network."""
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, torch.compile, an average of weights and the like.
-
-    Raises:
-        UserError: no network.
-    """
-    while True:
-        inner = next((getattr(model, name) for kind, name in _INSIDE if isinstance(model, kind)), None)
-        if isinstance(model, ModelEma):
-            inner = model.ema
-        inner = inner or getattr(model, "_orig_mod", None)
-        if inner is None:
-            break
-        model = inner
-    if not isinstance(model, nn.Module):
-        raise UserError(f"gates are in a network (torch.nn.Module), got {type(model).__name__}")
-    return model
 
 
 def own_name(name: str) -> str:
@@ -48,7 +19,7 @@ def gates_of(model: nn.Module) -> dict[str, CompetitiveSE]:
     """The gates of a network, in its order; a gate that stands at several places is there once.
 
     Args:
-        model: the network itself, see :func:`unwrapped`.
+        model: the network itself, see :func:`cmpe_se.utils.wrappers.unwrapped`.
 
     Raises:
         UserError: it is merged, or a gate by itself.

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from cmpe_se.errors import UserError
-from cmpe_se.finetuning.gates import some_gates_of, trainable, unwrapped
+from cmpe_se.finetuning.gates import some_gates_of, trainable
+from cmpe_se.utils.wrappers import unwrapped
 
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 """Keys of a group that a schedule computes learning rates from."""

@@ -9,11 +9,12 @@ from cmpe_se.conversion.calls import original_class, wrapper_that_knows
 from cmpe_se.conversion.convert import GATE_NAME
 from cmpe_se.conversion.report import forget
 from cmpe_se.errors import UserError
-from cmpe_se.finetuning.gates import scale_of, some_gates_of, unwrapped
+from cmpe_se.finetuning.gates import scale_of, some_gates_of
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.networks.base import ResidualNetwork
 from cmpe_se.networks.blocks import PreActBlock
 from cmpe_se.utils.copying import copy_network
+from cmpe_se.utils.wrappers import unwrapped
 
 
 def strip_gates(model: nn.Module, *, inplace: bool = False) -> nn.Module:

@@ -19,9 +19,10 @@ from cmpe_se.conversion.convolutions import axes_of
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.gated_addition import squeeze
+from cmpe_se.layers.merged_gate import MergedGate
 from cmpe_se.layers.picture_layers import map_size
+from cmpe_se.layers.static_twin import by_block
 from cmpe_se.layers.views import find_view
-from cmpe_se.merging import MergedGate
 from cmpe_se.networks.blocks import PreActBlock
 
 
@@ -156,9 +157,7 @@ def find_gates(model: nn.Module) -> dict[str, CompetitiveSE | MergedGate]:
         )
     if not full:
         raise UserError(f"{type(model).__name__} has no gates; cmpe_se.convert adds them")
-    blocks = [name.rpartition(".")[0] for name in full]
-    alone = {block for block in blocks if block and blocks.count(block) == 1}
-    return {block if block in alone else name: full[name] for block, name in zip(blocks, full, strict=True)}
+    return {block: full[name] for block, name in by_block(full).items()}
 
 
 def _listen(name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, Any]], *, called: bool) -> list[Any]:

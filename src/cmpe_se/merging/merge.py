@@ -8,6 +8,7 @@ norm is part of that convolution). In our own networks facts 2 and 3 hold alread
 
 import inspect
 import operator
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeGuard, cast
 
@@ -24,10 +25,13 @@ from cmpe_se.layers.merged_gate import MergedGate, layers_say_what_it_does, merg
 from cmpe_se.merging.calls import Calls, passes_on
 from cmpe_se.merging.norms import fold_norms, is_plain_convolution
 from cmpe_se.merging.static import merge_static_gates
+from cmpe_se.static_gates.calibration import Images, with_static_gates
 from cmpe_se.utils.copying import copy_network
 
 
-def merge(model: nn.Module) -> nn.Module:
+def merge(
+    model: nn.Module, *, static: str | int | Sequence[str] | None = None, images: Images | None = None
+) -> nn.Module:
     """An exact copy for inference: the same outputs in eval mode, from less work.
 
     Works on our networks, on converted ones, and on any other, whose norms alone are folded. Gates without a merged
@@ -35,15 +39,24 @@ def merge(model: nn.Module) -> nn.Module:
     (hooks, a forward of its own, a parametrisation, a subclass), or that is used in more than one place. What it
     returns is in eval mode, has no gradients, and refuses to be trained. The model itself is left untouched.
 
+    With ``static`` it is not exact: gates that depend on the image are first replaced by their means over calibration
+    images, and then cost nothing at all (:func:`cmpe_se.with_static_gates`).
+
     Args:
         model: any network; the mode that it is in makes no difference.
+        static: gates to make static: ``all``, a number of them, or names of blocks; none if left out.
+        images: calibration images for ``static``: (N, C, H, W), or batches of them.
 
     Returns:
         The merged copy. Merging that again returns an equal copy.
 
     Raises:
-        UserError: a layer that cannot be copied.
+        UserError: a layer that cannot be copied; what :func:`cmpe_se.with_static_gates` refuses.
     """
+    if static is not None:
+        model = with_static_gates(model, static, images=images)
+    elif images is not None:
+        raise UserError("images are for making gates static; say which, such as static='all'")
     merged = _frozen_copy(model)
     if _merges(merged):
         return merge_gate(merged)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.hooks import is_symbolic
+from cmpe_se.layers.static_twin import make_static
 from cmpe_se.networks.blocks import PreActBlock, Stage
 
 STEM_CHANNELS = 16
@@ -45,6 +46,7 @@ class ResidualNetwork(nn.Module):
         columns: of the planes of a stage, the columns of its gates' folded pictures; None for the general rule.
         maps: of the planes and the channels of a stage, the maps of its gates' convolutions.
         start, reduction, min_hidden, bias, mask: of the gates, see :class:`cmpe_se.CompetitiveSE`.
+        static: names of blocks whose gate is of the view ``static``, whatever the others are.
         num_classes, in_chans, global_pool: outputs, channels of the images, pooling before the classifier.
         head_drop_rate, block_drop_rate, drop_path_rate: dropout before the classifier and within blocks, and stochastic
             depth.
@@ -53,7 +55,8 @@ class ResidualNetwork(nn.Module):
         factory: device and dtype of the parameters.
 
     Raises:
-        ValueError: channels, classes or a rate out of range; what the gates refuse.
+        ValueError: channels, classes or a rate out of range; a block in ``static`` that is not there; what the gates
+            refuse.
     """
 
     view: str | None
@@ -73,6 +76,7 @@ class ResidualNetwork(nn.Module):
         min_hidden: int,
         bias: bool,
         mask: float,
+        static: Sequence[str] | None,
         num_classes: int,
         in_chans: int,
         global_pool: str,
@@ -136,6 +140,7 @@ class ResidualNetwork(nn.Module):
         self.num_features = self.head_hidden_size = channels
         self.norm: nn.Module = nn.BatchNorm2d(channels, **factory)
         self.head = ClassifierHead(channels, num_classes, global_pool, head_drop_rate, **factory)
+        make_static(self, static or ())
         self.init_weights()
 
     def init_weights(self) -> None:

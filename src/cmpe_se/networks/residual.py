@@ -1,5 +1,7 @@
 """Pre-activation and wide residual networks of arXiv 1807.08920, plain or with any view of the attention."""
 
+from collections.abc import Sequence
+
 import torch
 
 from cmpe_se.networks.base import ResidualNetwork
@@ -16,6 +18,7 @@ class PreActResNet(ResidualNetwork):
         num_classes: outputs; 0 leaves the pooled features.
         in_chans: channels of the images.
         start, reduction, min_hidden, bias, mask: of the gates, see :class:`cmpe_se.CompetitiveSE`.
+        static: names of blocks, such as ``stages.0.blocks.1``, whose gate is of the view ``static``.
         global_pool: pooling before the classifier, timm's names.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth, growing linearly from 0 in the first block to this in the last.
@@ -39,6 +42,7 @@ class PreActResNet(ResidualNetwork):
         min_hidden: int = 1,
         bias: bool = False,
         mask: float = 0.0,
+        static: Sequence[str] | None = None,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -65,6 +69,7 @@ class PreActResNet(ResidualNetwork):
             min_hidden=min_hidden,
             bias=bias,
             mask=mask,
+            static=static,
             num_classes=num_classes,
             in_chans=in_chans,
             global_pool=global_pool,
@@ -87,6 +92,7 @@ class WideResNet(ResidualNetwork):
         num_classes: outputs; 0 leaves the pooled features.
         in_chans: channels of the images.
         start, reduction, min_hidden, bias, mask: of the gates, see :class:`cmpe_se.CompetitiveSE`.
+        static: names of blocks, such as ``stages.0.blocks.1``, whose gate is of the view ``static``.
         global_pool: pooling before the classifier, timm's names.
         drop_rate: dropout between the two convolutions of each block.
         drop_path_rate: stochastic depth, growing linearly from 0 in the first block to this in the last.
@@ -110,6 +116,7 @@ class WideResNet(ResidualNetwork):
         min_hidden: int = 1,
         bias: bool = False,
         mask: float = 0.0,
+        static: Sequence[str] | None = None,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -134,6 +141,7 @@ class WideResNet(ResidualNetwork):
             min_hidden=min_hidden,
             bias=bias,
             mask=mask,
+            static=static,
             num_classes=num_classes,
             in_chans=in_chans,
             global_pool=global_pool,

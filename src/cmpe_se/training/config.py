@@ -34,9 +34,11 @@ class TrainingConfig:
         bias: biases in the linear layers of the gates (in the views se, double_fc, se_identity, se_sum and those with
             a picture; the other views set their own).
         mask: probability of dropping each squeezed channel from the gate's input in training; 0 for off.
+        static: names of blocks whose gate is one learned number a channel (the view static), whatever the view of the
+            others, such as '[stages.0.blocks.1]'; null for none.
         pretrained: weights to start from, a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
-            model's own. A run's start, reduction, min_hidden and bias come along. The classifier is re-initialised if
-            the number of classes differs.
+            model's own. A run's start, reduction, min_hidden, bias and static come along. The classifier is
+            re-initialised if the number of classes differs.
         data: data set, one of digits, cifar10, cifar100, svhn, fashion_mnist, folder (class folders), imagenet,
             hfds/NAME (Hugging Face) or wds/NAME (WebDataset).
         data_dir: folder of the data set.
@@ -106,6 +108,7 @@ class TrainingConfig:
     min_hidden: int = 1
     bias: bool = False
     mask: float = 0.0
+    static: list[str] | None = None
     pretrained: str | None = None
     data: str = "digits"
     data_dir: str | None = None
@@ -261,7 +264,7 @@ class TrainingConfig:
         return settings_text(values)
 
 
-GATE_FIELDS = GATE_SETTINGS
+GATE_FIELDS = (*GATE_SETTINGS, "static")
 """Fields that describe gates, whatever their view."""
 _DEFAULTS = {field.name: field.default for field in fields(TrainingConfig)}
 _LEAST = {

@@ -13,8 +13,12 @@ def duration(seconds: float) -> str:
 
 
 def gate_words(settings: dict[str, Any]) -> str:
-    """Settings of gates as they follow a view's name: ``, start one, reduction 4, bias``."""
-    return "".join(f", {name}" if value is True else f", {name} {value}" for name, value in settings.items())
+    """Settings of gates as they follow a view's name: ``, start one, reduction 4, bias, 5 of the gates static``."""
+    words = [
+        f", {name}" if value is True else f", {name} {value}" for name, value in settings.items() if name != "static"
+    ]
+    static = f", {len(settings['static'])} of the gates static" if settings.get("static") else ""
+    return "".join(words) + static
 
 
 def counted(number: int, noun: str) -> str:

@@ -10,7 +10,7 @@ import yaml
 
 from cmpe_se.commands.compare.networks import gates_of
 from cmpe_se.errors import UserError
-from cmpe_se.layers.views import TABLE
+from cmpe_se.layers.views import GATE_SETTINGS, TABLE
 from cmpe_se.networks.registry import is_ours, view_of
 from cmpe_se.training.config import GATE_FIELDS, TrainingConfig
 from cmpe_se.training.gate_settings import with_pretrained_gates
@@ -169,9 +169,8 @@ def parse_entries(models: Sequence[str], views: Sequence[str]) -> tuple[Entry, .
     """Networks from names, ``NAME[:VIEW][:key=value...]``; a name with our prefix and no view takes all ``views``.
 
     Raises:
-        UserError: an unknown view, a setting that is none of :data:`GATE_FIELDS`, makes no difference to the view or is
-            for a network without gates,
-            a name twice, views for no network, fewer than two networks.
+        UserError: an unknown view, a setting that is none of :data:`GATE_SETTINGS`, makes no difference to the view or
+            is for a network without gates, a name twice, views for no network, fewer than two networks.
     """
     entries, used = [], False
     for name in models:
@@ -209,10 +208,10 @@ def _parse_entry(text: str) -> Entry:
     options: list[tuple[str, str]] = []
     for part in parts:
         name, equals, value = part.partition("=")
-        if not (equals and value and name in GATE_FIELDS):
+        if not (equals and value and name in GATE_SETTINGS):
             raise UserError(
                 f"{text}: '{part}' is no setting of a gate; write NAME:VIEW:key=value with key one of "
-                f"{', '.join(GATE_FIELDS)}"
+                f"{', '.join(GATE_SETTINGS)}"
             )
         if name in dict(options):
             raise UserError(f"{text}: {name} is given twice")

@@ -1,12 +1,11 @@
 """The images that an export is verified, calibrated and tested with."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor
 
-from cmpe_se.data import Augmentation, ImageData, SmallImages
+from cmpe_se.data import ImageData, plain_training_batches
 
 _CALIBRATION_BATCH = 32
 
@@ -23,13 +22,6 @@ def random_images(input_size: Sequence[int], count: int) -> Tensor:
 
 
 def training_batches(data: ImageData, count: int) -> Iterator[Tensor]:
-    """At most ``count`` training images, drawn evenly, in normalised batches (B, C, H, W).
-
-    They are as they stand in the data set, or, where they are of many sizes, the largest square of each.
-    """
-    plain = Augmentation() if isinstance(data, SmallImages) else Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    batch_size = min(_CALIBRATION_BATCH, count)
-    batches = data.train_batches(0, batch_size=batch_size, seed=0, augmentation=plain)
-    for images, _ in islice(batches, -(-count // batch_size)):
-        yield images[:count]
-        count -= len(images)
+    """At most ``count`` training images without augmentation, normalised, in batches (B, C, H, W)."""
+    for images, _ in plain_training_batches(data, count, batch_size=_CALIBRATION_BATCH):
+        yield images

@@ -1,0 +1,21 @@
+"""Training images without augmentation, to look at and not to learn from."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from cmpe_se.data.augmentation import Augmentation
+from cmpe_se.data.interface import Batch, ImageData
+from cmpe_se.data.small import SmallImages
+
+
+def plain_training_batches(data: ImageData, count: int, *, batch_size: int) -> Iterator[Batch]:
+    """At most ``count`` training images, drawn evenly, in batches as of ``train_batches``; the same ones every time.
+
+    They are as they stand in the data set, or, where they are of many sizes, the largest square of each.
+    """
+    plain = Augmentation() if isinstance(data, SmallImages) else Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    batch_size = min(batch_size, count)
+    batches = data.train_batches(0, batch_size=batch_size, seed=0, augmentation=plain)
+    for images, labels in islice(batches, -(-count // batch_size)):
+        yield images[:count], labels[:count]
+        count -= len(images)
