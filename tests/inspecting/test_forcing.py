@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cmpe_se import PreActResNet, inspect, merge
 from cmpe_se.errors import UserError
-from cmpe_se.inspecting import find_gates, forced_gates, gated_blocks
+from cmpe_se.inspecting import find_gates, forced_gates, gated_blocks, held_one_by_one
 from tests.inspecting.test_inspect import CONVERTED, converted, images, state_of
 from tests.networks.naive import SMALL_NETWORKS, SQUEEZE_VIEWS, randomise
 
@@ -46,6 +46,22 @@ def test_our_networks(kind, view, merged):
             assert view_of[block].residual_squeeze.isfinite().all()  # also where a closed gate hides the residual
     with torch.no_grad():
         assert torch.equal(held(x), before)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("kind", SMALL_NETWORKS)
+def test_one_block_after_another_in_one_pass(kind, merged):
+    torch.manual_seed(0)
+    model = randomise(SMALL_NETWORKS[kind](view="folded_3x3", dtype=torch.float64)).eval()
+    model, x = merge(model) if merged else model, images()[:1]
+    channels = {view.name: view.gate.shape[1] for view in inspect(model, x)}
+    gates = {block: values(1.0, number)[2] for block, number in channels.items()}
+    before = model(x)
+    together = held_one_by_one(model, x[0], gates)
+    for row, (block, gate) in zip(together, gates.items(), strict=True):
+        with forced_gates(model, block, gate), torch.no_grad():
+            torch.testing.assert_close(row, model(x)[0], rtol=1e-9, atol=1e-9)
+    assert torch.equal(model(x), before)
 
 
 @pytest.mark.parametrize("view", SQUEEZE_VIEWS)

@@ -1,6 +1,6 @@
 """Exhibits of a network's competition over its depth, from statistics over the test images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,11 +9,13 @@ from cmpe_se.exhibits.drawing import (
     draw_channels,
     draw_class_differences,
     draw_closing,
+    draw_effects,
     draw_gates_over_depth,
     draw_shares,
 )
 from cmpe_se.exhibits.exhibit import Exhibit
 from cmpe_se.inspecting.statistics import ALWAYS, CLOSED, DEAD, MOVED, OPEN, BlockStatistics
+from cmpe_se.utils.text import counted
 
 _CLASSES = 32  # rows of a plot of classes
 _CHANNELS = 36  # columns of the plot of channels
@@ -118,6 +120,34 @@ def closing_over_depth(blocks: Sequence[BlockStatistics]) -> Exhibit:
     )
 
 
+def effects_over_depth(names: Sequence[str], effects: Mapping[str, float], images: int) -> Exhibit:
+    """What freezing each gate at its mean does to the output.
+
+    Args:
+        names: of all blocks with gates, in order.
+        effects: of those that can be frozen, one at least, as :meth:`cmpe_se.static_gates.Calibration.effects` has
+            them.
+        images: that they were measured on.
+    """
+    values = np.array([100 * effects.get(name, np.nan) for name in names])
+    most, least = int(np.nanargmax(values)), int(np.nanargmin(values))
+    high, low = (_percent(values[place] / 100) for place in (most, least))
+    title = f"The gate of {names[most]} is worth most: at its mean, the output changes by {high} of its variance"
+    title += f"; that of {names[least]} least ({low})" if len(effects) > 1 else ""
+    if high == low:
+        title = f"With its gate at its mean the output changes by {high} of its variance, in {_places(names)}"
+    return Exhibit(
+        "effects-over-depth",
+        title,
+        f"Each gate alone was held at its mean, whatever the image: what the network loses where that gate is static. "
+        f"Squared change of the output over its variance between {counted(images, 'test image')}. `cmpe-se freeze` "
+        "makes the gates static that are worth least.",
+        draw_effects(title, names, values),
+        ["block", "effect_percent"],
+        [[name, None if np.isnan(value) else value] for name, value in zip(names, values.tolist(), strict=True)],
+    )
+
+
 def class_differences(blocks: Sequence[BlockStatistics], classes: Sequence[str]) -> Exhibit:
     """Where the gates of different classes differ; one of the blocks is telling, at least."""
     means = np.stack([block.class_means.mean(1).numpy() for block in blocks], axis=1)  # (K, B)
@@ -203,7 +233,11 @@ def definitions(*, constant: bool) -> str:
 
 
 def _all(blocks: Sequence[BlockStatistics]) -> str:
-    return "every block" if len(blocks) > 1 else blocks[0].name
+    return _places(_names(blocks))
+
+
+def _places(names: Sequence[str]) -> str:
+    return "every block" if len(names) > 1 else names[0]
 
 
 def _names(blocks: Sequence[BlockStatistics]) -> list[str]:

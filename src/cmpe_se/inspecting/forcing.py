@@ -1,8 +1,8 @@
 """Predictions of a network with the gates of a block held at given values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def forced_gates(model: nn.Module, block: str, gates: float | Tensor) -> Iterato
         raise UserError(
             f"the gates of {block} (view {gate.view}) rescale whole feature maps by themselves, and cannot be held"
         )
-    last = cast(nn.Linear, gate.get_submodule("excite" if hasattr(gate, "excite") else "fc2"))
+    last = _last_layer(gate)
     like = next(last.parameters())
     values = torch.as_tensor(gates, dtype=like.dtype, device=like.device)
     channels = gate.excite.out_features if isinstance(gate, MergedGate) else gate.channels
@@ -58,3 +58,43 @@ def forced_gates(model: nn.Module, block: str, gates: float | Tensor) -> Iterato
         yield
     finally:
         handle.remove()
+
+
+@torch.no_grad()
+def held_one_by_one(model: nn.Module, image: Tensor, gates: Mapping[str, Tensor]) -> Any:
+    """What a network puts out for one image with the gates of one block after another held, in a single pass.
+
+    The image goes through it in as many copies as there are blocks; in each copy one block's gates are held.
+
+    Args:
+        model: in eval mode, as :func:`forced_gates` takes it; it is left as it was.
+        image: (C, H, W), on the network's device.
+        gates: block to its held gates, (C,), from 0 to the gate's gain; blocks for which :func:`can_hold` is true.
+
+    Returns:
+        The output for the copies, in the order of ``gates``.
+    """
+    found = find_gates(getattr(model, "_orig_mod", model))
+    handles = []
+
+    def hold(row: int, gate: nn.Module, values: Tensor) -> Any:
+        logits = torch.logit(values / cast(float, gate.gain))
+
+        def instead(_: nn.Module, __: object, output: Tensor) -> Tensor:
+            output = output.clone()
+            output[row] = logits.to(output)
+            return output
+
+        return _last_layer(gate).register_forward_hook(instead)
+
+    try:
+        for row, (block, values) in enumerate(gates.items()):
+            handles.append(hold(row, found[block], values))
+        return model(image.expand(len(gates), *image.shape))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _last_layer(gate: nn.Module) -> nn.Linear:
+    return cast(nn.Linear, gate.get_submodule("excite" if hasattr(gate, "excite") else "fc2"))

@@ -127,6 +127,20 @@ def test_held_gates(run, to, request):
     torch.testing.assert_close(trained, model(photo.tensor[None])[0].softmax(0).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("run", ["folded", "converted"])
+def test_what_each_gate_is_worth(run, request):
+    """Of the prediction's probability, with the gates of each block alone at their means."""
+    asked = network(request.getfixturevalue(run))
+    photo = asked.photo(asked.examples[-1])
+    before = asked.ask(photo).probabilities
+    target = int(before.argmax())
+    expected = {
+        block: 100 * (asked.ask(photo, Force(block, "mean")).probabilities[target] - before[target]).item()
+        for block in asked.blocks
+    }
+    assert asked.worth(photo, target) == pytest.approx(expected, abs=1e-2)
+
+
 def test_attributions_are_the_report_s(folded):
     asked = network(folded)
     photo, block = asked.photo(asked.examples[0]), asked.blocks[1]
@@ -147,7 +161,7 @@ def test_words_bars_and_figures(folded):
     assert f"(test top-1 {result['test_top1']:.2f} %)" in shown.text
     assert re.search(rf"{picture.name} \(true class {truth}\): prediction {truth} \([\d.]+ %\), correct\.", html)
     images = [attributes for tag, attributes in shown.tags if tag == "img"]
-    assert len(images) == 3
+    assert len(images) == 4
     assert all(image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 40 for image in images)
     expected = talk.network(name).ask(talk.network(name).photo(picture)).probabilities.topk(5)
     bars = [float(value) for value in re.findall(r'<i style="width: ([\d.]+)%">', html)]

@@ -19,6 +19,7 @@ from cmpe_se.commands.report.report import _mistakes
 from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
 from cmpe_se.exhibits.choosing import choose_images, photo
+from cmpe_se.inspecting import forced_gates
 from cmpe_se.inspecting.gathering import Gathered
 from cmpe_se.training.run_folder import RunFolder
 from tests.tiers import slow_but
@@ -27,8 +28,12 @@ from tests.training.runs import everything_in, result
 
 FIGURES = {
     *("curves", "inside-1", "inside-2", "inside-3", "inside-4", "gates-over-depth", "class-differences"),
+    "effects-over-depth",
     *("telling-channels", "shares-over-depth", "closing-over-depth", "attributions", "confusion", "confused-pairs"),
 }
+
+UNSEEN = {"gates-over-depth", "class-differences", "telling-channels", "closing-over-depth", "effects-over-depth"}
+"""Of gates that do not depend on the image."""
 
 
 class Page(HTMLParser):
@@ -148,6 +153,21 @@ def test_numbers_of_gates(made, seen):
         assert float(row["residual_share"]) == pytest.approx(view.residual_share[own].mean().item(), rel=1e-4)
 
 
+def test_numbers_of_frozen_gates(made, folded):
+    """Each gate alone at its mean over the first 200 test images, by another function."""
+    model = RunFolder(folded).load_model()
+    images, _ = next(load_data("digits").test_batches(batch_size=200))
+    means = {view.name: view.gate.mean(0) for view in cmpe_se.inspect(model, images)}
+    with torch.no_grad():
+        before = model(images)
+    found = {row["block"]: float(row["effect_percent"]) for row in rows(made[0], "effects-over-depth")}
+    assert list(found) == list(means)
+    for block, mean in means.items():
+        with forced_gates(model, block, mean), torch.no_grad():
+            change = (model(images) - before).square().sum() / (before - before.mean(0)).square().sum()
+        assert found[block] == pytest.approx(100 * change.item(), rel=1e-3, abs=1e-5)
+
+
 def test_numbers_of_single_images(made, seen, page):
     views, logits, labels = seen
     right = []
@@ -201,7 +221,7 @@ def test_other_networks(kind, request, tmp_path):
     assert made["test_top1"] == pytest.approx(result(request.getfixturevalue(kind))["test_top1"], abs=0.3)
     assert len(made["images"]) == 4
     still = kind == "converted"  # an epoch moves such gates by little
-    unseen = {"gates-over-depth", "class-differences", "telling-channels", "closing-over-depth"} if still else set()
+    unseen = UNSEEN if still else set()
     assert set(made["seen"]) == FIGURES - unseen | ({"gates"} if still else set())
     assert made["seen"].get("gates", "").startswith("The gates have hardly moved" if still else "")
     view = Page(tmp_path / "report.html").text
@@ -215,13 +235,12 @@ def test_other_gates(kind, request, tmp_path):
     made = report(str(request.getfixturevalue(kind)), output=str(tmp_path), batch_size=100)
     text = " ".join(Page(tmp_path / "report.html").text.split())
     if kind == "cbam":
-        assert set(made["seen"]) == FIGURES
+        assert set(made["seen"]) == FIGURES - {"effects-over-depth"}
         assert "At 1 the block is as one without a gate" in (tmp_path / "report.html").read_text()
         assert "shown by its mean over" in text
         assert "timm_cbam, start one, reduction 4, min_hidden 6" in text
         return
-    unseen = {"gates-over-depth", "class-differences", "telling-channels", "closing-over-depth"}
-    assert set(made["seen"]) == FIGURES - unseen | {"gates"}
+    assert set(made["seen"]) == FIGURES - UNSEEN | {"gates"}
     assert made["seen"]["gates"].startswith("The gates are learned constants, and none has moved by as much as 0.01")
     assert made["seen"]["gates"] in text
     assert "No gate closes its channel, and none is saturated." in text

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from cmpe_se.commands.explore.network import Answer, Force, Network
 from cmpe_se.exhibits.choosing import Photo
-from cmpe_se.exhibits.drawing import draw_block, draw_one_image, draw_overlay
+from cmpe_se.exhibits.drawing import draw_block, draw_differences, draw_one_image, draw_overlay
 from cmpe_se.exhibits.photos import depth_of
 from cmpe_se.inspecting import BlockView
 from cmpe_se.inspecting.statistics import MOVED
@@ -23,6 +23,7 @@ from cmpe_se.utils.text import counted
 
 ATTRIBUTIONS = ("Grad-CAM at this block", "Integrated gradients")
 """Methods of attribution."""
+_POINTS = 0.1  # of a probability in percent: a smaller change is none
 _ROWS = 5  # classes with a bar
 _DPI = 170  # of plots of four inches: sharp on a phone, small enough to send at every step of a slider
 
@@ -62,7 +63,7 @@ def render(
     held = network.ask(photo, force) if force else trained
     plots = []
     if block is not None:
-        plots = [_inside(network, held, block), _over_depth(held, block)]
+        plots = [_inside(network, held, block), _over_depth(held, block), *_worth(network, photo, trained, block)]
     plots.append(_attribution(network, photo, held, None if attribution == ATTRIBUTIONS[1] else block, force))
     return _template().render(
         heading=heading,
@@ -131,6 +132,27 @@ def _over_depth(said: Answer, block: str) -> Picture:
         "Grey: the block shown.",
         _embedded(draw_one_image(names, quantiles, shares, block, neutral=most.neutral, gain=most.gain)),
     )
+
+
+def _worth(network: Network, photo: Photo, trained: Answer, block: str) -> list[Picture]:
+    target = int(trained.probabilities.argmax())
+    worth = network.worth(photo, target)
+    if not worth:
+        return []
+    most = max(worth, key=lambda name: abs(worth[name]))
+    names = [view.name for view in trained.views]
+    changes = np.array([worth.get(name, np.nan) for name in names])
+    title = f"For this image the gate of {most} is worth most: at its mean, {worth[most]:+.1f} points"
+    if abs(worth[most]) < _POINTS:
+        title = f"No gate is worth {_POINTS:g} points for this image: each could be at its mean"
+    return [
+        Picture(
+            title,
+            f"By how much the probability of {network.classes[target]} changes where the gates of one block are at "
+            f"their means over {counted(network.sample, 'test image')}, as trained otherwise. Grey: the block shown.",
+            _embedded(draw_differences(names, changes, block)),
+        )
+    ]
 
 
 def _attribution(network: Network, photo: Photo, said: Answer, block: str | None, force: Force | None) -> Picture:

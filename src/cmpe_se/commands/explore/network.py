@@ -17,7 +17,7 @@ from cmpe_se.commands.explore.images import Picture, photographs, thumbnail
 from cmpe_se.data import ImageData, StreamedImages, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.exhibits.choosing import Photo, choose_images, photo
-from cmpe_se.inspecting import BlockView, can_hold, find_gates, forced_gates, look
+from cmpe_se.inspecting import BlockView, can_hold, find_gates, forced_gates, held_one_by_one, look
 from cmpe_se.inspecting.attribution import grad_cam, integrated_gradients
 from cmpe_se.inspecting.gathering import Gathered, gather
 from cmpe_se.layers.attention import CompetitiveSE
@@ -33,6 +33,7 @@ _SAMPLE = 500  # test images that the mean gates are of, and the examples are ch
 _BATCH = 50
 _RIGHT, _WRONG = 12, 6  # examples: of all classes, classified correctly and not
 _NUMBERS = itertools.count()
+_QUICK = 5e9  # multiply-adds: a fraction of a second
 _KEPT = 4  # networks in memory at a time
 
 FORCES = ("closed", "open", "mean")
@@ -148,6 +149,20 @@ class Network:
         if not probabilities.isfinite().all():
             raise UserError("the network's output is NaN: its training has diverged, or its weights are damaged")
         return Answer(probabilities, views)
+
+    def worth(self, shown: Photo, target: int) -> dict[str, float]:
+        """Points that a class's probability changes by where the gate of a block alone is held at its mean.
+
+        Empty where the means are not known, and for networks that would take long for that many copies of an image.
+        """
+        means = {name: mean for name, mean in self.usual.items() if can_hold(self._gates[name])}
+        if not means or self.result["macs"] * len(means) > _QUICK:
+            return {}
+        with torch.no_grad():
+            outputs = held_one_by_one(self.model, shown.tensor.to(self._device), means)
+            before = self.model(shown.tensor[None].to(self._device))
+        after = outputs.float().softmax(1)[:, target] - before.float().softmax(1)[0, target]
+        return {name: 100 * value for name, value in zip(means, after.tolist(), strict=True)}
 
     def attribute(self, shown: Photo, target: int, block: str | None, force: Force | None = None) -> Tensor:
         """Attribution of a class: Grad-CAM at a block or, without one, integrated gradients on the input, (h, w)."""

@@ -178,7 +178,7 @@ def _choose(folder: RunFolder, config: TrainingConfig, target: RunFolder, asked:
     for name, network in networks.items():
         batches = with_progress(data.test_batches(batch_size=_BATCH), f"testing, {name}", -(-data.test_size // _BATCH))
         measured[name] = Accuracies(choice_top1=accuracy(network), test_top1=accuracy(network, batches))
-    found = {"chosen_on": chosen_on, "trials": [asdict(trial) for trial in trials], "static": static}
+    found: dict[str, Any] = {"chosen_on": chosen_on, "trials": [asdict(trial) for trial in trials], "static": static}
     found["time_ratio"] = _time_ratio(frozen, calibration.model, data)
     record = cast(Record, asked | found | measured)
     name, arguments = saved_network(str(folder.path)) or (config.model, {})

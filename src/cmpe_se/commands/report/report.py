@@ -30,6 +30,7 @@ from cmpe_se.inspecting.attribution import attribute
 from cmpe_se.inspecting.gathering import Gathered, gather
 from cmpe_se.inspecting.statistics import BlockStatistics
 from cmpe_se.layers.views import TABLE
+from cmpe_se.static_gates import Calibration
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
@@ -42,6 +43,7 @@ from cmpe_se.utils.text import counted, data_name
 _MOST_IMAGES = 12  # that a page shows
 _RIGHT, _WRONG = 2, 2  # test images that are shown by themselves
 _PAIRS, _PAIR_IMAGES = 5, 7  # confused pairs, and images of each
+_FROZEN = 200  # test images that the network sees with each gate frozen in turn
 _CHANNELS = 12  # numbers of channels in a cell of the table
 
 
@@ -103,10 +105,11 @@ def report(
     with console.status("computing gates and attributions"):
         inside, attributions = _single_images(model, photos, tested, shown_blocks, data.classes)
     still = depth_exhibits.standstill(tested.blocks)
+    worth = [] if still else _worth(model, data, [block.name for block in tested.blocks])
     with console.status("drawing"):
         sections = [
             Section("run", "The run", exhibits=[photo_exhibits.curves(folder.read_metrics())]),
-            _gates(tested, data, still),
+            _gates(tested, data, still, worth),
             _competition(tested.blocks, still),
             _mistakes(data, tested),
             Section("inside", "Squeezes and gates of single images", _inside_text(tested.blocks), inside),
@@ -195,7 +198,17 @@ def _single_images(
     return inside, photo_exhibits.attributions(photos, said, pairs, classes)
 
 
-def _gates(tested: Gathered, data: ImageData, still: str | None) -> Section:
+def _worth(model: nn.Module, data: ImageData, names: Sequence[str]) -> list[Exhibit]:
+    """What freezing each gate does; nothing for gates that differ from position to position."""
+    images, _ = next(data.test_batches(batch_size=_FROZEN))
+    if len(images) < 2:
+        return []
+    calibration = Calibration(model, images)
+    effects = calibration.effects(with_progress)
+    return [depth_exhibits.effects_over_depth(names, effects, len(images))] if effects else []
+
+
+def _gates(tested: Gathered, data: ImageData, still: str | None, worth: Sequence[Exhibit] = ()) -> Section:
     """Gates over depth and by class; the latter not of gates that are alike for every image (``still``) or class."""
     blocks, exhibits, finding = tested.blocks, [], still or ""
     if any(block.moved for block in blocks):
@@ -209,6 +222,7 @@ def _gates(tested: Gathered, data: ImageData, still: str | None) -> Section:
     text = f"Over {counted(len(tested.labels), 'test image')}."
     if any(TABLE[block.view].by_position for block in blocks):
         text += " A gate that differs from position to position is shown by its mean over them."
+    exhibits += worth
     heading = "Gates over depth, and by class" if by_class else "Gates over depth"
     return Section("gates", heading, f"{text} {finding}".rstrip(), exhibits, finding=finding)
 

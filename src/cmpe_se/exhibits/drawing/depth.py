@@ -90,6 +90,28 @@ def draw_closing(title: str, names: Sequence[str], closed: np.ndarray, opened: n
     return titled(figure, title)
 
 
+def draw_effects(title: str, names: Sequence[str], effects: np.ndarray) -> Figure:
+    """What freezing each block's gate does to the output, percent of its variance: (B,), NaN where it cannot be."""
+    figure, axes = _over_depth(names)
+    axes.bar(np.arange(len(names)), effects, color=BLUE, width=0.75)
+    axes.set(ylabel="change of the output, %\n(of its variance)", ylim=(0, 1.1 * max(np.nanmax(effects), 1e-3)))
+    return titled(figure, title)
+
+
+def draw_differences(names: Sequence[str], differences: np.ndarray, shown: str) -> Figure:
+    """Differences of a probability, in points, one for each block: (B,), NaN where unknown. One block is marked."""
+    figure = Figure(figsize=(NARROW[0], 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(names.index(shown) - 0.5, names.index(shown) + 0.5, color="black", alpha=0.12, linewidth=0)
+    axes.bar(np.arange(len(names)), differences, color=BLUE, width=0.75)
+    axes.axhline(0, color="black", linewidth=0.8)
+    limit = 1.1 * max(float(np.nanmax(np.abs(differences))), 0.1)
+    axes.set(ylabel="points", ylim=(-limit, limit), xlim=(-0.6, len(names) - 0.4))
+    axes.spines[["top", "right"]].set_visible(False)
+    _name_blocks(axes, names, NARROW[0])
+    return figure
+
+
 def draw_one_image(
     names: Sequence[str],
     quantiles: np.ndarray,
