@@ -8,6 +8,7 @@ from typing import Any, TypedDict, cast
 import torch
 from torch import Tensor, nn
 
+from cmpe_se.commands.freeze.starting import write_recipe, write_start
 from cmpe_se.commands.train import train
 from cmpe_se.data import ImageData, plain_training_batches, validation_split
 from cmpe_se.errors import UserError
@@ -17,11 +18,10 @@ from cmpe_se.static_gates.calibration import Calibration
 from cmpe_se.static_gates.choice import Trial, choose_within
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.metrics import collect_logits, test_metrics
-from cmpe_se.training.pretrained import saved_network
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
-from cmpe_se.utils.files import os_errors_as, whole_path, write_json, write_text
+from cmpe_se.utils.files import os_errors_as, whole_path, write_json
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.records import read_json
 from cmpe_se.utils.tables import number_table
@@ -110,19 +110,7 @@ def freeze(
     if target.config.exists():
         result = train(resume=target.path)
     else:
-        changed = config.changed(
-            static=record["static"],
-            pretrained=str(target.path / "frozen"),
-            epochs=epochs,
-            lr=rate,
-            schedule="cosine",
-            min_lr=0.0,
-            warmup_epochs=0,
-            freeze_epochs=0,
-            patience=0,
-        )
-        recipe = target.path / "frozen" / "recipe.yaml"
-        write_text(recipe, changed.to_yaml())
+        recipe = write_recipe(config, target, record["static"], epochs=epochs, lr=rate)
         result = train(recipe=recipe, output=target.path)
     top1 = result["test_top1"]
     dynamic, frozen = record["dynamic"]["test_top1"], record["frozen"]["test_top1"]
@@ -181,11 +169,7 @@ def _choose(folder: RunFolder, config: TrainingConfig, target: RunFolder, asked:
     found: dict[str, Any] = {"chosen_on": chosen_on, "trials": [asdict(trial) for trial in trials], "static": static}
     found["time_ratio"] = _time_ratio(frozen, calibration.model, data)
     record = cast(Record, asked | found | measured)
-    name, arguments = saved_network(str(folder.path)) or (config.model, {})
-    start = RunFolder(target.path / "frozen")
-    with os_errors_as(f"cannot make the run folder {target.path}"):
-        start.path.mkdir(parents=True, exist_ok=True)
-    start.save_model(frozen.cpu(), model_args=arguments | {"static": static}, data=data)
+    write_start(folder, frozen, static, target, data)
     with os_errors_as(f"cannot write to {target.path}"):
         write_json(target.path / RECORD, record)
     return record

@@ -1,0 +1,146 @@
+"""What static gates cost in accuracy and save in time: from all gates dynamic to all static.
+
+    python benchmarks/static_gates.py --runs runs/folded,runs/se --beside runs/plain,runs/static --output results/
+
+Of each run in ``--runs`` the gates are frozen at their means over training images, one more at a time, in the order of
+what freezing each alone changes (``cmpe-se freeze`` without a budget). Each network is tested as it is, and for some
+numbers of static gates after training on with them; none among them, since training on may help by itself. The runs in
+``--beside`` are shown beside them: a plain network, with which all times are compared, first. A CSV has all of it, and
+a plot shows accuracy against the time of a merged forward pass.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from cmpe_se import merge
+from cmpe_se.commands.freeze.starting import write_recipe, write_start
+from cmpe_se.data import ImageData, plain_training_batches, validation_split
+from cmpe_se.runtimes.timing import keep_heap, paired_ratio, take_turns
+from cmpe_se.static_gates import Calibration
+from cmpe_se.training import train
+from cmpe_se.training.metrics import collect_logits, test_metrics
+from cmpe_se.training.provenance import write_results
+from cmpe_se.training.run_data import load_run_data
+from cmpe_se.training.run_folder import RunFolder
+from cmpe_se.utils.plots import BLUE, GREY, ORANGE
+from cmpe_se.utils.progress import with_progress
+
+_IMAGES, _BATCH = 2000, 250
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", required=True, help="finished runs of networks with gates, separated by commas")
+    parser.add_argument("--beside", required=True, help="runs to show beside them, a plain network first")
+    parser.add_argument("--epochs", type=int, default=3, help="to train on for with static gates")
+    parser.add_argument("--trained", type=int, default=3, help="train on with every so many static gates")
+    parser.add_argument("--batch-size", type=int, default=64, help="of the timed forward pass")
+    parser.add_argument("--turns", type=int, default=25)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the CSV and the plot")
+    options = parser.parse_args()
+
+    networks: dict[str, nn.Module] = {}
+    rows: list[dict[str, Any]] = []
+    data = None
+    for path in (*options.beside.split(","), *options.runs.split(",")):
+        folder = RunFolder.open(path)
+        result, model = folder.read_result(), folder.load_model()
+        data = load_run_data(folder)
+        name = result["view"] or "plain"
+        if path in options.beside.split(","):
+            networks[name] = model
+            rows.append({"network": name, "static": None, "trained_on": False, "test_top1": top1_of(model, data)})
+            continue
+        training = validation_split(data, v)[0] if (v := folder.read_config().validation) else data
+        images = [batch for batch, _ in plain_training_batches(training, _IMAGES, batch_size=_BATCH)]
+        calibration = Calibration(model, images)
+        effects = calibration.effects(with_progress)
+        order = sorted(effects, key=lambda block: effects[block])
+        for number in range(len(order) + 1):
+            frozen = calibration.frozen(order[:number])
+            networks[f"{name} {number}"] = frozen
+            row = {"network": name, "static": number, "test_top1": top1_of(frozen, data)}
+            rows.append(row | {"trained_on": False, "last": order[number - 1] if number else None})
+            if number % options.trained == 0 or number == len(order):
+                top1 = trained_on(folder, calibration, order[:number], data, options.epochs)
+                rows.append(row | {"trained_on": True, "test_top1": top1})
+    times = time_ratios({key: merge(model) for key, model in networks.items()}, data, options)
+    for row in rows:
+        key = row["network"] if row["static"] is None else f"{row['network']} {row['static']}"
+        ratio = times[key]
+        row |= {"time_ratio": f"{ratio.median:.3f}", "low": f"{ratio.low:.3f}", "high": f"{ratio.high:.3f}"}
+        row["test_top1"] = f"{row['test_top1']:.2f}"
+        row.setdefault("last", None)
+    first = RunFolder.open(options.runs.split(",")[0]).read_config()
+    setup = f"{first.model}, {data.name}, {first.epochs} epochs, seed {first.seed}; trained on for {options.epochs}"
+    timing = f"merged, batch {options.batch_size}, {options.turns} turns, {torch.get_num_threads()} thread(s)"
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = write_results(options.output, "static-gates", rows, setup="", network=setup, timing=timing)
+    plot(rows, setup, path.with_suffix(".png"))
+    print(path)
+
+
+def top1_of(network: nn.Module, data: ImageData) -> float:
+    batches = with_progress(data.test_batches(batch_size=_BATCH), "testing", -(-data.test_size // _BATCH))
+    return test_metrics(*collect_logits(network.eval(), batches))["test_top1"]
+
+
+def trained_on(folder: RunFolder, calibration: Calibration, static: list[str], data: ImageData, epochs: int) -> float:
+    """Test accuracy after training on with some gates static."""
+    config = folder.read_config()
+    with tempfile.TemporaryDirectory() as place:
+        target = RunFolder(Path(place) / "run")
+        write_start(folder, calibration.frozen(static), static, target, data)
+        recipe = write_recipe(config, target, static, epochs=epochs, lr=config.lr / 10)
+        return train(recipe=recipe, output=target.path)["test_top1"]
+
+
+def time_ratios(networks: dict[str, nn.Module], data: ImageData, options: argparse.Namespace) -> dict[str, Any]:
+    """Of a forward pass to that of the first network, in turns."""
+    keep_heap()
+    x = torch.randn(options.batch_size, data.in_chans, *data.image_size).to(memory_format=torch.channels_last)
+    steps: dict[str, Callable[[], None]] = {
+        name: partial(network.to(memory_format=torch.channels_last), x) for name, network in networks.items()
+    }
+    with torch.inference_mode():
+        for step in steps.values():
+            step()
+        seconds = take_turns(steps, with_progress(range(options.turns), "timing"), torch.device("cpu"))
+    first = next(iter(networks))
+    return {name: paired_ratio(times, seconds[first]) for name, times in seconds.items()}
+
+
+def plot(rows: list[dict[str, Any]], setup: str, path: Path) -> None:
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    colours = iter((BLUE, ORANGE))
+    for name in dict.fromkeys(row["network"] for row in rows if row["static"] is not None):
+        colour = next(colours)
+        for trained, style, words in ((False, ":", "frozen"), (True, "-", "frozen, trained on")):
+            own = [row for row in rows if row["network"] == name and row["trained_on"] == trained]
+            x, y = ([float(row[key]) for row in own] for key in ("time_ratio", "test_top1"))
+            axes.plot(x, y, style, marker="o", markersize=4, color=colour, label=f"{name}, {words}")
+            for row, one, other in zip(own, x, y, strict=True):
+                axes.annotate(str(row["static"]), (one, other), (4, 3), textcoords="offset points", fontsize=8)
+    for row in rows:
+        if row["static"] is None:
+            point = float(row["time_ratio"]), float(row["test_top1"])
+            axes.plot(*point, "s", color=GREY)
+            axes.annotate(f"{row['network']}, from the start", point, (6, -10), textcoords="offset points", fontsize=9)
+    axes.set(xlabel="time of a merged forward pass over that of the plain network", ylabel="test top-1, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(f"Numbers: static gates. {setup}", fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
