@@ -106,6 +106,23 @@ def test_the_same_command_goes_on(folded, frozen, tmp_path, capsys):
         freeze(str(folded), budget=0.4, epochs=1, images=300, output=str(half))
 
 
+def test_a_run_that_has_static_gates_already(frozen, tmp_path):
+    first, run = frozen
+    again = freeze(str(run.path), budget=100.0, epochs=1, images=100, output=str(tmp_path / "all"))
+    assert set(again["static"]).isdisjoint(first["static"])
+    assert RunFolder(tmp_path / "all").read_result()["gates"] == {"static": 9}
+    start = RunFolder(tmp_path / "all/frozen").load_model().state_dict()
+    before = run.load_model().state_dict()
+    for block in first["static"]:
+        assert torch.equal(start[f"{block}.attention.fc2.bias"], before[f"{block}.attention.fc2.bias"])
+
+
+def test_a_converted_network(converted, tmp_path):
+    result = freeze(str(converted), budget=100.0, epochs=1, images=100, output=str(tmp_path / "all"))
+    assert RunFolder(tmp_path / "all").read_result()["gates"] == {"static": 4}
+    assert result["test_top1"] == pytest.approx(evaluate(str(tmp_path / "all"))["test_top1"])
+
+
 def test_mistakes(folded, plain, static, cbam, tmp_path):
     for run, settings, words in (
         (tmp_path, {}, "is no run folder"),

@@ -110,7 +110,7 @@ def freeze(
     if target.config.exists():
         result = train(resume=target.path)
     else:
-        recipe = write_recipe(config, target, record["static"], epochs=epochs, lr=rate)
+        recipe = write_recipe(config, target, _all_static(config, record["static"]), epochs=epochs, lr=rate)
         result = train(recipe=recipe, output=target.path)
     top1 = result["test_top1"]
     dynamic, frozen = record["dynamic"]["test_top1"], record["frozen"]["test_top1"]
@@ -169,10 +169,15 @@ def _choose(folder: RunFolder, config: TrainingConfig, target: RunFolder, asked:
     found: dict[str, Any] = {"chosen_on": chosen_on, "trials": [asdict(trial) for trial in trials], "static": static}
     found["time_ratio"] = _time_ratio(frozen, calibration.model, data)
     record = cast(Record, asked | found | measured)
-    write_start(folder, frozen, static, target, data)
+    write_start(folder, frozen, _all_static(config, static), target, data)
     with os_errors_as(f"cannot write to {target.path}"):
         write_json(target.path / RECORD, record)
     return record
+
+
+def _all_static(config: TrainingConfig, static: list[str]) -> list[str]:
+    """With those that were static before."""
+    return list(dict.fromkeys([*(config.static or []), *static]))
 
 
 def _images(data: ImageData, validation: float, most: int) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]], str]:
