@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import timm
 import torch
+import torchvision
+from timm.layers import DropPath, LayerScale2d
 from torch import Tensor, nn
 
 import cmpe_se
@@ -107,19 +109,92 @@ def test_our_own_networks(name):
     assert not gates(assert_static(network(name)))
 
 
-@pytest.mark.parametrize(
-    ("base", "left"),
-    [
-        ("test_resnet", 0),
-        ("mobilenetv2_050", 0),
-        ("resnetv2_18", 0),
-        ("test_convnext2", 4),  # behind a layer scale, which is no layer
-    ],
-)
-def test_converted_networks(base, left):
+FAMILIES = {
+    "bottlenecks": lambda: timm.create_model("test_resnet"),
+    "inverted bottlenecks": lambda: timm.create_model("mobilenetv2_050"),
+    "pre-activation": lambda: timm.create_model("resnetv2_18"),
+    "layer scale, reshaped": lambda: timm.create_model("test_convnext2"),
+    "layer scale, channels last": lambda: timm.create_model("test_convnext", conv_mlp=False),
+    "layer scale, as a layer": lambda: nn.Sequential(LayerScaled(12), nn.Flatten(), nn.Linear(12 * 64 * 64, 5)),
+    "layer scale, first": lambda: torchvision.models.convnext.ConvNeXt(
+        [torchvision.models.convnext.CNBlockConfig(12, 24, 2), torchvision.models.convnext.CNBlockConfig(24, None, 1)],
+        stochastic_depth_prob=0.3,
+        layer_scale=0.7,
+        num_classes=5,
+    ),
+}
+
+
+class LayerScaled(nn.Module):
+    """A residual that ends in timm's layer scale."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, channels, 3, padding=1)
+        self.scale, self.drop = LayerScale2d(channels, 0.4), DropPath(0.2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return x + self.drop(self.scale(self.conv(x).relu()))
+
+
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_converted_networks(make):
     torch.manual_seed(0)
     x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
-    assert len(gates(assert_static(moved(cmpe_se.convert(randomise(timm.create_model(base)))), x))) == left
+    assert not gates(assert_static(moved(cmpe_se.convert(randomise(make()))), x))
+
+
+class Scaled(nn.Module):
+    """A residual with a layer scale that something else reads too, or that is not one number a channel."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.conv, self.way = nn.Conv2d(8, 8, 3, padding=1), way
+        self.gamma = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x):
+        residual = self.conv(x).relu()
+        if self.way == "twice":
+            return x + residual * self.gamma.view(1, -1, 1, 1) * self.gamma.view(1, -1, 1, 1)
+        if self.way == "rows":
+            return x + residual * self.gamma.view(1, 1, -1, 1)
+        if self.way == "columns":
+            return x + residual * self.gamma
+        if self.way == "also added":
+            return x + (residual * self.gamma.view(1, -1, 1, 1) + 1)
+        return x + residual * torch.sigmoid(self.gamma.view(1, -1, 1, 1))
+
+
+class ReadsInside(nn.Module):
+    """A network that reads its block's layer scale by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 8, 3, padding=1), ScaledOnce()
+
+    def forward(self, x):
+        return self.block(self.stem(x)) * self.block.gamma.view(1, -1, 1, 1)
+
+
+class ScaledOnce(Scaled):
+    def __init__(self):
+        super().__init__("once")
+
+    def forward(self, x):
+        return x + self.conv(x).relu() * self.gamma.view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("way", ["twice", "rows", "columns", "also added", "through a sigmoid", "read by its parent"])
+def test_what_is_no_layer_scale_stays(way):
+    """The gate is static, and stays where it is; the output is the same."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Scaled(way), nn.Flatten(), nn.Linear(512, 5))
+    if way == "read by its parent":
+        model = nn.Sequential(ReadsInside(), nn.Flatten(), nn.Linear(512, 5))
+    x = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    converted = cmpe_se.convert(model, view="double_fc", example_inputs=x.float())
+    assert len(gates(assert_static(moved(converted), x))) == 1
 
 
 def test_a_factor_of_the_addition():

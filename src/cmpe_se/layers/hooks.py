@@ -5,11 +5,12 @@ from types import FunctionType
 from typing import Any, NoReturn, TypeGuard, TypeVar
 
 import torch
-from timm.layers import Conv2dSame, DropPath
+from timm.layers import Conv2dSame, DropPath, LayerScale2d
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from timm.layers.norm_act import FrozenBatchNorm2d as TimmFrozenBatchNorm2d
 from torch import fx, nn
 from torch.nn.modules import module as module_hooks
+from torchvision.ops import StochasticDepth
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from cmpe_se.errors import UserError
@@ -37,9 +38,9 @@ def known_layer(layer_class: Class) -> Class:
 
 for _class in (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, nn.Linear),
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, DropPath),
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, DropPath, StochasticDepth),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d, TimmFrozenBatchNorm2d),
-    *(BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct),
+    *(BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct, LayerScale2d),
 ):
     known_layer(_class)
 
@@ -55,7 +56,7 @@ def says_what_it_does(layer: nn.Module) -> bool:
 
 def will_always_do_so(layer: nn.Module) -> bool:
     """Whether a layer says what it does, and its weights are its own parameters: none that something else computes."""
-    return says_what_it_does(layer) and vars(layer).keys().isdisjoint(("weight", "bias"))
+    return says_what_it_does(layer) and vars(layer).keys().isdisjoint(("weight", "bias", "gamma"))
 
 
 def is_unaltered(module: nn.Module) -> bool:

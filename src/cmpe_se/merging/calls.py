@@ -5,12 +5,13 @@ from typing import Any, NamedTuple, TypeGuard
 
 from timm.layers import DropPath
 from torch import Tensor, fx, nn
+from torchvision.ops import StochasticDepth
 
 from cmpe_se.conversion.recording import Recording
 from cmpe_se.layers.hooks import is_unaltered, is_watched, says_what_it_does
 from cmpe_se.networks.blocks import PreActBlock
 
-_NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, DropPath)
+_NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, DropPath, StochasticDepth)
 
 
 class _FlatTracer(fx.Tracer):
@@ -168,6 +169,10 @@ class Calls:
         plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
         read = not self._read.isdisjoint({id(layer), *map(id, tensors)})
         return plain and not read and self.has_one_name(layer)
+
+    def is_read(self, tensor: Tensor) -> bool:
+        """Whether a forward reads a tensor of another module, by that module's name."""
+        return id(tensor) in self._read
 
     def has_one_name(self, module: nn.Module) -> bool:
         """Whether a module stands at one place of the network."""
