@@ -5,7 +5,7 @@
 Of each run in ``--runs`` the gates are frozen at their means over training images, one more at a time, in the order of
 what freezing each alone changes (``cmpe-se freeze`` without a budget). Each network is tested as it is, and for some
 numbers of static gates after training on with them; none among them, since training on may help by itself. The runs in
-``--beside`` are shown beside them: a plain network, with which all times are compared, first. A CSV has all of it, and
+``--beside`` are shown beside them; one is of the plain network, with which all times are compared. A CSV has all of it, and
 a plot shows accuracy against the time of a merged forward pass.
 """
 
@@ -39,7 +39,7 @@ _IMAGES, _BATCH = 2000, 250
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", required=True, help="finished runs of networks with gates, separated by commas")
-    parser.add_argument("--beside", required=True, help="runs to show beside them, a plain network first")
+    parser.add_argument("--beside", required=True, help="runs to show beside them, the plain network's among them")
     parser.add_argument("--epochs", type=int, default=3, help="to train on for with static gates")
     parser.add_argument("--trained", type=int, default=3, help="train on with every so many static gates")
     parser.add_argument("--batch-size", type=int, default=64, help="of the timed forward pass")
@@ -49,33 +49,15 @@ def main() -> None:
 
     networks: dict[str, nn.Module] = {}
     rows: list[dict[str, Any]] = []
-    data = None
-    for path in (*options.beside.split(","), *options.runs.split(",")):
-        folder = RunFolder.open(path)
-        result, model = folder.read_result(), folder.load_model()
-        data = load_run_data(folder)
-        name = result["view"] or "plain"
-        if path in options.beside.split(","):
-            networks[name] = model
-            rows.append({"network": name, "static": None, "trained_on": False, "test_top1": top1_of(model, data)})
-            continue
-        training = validation_split(data, v)[0] if (v := folder.read_config().validation) else data
-        images = [batch for batch, _ in plain_training_batches(training, _IMAGES, batch_size=_BATCH)]
-        calibration = Calibration(model, images)
-        effects = calibration.effects(with_progress)
-        order = sorted(effects, key=lambda block: effects[block])
-        for number in range(len(order) + 1):
-            frozen = calibration.frozen(order[:number])
-            networks[f"{name} {number}"] = frozen
-            row = {"network": name, "static": number, "test_top1": top1_of(frozen, data)}
-            rows.append(row | {"trained_on": False, "last": order[number - 1] if number else None})
-            if number % options.trained == 0 or number == len(order):
-                top1 = trained_on(folder, calibration, order[:number], data, options.epochs)
-                rows.append(row | {"trained_on": True, "test_top1": top1})
+    for path in options.runs.split(","):
+        rows += freeze_one_by_one(RunFolder.open(path), networks, options)
+    for folder in map(RunFolder.open, options.beside.split(",")):
+        name, data = folder.read_result()["view"] or "plain", load_run_data(folder)
+        networks[name] = folder.load_model()
+        rows.append({"network": name, "static": None, "trained_on": False, "test_top1": top1_of(networks[name], data)})
     times = time_ratios({key: merge(model) for key, model in networks.items()}, data, options)
     for row in rows:
-        key = row["network"] if row["static"] is None else f"{row['network']} {row['static']}"
-        ratio = times[key]
+        ratio = times[row["network"] if row["static"] is None else f"{row['network']} {row['static']}"]
         row |= {"time_ratio": f"{ratio.median:.3f}", "low": f"{ratio.low:.3f}", "high": f"{ratio.high:.3f}"}
         row["test_top1"] = f"{row['test_top1']:.2f}"
         row.setdefault("last", None)
@@ -86,6 +68,27 @@ def main() -> None:
     path = write_results(options.output, "static-gates", rows, setup="", network=setup, timing=timing)
     plot(rows, setup, path.with_suffix(".png"))
     print(path)
+
+
+def freeze_one_by_one(
+    folder: RunFolder, networks: dict[str, nn.Module], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Rows of a run's network with ever more static gates; the networks themselves go into ``networks``."""
+    config, data, name = folder.read_config(), load_run_data(folder), folder.read_result()["view"]
+    training = validation_split(data, config.validation)[0] if config.validation else data
+    images = [batch for batch, _ in plain_training_batches(training, _IMAGES, batch_size=_BATCH)]
+    calibration = Calibration(folder.load_model(), images)
+    effects = calibration.effects(with_progress)
+    order = sorted(effects, key=lambda block: effects[block])
+    rows = []
+    for number in range(len(order) + 1):
+        frozen = networks[f"{name} {number}"] = calibration.frozen(order[:number])
+        row = {"network": name, "static": number, "test_top1": top1_of(frozen, data)}
+        rows.append(row | {"trained_on": False, "last": order[number - 1] if number else None})
+        if number % options.trained == 0 or number == len(order):
+            top1 = trained_on(folder, calibration, order[:number], data, options.epochs)
+            rows.append(row | {"trained_on": True, "test_top1": top1})
+    return rows
 
 
 def top1_of(network: nn.Module, data: ImageData) -> float:
@@ -104,7 +107,7 @@ def trained_on(folder: RunFolder, calibration: Calibration, static: list[str], d
 
 
 def time_ratios(networks: dict[str, nn.Module], data: ImageData, options: argparse.Namespace) -> dict[str, Any]:
-    """Of a forward pass to that of the first network, in turns."""
+    """Of a forward pass to that of the plain network, in turns."""
     keep_heap()
     x = torch.randn(options.batch_size, data.in_chans, *data.image_size).to(memory_format=torch.channels_last)
     steps: dict[str, Callable[[], None]] = {
@@ -114,8 +117,7 @@ def time_ratios(networks: dict[str, nn.Module], data: ImageData, options: argpar
         for step in steps.values():
             step()
         seconds = take_turns(steps, with_progress(range(options.turns), "timing"), torch.device("cpu"))
-    first = next(iter(networks))
-    return {name: paired_ratio(times, seconds[first]) for name, times in seconds.items()}
+    return {name: paired_ratio(times, seconds["plain"]) for name, times in seconds.items()}
 
 
 def plot(rows: list[dict[str, Any]], setup: str, path: Path) -> None:
