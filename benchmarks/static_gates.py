@@ -5,8 +5,8 @@
 Of each run in ``--runs`` the gates are frozen at their means over training images, one more at a time, in the order of
 what freezing each alone changes (``cmpe-se freeze`` without a budget). Each network is tested as it is, and for some
 numbers of static gates after training on with them; none among them, since training on may help by itself. The runs in
-``--beside`` are shown beside them; one is of the plain network, with which all times are compared. A CSV has all of it, and
-a plot shows accuracy against the time of a merged forward pass.
+``--beside`` are shown beside them; one is of the plain network, with which all times are compared. A CSV has all of it,
+and a plot shows accuracy against the time of a merged forward pass.
 """
 
 import argparse
