@@ -131,12 +131,24 @@ def monai_resnet(block: str, axes: int, shortcut: str) -> Callable[[], nn.Module
 
 _CLIP = (3, 4, 24, 24)
 
+
+def video(maker: str, first: str | None = None, stem: str = "BasicStem") -> Callable[[], nn.Module]:
+    """r3d_18, mc3_18 or r2plus1d_18 of torchvision with half of their blocks: two in the first stage, then one."""
+    parts = torchvision.models.video.resnet
+
+    def make() -> nn.Module:
+        makers = [getattr(parts, name) for name in (first or maker, *[maker] * 3)]
+        return parts.VideoResNet(parts.BasicBlock, makers, [2, 1, 1, 1], getattr(parts, stem))
+
+    return make
+
+
 CASES = {
     "ecg": Case(EcgNet, (2, 50), 4),
     "x3d": Case(X3d, (3, 3, 18, 20), 4),
-    "r3d_18": Case(torchvision.models.video.r3d_18, _CLIP, 8),
-    "mc3_18": Case(torchvision.models.video.mc3_18, _CLIP, 8),
-    "r2plus1d_18": Case(torchvision.models.video.r2plus1d_18, _CLIP, 8),
+    "r3d": Case(video("Conv3DSimple"), _CLIP, 5),
+    "mc3": Case(video("Conv3DNoTemporal", "Conv3DSimple"), _CLIP, 5),
+    "r2plus1d": Case(video("Conv2Plus1D", stem="R2Plus1dStem"), _CLIP, 5),
 }
 for _axes, _size in {1: (40,), 2: (20, 24), 3: (10, 12, 14)}.items():
     _shape = (2, *_size)

@@ -11,7 +11,7 @@ from torch import nn
 
 from cmpe_se import VIEWS, CompetitiveSE, PreActResNet, conversion_report, convert
 from cmpe_se.errors import UserError
-from tests.conversion.networks import ALL_NAMES, NAMES, build, expected_additions, randomise, shorten
+from tests.conversion.networks import FAMILIES, NAMES, build, expected_additions, randomise, shorten
 from tests.tiers import slow_but
 
 
@@ -38,13 +38,36 @@ def move_gates(model: nn.Module) -> nn.Module:
     return model
 
 
+WHOLE = ["timm test_resnet", "timm test_byobnet", "timm test_convnext2"]
+COMPILED_ELSEWHERE = {*WHOLE, "timm mobilenetv2_100", "timm regnetx_004"}
+"""Those whose blocks' classes efficientnet_b0 and regnety_004 have with attention besides, and those that are whole."""
+
+
+def inputs_of_forwards(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The first block of each converted forward of a network, and what it gets: nothing is compiled twice."""
+    seen, found = set(), {}
+    for name in gates(model):
+        block = model.get_submodule(name.removesuffix(".competition"))
+        code = type(block).forward.__code__
+        if (code.co_code, code.co_names) not in seen:
+            seen.add((code.co_code, code.co_names))
+            block.register_forward_pre_hook(lambda _, args, name=name: found.setdefault(name, args[0].clone()))
+    with torch.no_grad():
+        model(x)
+    for module in model.modules():
+        module._forward_pre_hooks.clear()
+    return found
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_architectures(name):
-    original = build(name)
+    """Whole in the default tier; in the slow one each block once, which is what takes the others their time."""
+    whole = name in FAMILIES
+    original = build(name) if whole else shorten(build(name))
     before = {key: value.clone() for key, value in original.state_dict().items()}
     converted = convert(original)
     report = conversion_report(converted)
-    assert len(report.gates) == expected_additions(name)
+    assert len(report.gates) == expected_additions(name, whole)
     assert not gates(original)
     assert_same(original, converted)
 
@@ -59,6 +82,10 @@ def test_architectures(name):
         assert gate.fc2.weight.grad.abs().sum() > 0, block
     with torch.no_grad():  # and the gates do something
         assert not torch.equal(move_gates(converted).eval()(images()), original(images()))
+    if name not in COMPILED_ELSEWHERE:
+        torch.compiler.reset()
+        for block, x in inputs_of_forwards(converted, images(batch=3)).items():
+            assert_compiles_and_exports(converted.get_submodule(block.removesuffix(".competition")), x)
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -143,26 +170,20 @@ def test_stochastic_depth_stays_on_the_residual():
     assert dropped.float().mean() > 0.9
 
 
-# In other widths, groups and numbers, the very classes of networks that are there: one graph after another.
-SAME_BLOCKS = {"timm resnet34", "timm resnet101", "timm resnext50_32x4d"}
-SAME_BLOCKS |= {"torchvision wide_resnet50_2", "torchvision resnext50_32x4d"}
-COMPILED = [name for name in ALL_NAMES if name not in SAME_BLOCKS]
-
-
-@pytest.mark.parametrize("name", slow_but(COMPILED, ["timm test_resnet", "timm test_byobnet", "timm test_convnext2"]))
-def test_compile_and_export(name):
-    """No graph breaks, and a graph for any batch, of which both give what the converted network gives.
-
-    Each kind of block is there once: a second one of the same code says nothing more, and takes as long.
-    """
-    torch.compiler.reset()  # networks of one class share their code, and the compiler's limit for it
-    converted, x = move_gates(convert(shorten(build(name)))), images(batch=3)
+def assert_compiles_and_exports(module: nn.Module, x: torch.Tensor) -> None:
+    """No graph break, and a graph for any batch, both of which give what the module itself gives."""
     with torch.no_grad():
-        expected = converted(x)
-        compiled = torch.compile(converted, fullgraph=True, backend="eager")(x)
-        exported = torch.export.export(converted, (images(),), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
-        torch.testing.assert_close(compiled, expected)
+        expected = module(x)
+        torch.testing.assert_close(torch.compile(module, fullgraph=True, backend="eager")(x), expected)
+        batch = torch.export.Dim("batch", min=2)
+        exported = torch.export.export(module, (x[:2],), dynamic_shapes=({0: batch},))
         torch.testing.assert_close(exported.module()(x), expected)
+
+
+@pytest.mark.parametrize("name", slow_but(WHOLE, ["timm test_resnet"]))
+def test_compile_and_export(name):
+    torch.compiler.reset()  # networks of one class share their code, and the compiler's limit for it
+    assert_compiles_and_exports(move_gates(convert(shorten(build(name)))), images(batch=3))
 
 
 @pytest.mark.slow

@@ -61,20 +61,26 @@ def test_converted(name):
         assert not torch.equal(model(x), original(x))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_merged(name):
-    model, x = converted(name, torch.float64), inputs(name, 3, torch.float64)
-    merged = merge(model)
+@pytest.fixture(scope="module", params=NAMES)
+def in_float64(request) -> tuple[str, nn.Module, nn.Module]:
+    """Its name, a converted network whose gates have moved, and the merged one; nobody changes them."""
+    model = converted(request.param, torch.float64)
+    return request.param, model, merge(model)
+
+
+def test_merged(in_float64):
+    name, model, merged = in_float64
+    x = inputs(name, 3, torch.float64)
     test_merging.assert_merged(model, merged, x)
     assert sum(isinstance(module, MergedGate) for module in merged.modules()) == CASES[name].gates
     followed = sum(isinstance(module, NORMS) for module in build(name).modules())  # by convolutions or additions
     assert followed == 0 or sum(isinstance(module, NORMS) for module in merged.modules()) < followed
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_merged_in_float32(name):
+def test_merged_in_float32(in_float64):
     """Two forms of it differ by no more than each of them from the float64 network, times a few."""
-    model, x = converted(name, torch.float64), inputs(name, 3, torch.float64)
+    name, model, _ = in_float64
+    model, x = copy.deepcopy(model), inputs(name, 3, torch.float64)
     with torch.no_grad():
         exact = model(x)
         exact = exact[0] if isinstance(exact, (list, tuple)) else exact
@@ -85,11 +91,11 @@ def test_merged_in_float32(name):
     assert own < 1e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("merged", [False, True])
-def test_inspected(name, merged):
+def test_inspected(in_float64, merged):
     """Against the equations, from what each block adds."""
-    model, x = converted(name, torch.float64), inputs(name, 2, torch.float64)
+    name, model, in_one = in_float64
+    x = inputs(name, 2, torch.float64)
     flows: dict[str, tuple[Tensor, Tensor]] = {}
     for key, gate in gates(model).items():
         gate.register_forward_pre_hook(lambda _, args, key=key: flows.update({key: args[:2]}))
@@ -97,7 +103,7 @@ def test_inspected(name, merged):
         model(x)
     for gate in gates(model).values():
         gate._forward_pre_hooks.clear()
-    views = cmpe_se.inspect_gates(merge(model) if merged else model, x)
+    views = cmpe_se.inspect_gates(in_one if merged else model, x)
     # A gate of the network itself has its own name, others that of their block.
     keys = [view.name if view.name in flows else f"{view.name}.competition" for view in views]
     assert set(keys) == flows.keys()

@@ -37,8 +37,9 @@ def test_our_networks(kind, view, merged):
     held, x = merge(model) if merged else model, images()
     with torch.no_grad():
         before = held(x)
-    for block in gated_blocks(model):
-        for gate in values(1.0, find_gates(model)[block].channels):
+    for number, block in enumerate(gated_blocks(model)):
+        gates = values(1.0, find_gates(model)[block].channels)
+        for gate in gates if number == 1 else gates[-1:]:
             with forced_gates(held, block, gate), torch.no_grad():
                 torch.testing.assert_close(held(x), with_gate(model, block, gate, x), rtol=1e-9, atol=1e-9)
                 view_of = {view.name: view for view in inspect(held, x)}

@@ -15,7 +15,13 @@ from tests.training.test_processes import launch
 
 
 def settings(pretrained) -> list[str]:
-    return ["--model=test_resnet", "--convert=pair_view_1x1", f"--pretrained={pretrained}", "--lr=0.01"]
+    return [
+        "--model=test_resnet",
+        "--convert=pair_view_1x1",
+        f"--pretrained={pretrained}",
+        "--lr=0.01",
+        "--batch-size=256",
+    ]
 
 
 def changed(before: dict, after: dict) -> set[str]:
