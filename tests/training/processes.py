@@ -141,7 +141,7 @@ def complaint_of(*arguments, cwd: Path | None = None) -> str:
 @functools.cache
 def trained_run(*arguments: str) -> Path:
     """A run of ``cmpe-se train`` in a folder of its own; once a session for the same arguments."""
-    folder = _shared() / f"run-{hashlib.sha256(repr(arguments).encode()).hexdigest()[:16]}"
+    folder = shared_folder() / f"run-{hashlib.sha256(repr(arguments).encode()).hexdigest()[:16]}"
     with FileLock(f"{folder}.lock"):  # the other worker may want it too
         if not (folder / "result.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -186,7 +186,7 @@ def _child(arguments, out, err, cwd, env, before, program) -> None:
 
 
 @functools.cache
-def _shared() -> Path:
+def shared_folder() -> Path:
     """A folder that all workers of this session share; the process that started them removes it."""
     folder = Path(os.environ[SHARED_FOLDER])
     folder.mkdir(exist_ok=True)
@@ -206,7 +206,7 @@ def empty_folder() -> Path:
 @functools.cache
 def default_run() -> tuple[Path, Done]:
     """The run of ``cmpe-se train`` without any argument, as a user starts it, and what it printed; once a session."""
-    folder = _shared() / "default"
+    folder = shared_folder() / "default"
     env = os.environ | {"OMP_NUM_THREADS": "1"}  # beside other tests, threads that wait for each other take minutes
     with FileLock(f"{folder}.lock"):
         if not (folder / "out").exists():

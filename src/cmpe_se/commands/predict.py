@@ -32,15 +32,15 @@ def predict(
     """Print the predictions of a finished run's network for images.
 
     Args:
-        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml or .pt2).
+        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml, .pt2 or, with trust_pickle, .aoti.pt2).
         images: image files, and folders of them.
         top: number of classes to report for each image.
         batch_size: number of images in a batch.
         as_json: print a line of JSON for each image instead of a table.
         fail_fast: stop at the first file that cannot be read. Otherwise the others are predicted, those that cannot be
             read are listed at the end, and the exit status is 1.
-        trust_pickle: open a .pt2 file whatever it holds. Such a file can run any code on this machine: only for files
-            of authors that you trust.
+        trust_pickle: open a .pt2 file whatever it holds, a compiled package (.aoti.pt2) too. Such a file can run any
+            code on this machine: only for files of authors that you trust.
 
     Returns:
         For each image ``image`` (its path) and ``classes``: ``class`` and ``probability``, most likely first. Of a file

@@ -25,12 +25,18 @@ def has_bfloat16(cpuinfo: Path = _CPUINFO) -> bool | None:
     Args:
         cpuinfo: file in which Linux says so. PyTorch's own answer is private, and differs between versions.
     """
+    flags = cpu_flags(cpuinfo)
+    return None if flags is None else not _BFLOAT16_FLAGS.isdisjoint(flags)
+
+
+def cpu_flags(cpuinfo: Path = _CPUINFO) -> set[str] | None:
+    """What this CPU can do, in the words of Linux, such as ``avx2``; None where that cannot be found out."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:  # another system
         return None
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), None)
-    return None if flags is None else not _BFLOAT16_FLAGS.isdisjoint(flags.split())
+    return None if flags is None else {*flags.partition(":")[2].split()}
 
 
 def emulation_warning(precision: str, device_type: str) -> str | None:

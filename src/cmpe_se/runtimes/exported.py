@@ -12,18 +12,18 @@ from torch import Tensor
 from cmpe_se.data.preprocessing import KEY, Preprocessing
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.archives import CodeInFileError, refuse_code
+from cmpe_se.runtimes.native_packages import is_native, load_package
 from cmpe_se.utils.packages import quiet, require
 from cmpe_se.utils.records import check_shape, parse_json
 from cmpe_se.utils.text import in_one_line
 
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml", "aoti": ".aoti.pt2"}
 """The formats, and what their files' names end in."""
 
 METADATA = "cmpe_se"
 """The key under which each format keeps our JSON."""
 
-_Loader = Callable[[Path], tuple[str | None, Callable[[Tensor], Tensor]]]
-_RUNTIMES = {"onnx": ("onnxruntime",), "torch-export": (), "openvino": ("openvino",)}
+_RUNTIMES = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}
 
 
 class Exported:
@@ -45,14 +45,20 @@ class Exported:
 
 def is_exported(path: str | Path) -> bool:
     """Whether a path is named as the files of ``cmpe-se export`` are (and is no folder)."""
-    return Path(path).suffix.lower() in SUFFIXES.values() and not Path(path).is_dir()
+    return format_by_name(path) is not None and not Path(path).is_dir()
+
+
+def format_by_name(path: str | Path) -> str | None:
+    """Which of the formats a file's name says that it has; None for other names."""
+    fitting = [to for to, suffix in SUFFIXES.items() if Path(path).name.lower().endswith(suffix)]
+    return max(fitting, key=lambda to: len(SUFFIXES[to]), default=None)
 
 
 def load_exported(path: str | Path, *, trust_pickle: bool = False) -> Exported:
-    """Open a file of ``cmpe-se export``; its suffix says in which format it is.
+    """Open a file of ``cmpe-se export``; its suffix says in which format it is, and for .pt2 its content.
 
     ONNX and OpenVINO files hold no code. A .pt2 file can, as pickles and in other ways; one that holds more than a
-    graph of PyTorch's own operators is refused.
+    graph of PyTorch's own operators is refused. A compiled package (aoti) is nothing but code, whoever wrote it.
 
     Args:
         path: of the file.
@@ -60,18 +66,33 @@ def load_exported(path: str | Path, *, trust_pickle: bool = False) -> Exported:
 
     Raises:
         UserError: no such file, one that its runtime cannot read, one that could run code, one without our metadata, a
-            missing runtime.
+            missing runtime, a package that was compiled for another kind of machine.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}; `cmpe-se export RUN` writes one")
-    to = next(name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower())
-    require(_RUNTIMES[to], f"running {path.name}", extra="export")
-    load_torch_export = partial(_load_torch_export, trust=trust_pickle)
-    loaders: dict[str, _Loader] = {"onnx": _load_onnx, "torch-export": load_torch_export, "openvino": _load_openvino}
+    to = format_by_name(path)
+    if to is None:
+        raise UserError(f"{path} is not named as exported files are: {', '.join(SUFFIXES.values())}")
+    require(_RUNTIMES.get(to, ()), f"running {path.name}", extra="export")
+    content = b""
+    if to in ("torch-export", "aoti"):
+        content = path.read_bytes()  # once: what was looked at is what is opened
+        to = "aoti" if is_native(content) else "torch-export"
+    if to == "aoti" and not trust_pickle:
+        raise UserError(
+            f"{path} is a compiled package (aoti): opening it runs its native code, which nothing can check; "
+            "give --trust-pickle if you trust its author"
+        )
+    load = {
+        "onnx": partial(_load_onnx, path),
+        "openvino": partial(_load_openvino, path),
+        "torch-export": partial(_load_torch_export, content, trust=trust_pickle),
+        "aoti": partial(load_package, content),
+    }[to]
     try:
         with quiet():
-            metadata, function = loaders[to](path)
+            metadata, function = load()
     except CodeInFileError as error:
         raise UserError(
             f"{path} holds {error}, and opening it could run any code; use a file that `cmpe-se export` wrote, or give "
@@ -109,8 +130,7 @@ def _load_onnx(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
     return metadata, lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
-def _load_torch_export(path: Path, *, trust: bool) -> tuple[str | None, Callable[[Tensor], Tensor]]:
-    content = path.read_bytes()  # once: what was looked at is what is opened
+def _load_torch_export(content: bytes, *, trust: bool) -> tuple[str | None, Callable[[Tensor], Tensor]]:
     if not trust:
         refuse_code(content)
     extra = {METADATA: ""}

@@ -17,7 +17,8 @@ from cmpe_se.commands.export.verification import BATCH_SIZES, verify, verify_bat
 from cmpe_se.data import ImageData
 from cmpe_se.data.preprocessing import KEY
 from cmpe_se.errors import UserError
-from cmpe_se.runtimes.exported import SUFFIXES, load_exported
+from cmpe_se.runtimes.exported import SUFFIXES, format_by_name, load_exported
+from cmpe_se.runtimes.native_packages import require_compiler
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.escaping import visible
@@ -35,7 +36,7 @@ def export(
     int8: bool = False,
     calibration_images: int = 512,
 ) -> dict[str, Any]:
-    """Export a finished run's network to ONNX, torch.export or OpenVINO, and verify it against PyTorch.
+    """Export a finished run's network to ONNX, torch.export, OpenVINO or AOTInductor, and verify it against PyTorch.
 
     The file takes batches of any size and contains class names and preprocessing: `cmpe-se predict` accepts it in place
     of the run. It is verified at batch sizes 1, 2, 3 and 7, on test images of the run's data set, or on random ones if
@@ -43,8 +44,9 @@ def export(
 
     Args:
         run: run folder.
-        to: format of the file: onnx, torch-export or openvino.
-        output: file to write; RUN/export/model.onnx, .pt2 or .xml (with .bin beside it) if left out.
+        to: format of the file: onnx, torch-export, openvino or aoti (compiled for this kind of machine alone, by a C++
+            compiler, which takes a minute or more).
+        output: file to write; RUN/export/model.onnx, .pt2, .xml (with .bin beside it) or .aoti.pt2 if left out.
         merge: merge the network first (`cmpe_se.merge`), for the same outputs from less work.
         int8: write a quantised int8 network too, as model.int8.onnx beside model.onnx, and test both (onnx only).
         calibration_images: number of training images that calibrate the ranges of int8.
@@ -55,8 +57,8 @@ def export(
         and ``int8``: ``path``, ``bytes`` and ``test_top1`` of that file.
 
     Raises:
-        UserError: an unknown format, no finished run, a missing package, a network that cannot be exported or is
-            another one afterwards, a file that cannot be written, or int8 without the run's data.
+        UserError: an unknown format, no finished run, a missing package or compiler, a network that cannot be exported
+            or is another one afterwards, a file that cannot be written, or int8 without the run's data.
     """
     _check(to, output, int8, calibration_images)
     folder = RunFolder.open(run)
@@ -99,13 +101,15 @@ def export(
 def _check(to: str, output: str | None, int8: bool, calibration_images: int) -> None:
     if to not in SUFFIXES:
         raise UserError(f"there is no format {to!r}; there are {', '.join(SUFFIXES)}")
-    if output and Path(output).suffix != SUFFIXES[to]:
+    if output and (not output.endswith(SUFFIXES[to]) or format_by_name(output) != to):
         raise UserError(f"output {output} should be named as files of {to} are, *{SUFFIXES[to]}")
     if int8 and to != "onnx":
         raise UserError(f"int8 is for onnx only, not for {to}; leave int8 out, or export to onnx")
     if calibration_images < 1:
         raise UserError(f"calibration_images is {calibration_images}, should be at least 1; some hundreds are good")
     require(PACKAGES[to], f"export to {to}", extra="export")
+    if to == "aoti":
+        require_compiler()
 
 
 def _data(folder: RunFolder, *, needed: bool) -> ImageData | None:

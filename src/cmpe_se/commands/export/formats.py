@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import METADATA, SUFFIXES
+from cmpe_se.runtimes.native_packages import compile_package, save_package
 from cmpe_se.utils.packages import quiet
 from cmpe_se.utils.text import in_one_line
 
@@ -19,6 +20,7 @@ PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "torch-export": (),
     "openvino": ("onnx", "onnxscript", "openvino"),
+    "aoti": (),
 }
 """What writing each format needs."""
 
@@ -40,11 +42,13 @@ def write(network: nn.Module, path: Path, to: str, *, input_size: Sequence[int],
         UserError: a network that the exporter cannot trace or express.
         OSError: a file that cannot be written.
     """
-    convert, save = {
+    formats: dict[str, tuple[Callable[[ExportedProgram], Any], Callable[[Any, Path, str], None]]] = {
         "onnx": (_to_onnx, _save_onnx),
         "torch-export": (lambda program: program, _save_torch_export),
         "openvino": (_to_openvino, _save_openvino),
-    }[to]
+        "aoti": (compile_package, save_package),
+    }
+    convert, save = formats[to]
     try:
         with quiet(), torch.no_grad():
             converted = convert(_trace(network, input_size))
