@@ -36,10 +36,10 @@ def export(
     int8: bool = False,
     calibration_images: int = 512,
 ) -> dict[str, Any]:
-    """Export a finished run's network to ONNX, torch.export, OpenVINO or AOTInductor, and verify it against PyTorch.
+    """Export a finished run's network to ONNX, torch.export, OpenVINO or AOTInductor, and verify it.
 
     The file takes batches of any size and contains class names and preprocessing: `cmpe-se predict` accepts it in place
-    of the run. It is verified at batch sizes 1, 2, 3 and 7, on test images of the run's data set, or on random ones if
+    of the run. It is compared with PyTorch at batch sizes 1, 2, 3 and 7, on test images of the run's data set, or on random ones if
     that cannot be loaded.
 
     Args:
