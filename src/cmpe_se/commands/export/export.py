@@ -39,8 +39,8 @@ def export(
     """Export a finished run's network to ONNX, torch.export, OpenVINO or AOTInductor, and verify it.
 
     The file takes batches of any size and contains class names and preprocessing: `cmpe-se predict` accepts it in place
-    of the run. It is compared with PyTorch at batch sizes 1, 2, 3 and 7, on test images of the run's data set, or on random ones if
-    that cannot be loaded.
+    of the run. It is compared with PyTorch at batch sizes 1, 2, 3 and 7, on test images of the run's data set, or on
+    random ones if that cannot be loaded.
 
     Args:
         run: run folder.
