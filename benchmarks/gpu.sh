@@ -104,8 +104,8 @@ case $part in
     for engine in ${ENGINES:-eager cudagraphs compiled}; do
       for mode in ${MODES:-forward training}; do
         how=(--engines "$engine" --modes "$mode" --output "$output/$mode")
-        measure resnet50 --batch-size "${BATCH:-128}" --image-size "${SIDE:-224}" --dtypes bfloat16 "${how[@]}" "$@"
-        measure preact_resnet164 --batch-size "${SMALL_BATCH:-128}" "${how[@]}" "$@"
+        measure resnet50 --batch-sizes "${BATCH:-128}" --image-size "${SIDE:-224}" --dtypes bfloat16 "${how[@]}" "$@"
+        measure preact_resnet164 --batch-sizes "${SMALL_BATCH:-128}" "${how[@]}" "$@"
       done
     done
     tar -czf "$output/benchmark.tar.gz" -C "$output" $(cd "$output" && ls */*.csv */*.png)

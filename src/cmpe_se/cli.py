@@ -16,6 +16,7 @@ import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from cmpe_se.errors import UserError
+from cmpe_se.moved import renamed
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
 from cmpe_se.training.launching import is_main_process, lost, may_speak, processes_left_out
@@ -213,13 +214,16 @@ def _with_dashes(text: str) -> str:
 
 def _as_parsed(function: Callable, arguments: Sequence[str]) -> list[str]:
     """--batch-size=8 as --batch_size=8, the parameter's name, and a lone --flip as --flip=true."""
-    switches = _switches(function)
+    switches, old_names = _switches(function), renamed(function)
     words_follow = any(one.kind is one.POSITIONAL_OR_KEYWORD for one in _parameters(function))
     parsed = []
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            argument = "--" + name[2:].replace("-", "_") + equals + value
+            name = name[2:].replace("-", "_")
+            if name in old_names:
+                complain(_with_dashes(f"--{name} is --{old_names[name]} now"), 0)
+            argument = "--" + old_names.get(name, name) + equals + value
             value_follows = following and not following.startswith("--")
             if words_follow:  # else whatever follows is meant as the value, even a wrong one
                 value_follows = following.lower() in ("true", "false")

@@ -60,7 +60,7 @@ def test_benchmark(tmp_path):
 def test_what_could_not_be_measured_is_named(tmp_path):
     done = run("benchmark", "-", tmp_path, ENGINES="cudagraphs", MODES="forward", PYTHON="false")
     assert done.returncode == 1
-    assert "not measured: resnet50 --batch-size 128" in done.stdout
+    assert "not measured: resnet50 --batch-sizes 128" in done.stdout
 
 
 def test_wrn(images, tmp_path):

@@ -117,14 +117,26 @@ def _config(metadata: str | None) -> dict[str, Any]:
         return {}
 
 
-def _load_onnx(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
+def onnx_session(content: bytes) -> Any:
+    """An ONNX model in ONNX Runtime, on the CPU with as many threads as PyTorch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # fatal errors only; all others are raised too
     # From memory: such a session has no folder, and reads no weights from other files, which a path could name.
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def openvino_network(core: Any, model: Any) -> Any:
+    """An OpenVINO model compiled in float32, on the CPU with as many threads as PyTorch has."""
+    # By itself OpenVINO computes in bfloat16 on CPUs that can, and errs in the second digit.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    return core.compile_model(model, "CPU", settings)
+
+
+def _load_onnx(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
+    session = onnx_session(path.read_bytes())
     name = session.get_inputs()[0].name
     metadata = session.get_modelmeta().custom_metadata_map.get(METADATA)
     return metadata, lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
@@ -144,7 +156,5 @@ def _load_openvino(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
     core = openvino.Core()
     model = core.read_model(path)
     metadata = model.get_rt_info([METADATA]).value if model.has_rt_info([METADATA]) else None
-    # By itself OpenVINO computes in bfloat16 on CPUs that can, and errs in the second digit.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    network = core.compile_model(model, "CPU", settings)
+    network = openvino_network(core, model)
     return metadata, lambda images: torch.from_numpy(network(images.numpy())[0].copy())

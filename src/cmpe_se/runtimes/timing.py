@@ -62,6 +62,11 @@ def paired_ratio(own: list[float], others: list[float]) -> Ratio:
     return Ratio(statistics.median(ratios), low, high)
 
 
+def percentile(seconds: list[float], percent: float) -> float:
+    """The smallest of some times that at least this percentage of them do not exceed (0 to 100)."""
+    return sorted(seconds)[max(math.ceil(len(seconds) * percent / 100), 1) - 1]
+
+
 def peak_memory(step: Callable[[], None], device: torch.device) -> int | None:
     """Bytes that a step has allocated at its fullest moment, beyond what was there before; None where nothing counts.
 

@@ -1,7 +1,10 @@
 """The benchmark: contenders compute what they should, statistics say no more than they may, and the command."""
 
+import copy
 import csv
+import re
 import statistics
+import sys
 import time
 from math import comb
 
@@ -14,7 +17,10 @@ from cmpe_se.commands.benchmark import benchmark
 from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN, build, check_contenders, contenders
 from cmpe_se.errors import UserError
 from cmpe_se.layers.views import PAPER_VIEWS
-from cmpe_se.runtimes.timing import paired_ratio, peak_memory, take_turns
+from cmpe_se.merging import merge
+from cmpe_se.runtimes import engines
+from cmpe_se.runtimes.engines import OUTSIDE
+from cmpe_se.runtimes.timing import paired_ratio, peak_memory, percentile, take_turns
 from cmpe_se_command import main
 from tests.conversion.dimensions import EcgNet
 from tests.networks.naive import randomise
@@ -108,7 +114,7 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     threads = torch.get_num_threads()
     rows = benchmark(
-        "preact_resnet20", contenders="timm_se,folded_3x3", batch_size=4, repeats=7, dtypes="float32,bfloat16",
+        "preact_resnet20", contenders="timm_se,folded_3x3", batch_sizes="4,1", repeats=7, dtypes="float32,bfloat16",
         threads=1, device="cpu", output=str(folder),
     )  # fmt: skip
     torch.set_num_threads(threads)
@@ -117,11 +123,13 @@ def measured(tmp_path_factory):
 
 def test_rows(measured):
     rows, _ = measured
-    groups = {(row["mode"], row["dtype"], row["merged"]) for row in rows}
+    groups = {(row["mode"], row["dtype"], row["merged"], row["batch_size"]) for row in rows}
     kinds = (("forward", False), ("forward", True), ("training", False))
-    assert groups == {(mode, dtype, merged) for mode, merged in kinds for dtype in ("float32", "bfloat16")}
+    assert groups == {
+        (mode, dtype, merged, size) for mode, merged in kinds for dtype in ("float32", "bfloat16") for size in (4, 1)
+    }
     for row in rows:
-        assert row["images_per_second"] == pytest.approx(4000 / row["milliseconds"], rel=0.02)
+        assert row["images_per_second"] == pytest.approx(1000 * row["batch_size"] / row["milliseconds"], rel=0.02)
         assert row["peak_mib"] > 0
         if row["contender"] == PLAIN:
             assert row["ratio"] == row["memory_ratio"] == 1
@@ -132,9 +140,20 @@ def test_rows(measured):
     assert training["ratio"] > 1  # nine blocks with a picture each are not free, and clearer than noise
 
 
+def test_percentiles_are_of_single_images_in_forward(measured):
+    for row in measured[0]:
+        if row["mode"] == "forward" and row["batch_size"] == 1:
+            assert row["steps"] == 100
+            assert 0 < row["p50"] <= row["p90"] <= row["p99"]
+            assert row["p50"] == pytest.approx(row["milliseconds"], rel=0.5)
+        else:
+            assert row["steps"] == 7
+            assert row["p50"] is row["p90"] is row["p99"] is None
+
+
 def test_files(measured):
     rows, folder = measured
-    (table,) = folder.glob("benchmark-preact_resnet20-b4-float32-bfloat16-eager_*-1-threads_*.csv")
+    (table,) = folder.glob("benchmark-preact_resnet20-b4-1-float32-bfloat16-eager_*-1-threads_*.csv")
     assert table.with_suffix(".png").stat().st_size > 10_000
     lines = table.read_text().splitlines()
     assert [line.split(":")[0] for line in lines if line.startswith("#")][-3:] == [
@@ -149,21 +168,92 @@ def test_files(measured):
 @pytest.mark.slow
 def test_compiled_and_converted(tmp_path):
     rows = benchmark(
-        "resnet18", contenders="pair_view_1x1", modes="forward", engines="compiled", merged=False, batch_size=2,
+        "resnet18", contenders="pair_view_1x1", modes="forward", engines="compiled", merged=False, batch_sizes="1,2",
         image_size=32, repeats=3, device="cpu", output=str(tmp_path),
     )  # fmt: skip
-    assert [row["contender"] for row in rows] == [PLAIN, "pair_view_1x1"]
+    assert [(row["batch_size"], row["contender"]) for row in rows] == [
+        (size, name) for size in (1, 2) for name in (PLAIN, "pair_view_1x1")
+    ]
 
 
 @pytest.mark.slow
-def test_onnxruntime(tmp_path, capsys):
-    pytest.importorskip("onnxruntime", reason="ONNX Runtime is an extra")
+@pytest.mark.parametrize("engine", OUTSIDE)
+def test_engines_outside_pytorch(engine, tmp_path, capsys):
+    for package in ("onnxscript", engine):
+        pytest.importorskip(package, reason="an extra")
     rows = benchmark(
-        "preact_resnet20", contenders="folded_3x3", engines="onnxruntime", batch_size=2, repeats=3, device="cpu",
+        "preact_resnet20", contenders="folded_3x3", engines=engine, batch_sizes="1,2", repeats=3, device="cpu",
         output=str(tmp_path),
     )  # fmt: skip
-    assert {row["engine"] for row in rows} == {"onnxruntime"}
-    assert "ONNX Runtime does not train" in capsys.readouterr().err
+    assert [(row["engine"], row["merged"], row["batch_size"]) for row in rows if row["contender"] == PLAIN] == [
+        (engine, merged, size) for merged in (False, True) for size in (1, 2)
+    ]
+    assert f"{OUTSIDE[engine]} does not train" in capsys.readouterr().err
+    (table,) = tmp_path.glob("*.csv")
+    assert re.search(rf'^# {engine}: "\d', table.read_text(), re.M)  # its version
+
+
+@pytest.mark.parametrize("engine", OUTSIDE)
+def test_engines_run_what_is_exported(engine, monkeypatch):
+    """Of one program with a free batch dimension, on as many threads as PyTorch has, in float32."""
+    for package in ("onnxscript", engine):
+        pytest.importorskip(package, reason="an extra")
+    found = {}
+
+    def keep(name, function):
+        def kept(*arguments):
+            found[name] = function(*arguments)
+            return found[name]
+
+        return kept
+
+    for name in ("onnx_session", "openvino_network"):
+        monkeypatch.setattr(engines, name, keep(name, getattr(engines, name)))
+    network = merge(randomise(build("preact_resnet20", "folded_3x3")))
+    runner = engines.make_runner(copy.deepcopy(network), (3, 32, 32), engine, "forward", "float32")
+    for size in (1, 2, 5):
+        batch = images().float()[:1].repeat(size, 1, 1, 1) * torch.linspace(1, 2, size)[:, None, None, None]
+        runner(batch, torch.zeros(size, dtype=torch.long))()
+        if engine == "onnxruntime":
+            (logits,) = found["onnx_session"].run(None, {"images": batch.numpy()})
+        else:
+            logits = found["openvino_network"](batch.numpy())[0]
+        with torch.no_grad():
+            expected = network(batch)
+        torch.testing.assert_close(torch.from_numpy(logits.copy()), expected, rtol=1e-4, atol=1e-4)
+    if engine == "onnxruntime":
+        options = found["onnx_session"].get_session_options()
+        assert options.intra_op_num_threads == torch.get_num_threads()
+    else:
+        assert found["openvino_network"].get_property("INFERENCE_NUM_THREADS") == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("engine", OUTSIDE)
+def test_a_missing_engine_is_named_before_anything_is_measured(engine, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, engine, None)
+    arguments = ["--engines", f"eager,{engine}", "--device", "cpu", "--output", str(tmp_path)]
+    assert main(["benchmark", *arguments]) == 1
+    complaint = capsys.readouterr().err.strip()
+    assert "\n" not in complaint
+    assert re.search(rf"measuring {OUTSIDE[engine]} needs .*cmpe-se\[export\]", complaint)
+    assert not list(tmp_path.iterdir())
+
+
+def test_old_name_of_the_batch_sizes(tmp_path, capsys):
+    with pytest.warns(DeprecationWarning, match="batch_size is batch_sizes now"), pytest.raises(UserError, match="'0'"):
+        benchmark("preact_resnet20", batch_size=0)
+    with pytest.raises(TypeError, match="batch_size is batch_sizes now"):
+        benchmark("preact_resnet20", batch_size=1, batch_sizes="1")
+    assert main(["benchmark", "--batch-size", "0", "--output", str(tmp_path)]) == 1
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert first == "cmpe-se: --batch-size is --batch-sizes now"
+    assert "batch_sizes '0' should be numbers of at least 1" in second
+
+
+def test_percentile():
+    times = [float(number) for number in range(200, 0, -1)]
+    assert [percentile(times, percent) for percent in (0, 50, 90, 99, 100)] == [1, 100, 180, 198, 200]
+    assert percentile([3.0], 99) == 3
 
 
 @pytest.mark.parametrize(
@@ -173,6 +263,9 @@ def test_onnxruntime(tmp_path, capsys):
         (["--modes", "backward"], "unknown modes 'backward'; choose of forward, training"),
         (["--engines", "cudagraphs", "--device", "cpu"], "nothing is left to measure"),
         (["--repeats", "1"], "repeats 1 should be at least 3"),
+        (["--batch-sizes", "1,no"], "batch_sizes '1,no' should be numbers of at least 1, separated by commas"),
+        (["--batch-sizes", ","], "batch_sizes ',' should be numbers"),
+        (["--engines", "tensorrt"], "unknown engines 'tensorrt'; choose of eager, compiled, cudagraphs, onnxruntime"),
         (["--model", "no_such_network"], "no network 'no_such_network'"),
     ],
 )

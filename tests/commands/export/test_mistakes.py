@@ -83,7 +83,7 @@ def test_verification_finds_a_fixed_batch(trained, tmp_path, monkeypatch):
     def trace_fixed(network, input_size):
         return torch.export.export(network, (torch.zeros(2, *input_size),))
 
-    monkeypatch.setattr(formats, "_trace", trace_fixed)
+    monkeypatch.setattr(formats, "trace", trace_fixed)
     with pytest.raises(UserError, match="cannot run batches of 1"):
         export(str(trained), to="torch-export", output=str(tmp_path / "m.pt2"))
     assert list(tmp_path.iterdir()) == []

@@ -23,12 +23,17 @@ class Row(TypedDict):
     dtype: str
     engine: str
     merged: bool
+    batch_size: int
     contender: str
     images_per_second: float
     milliseconds: float
     ratio: float | None
     low: float
     high: float
+    steps: int
+    p50: float | None
+    p90: float | None
+    p99: float | None
     peak_mib: float | None
     memory_ratio: float | None
 
@@ -40,8 +45,10 @@ def tables_of(rows: Rows, setup: str) -> Group:
     """Rows for the screen: a table for each group of contenders."""
     tables = []
     for name, group in _grouped(rows):
-        columns = ("images/s", "time", "95 % interval", "MiB", "memory")
-        table = number_table(*columns, title=Text(name, style="bold"), title_justify="left")
+        latency = group[0]["p99"] is not None
+        columns = ("images/s", "time", "95 % interval", *(("p50", "p90", "p99") if latency else ()), "MiB", "memory")
+        title = f"{name} ({group[0]['steps']} steps each)"
+        table = number_table(*columns, title=Text(title, style="bold"), title_justify="left")
         table.columns[0].min_width = 18
         for row in group:
             plain = row["contender"] == PLAIN
@@ -49,9 +56,12 @@ def tables_of(rows: Rows, setup: str) -> Group:
             spread = "" if plain else f"{row['low']:.3f}-{row['high']:.3f}"
             memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
             more = "" if plain or row["memory_ratio"] is None else f"{row['memory_ratio']:.3f}"
-            table.add_row(row["contender"], f"{row['images_per_second']:,.1f}", ratio, spread, memory, more)
+            times = [f"{value:.2f}" for value in (row["p50"], row["p90"], row["p99"]) if value is not None]
+            table.add_row(row["contender"], f"{row['images_per_second']:,.1f}", ratio, spread, *times, memory, more)
         tables.append(table)
     remarks = "time, memory: ratios to plain. 'none shown': the 95 % interval contains 1."
+    if any(row["p99"] is not None for row in rows):
+        remarks += " p50, p90, p99: percentiles of a step, in milliseconds."
     return Group(setup + "\n", *tables, remarks)
 
 
@@ -91,6 +101,7 @@ def _colour(row: Row) -> str:
 
 def _grouped(rows: Rows) -> list[tuple[str, list[Row]]]:
     def key(row: Row) -> str:
-        return f"{row['mode']}, {row['dtype']}, {row['engine']}{', merged' if row['merged'] else ''}"
+        merged = ", merged" if row["merged"] else ""
+        return f"{row['mode']}, {row['dtype']}, {row['engine']}{merged}, batch {row['batch_size']}"
 
     return [(name, list(group)) for name, group in groupby(rows, key)]

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import METADATA, SUFFIXES
 from cmpe_se.runtimes.native_packages import compile_package, save_package
+from cmpe_se.runtimes.programs import to_onnx, to_openvino, trace
 from cmpe_se.utils.packages import quiet
 from cmpe_se.utils.text import in_one_line
 
@@ -23,9 +24,6 @@ PACKAGES = {
     "aoti": (),
 }
 """What writing each format needs."""
-
-
-INPUT, OUTPUT = "images", "logits"
 
 
 def write(network: nn.Module, path: Path, to: str, *, input_size: Sequence[int], metadata: dict[str, Any]) -> None:
@@ -43,15 +41,15 @@ def write(network: nn.Module, path: Path, to: str, *, input_size: Sequence[int],
         OSError: a file that cannot be written.
     """
     formats: dict[str, tuple[Callable[[ExportedProgram], Any], Callable[[Any, Path, str], None]]] = {
-        "onnx": (_to_onnx, _save_onnx),
+        "onnx": (to_onnx, _save_onnx),
         "torch-export": (lambda program: program, _save_torch_export),
-        "openvino": (_to_openvino, _save_openvino),
+        "openvino": (to_openvino, _save_openvino),
         "aoti": (compile_package, save_package),
     }
     convert, save = formats[to]
     try:
         with quiet(), torch.no_grad():
-            converted = convert(_trace(network, input_size))
+            converted = convert(trace(network, input_size))
     except Exception as error:  # each exporter raises many kinds
         others = " or ".join(name for name in SUFFIXES if name != to)
         reason = in_one_line(error)
@@ -63,41 +61,6 @@ def write(network: nn.Module, path: Path, to: str, *, input_size: Sequence[int],
         raise
     except Exception as error:  # what C++ makes of a full disk
         raise OSError(in_one_line(error)) from None
-
-
-def _trace(network: nn.Module, input_size: Sequence[int]) -> ExportedProgram:
-    example = torch.zeros(2, *input_size)  # of one image, torch.export would take the batch for fixed
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
-    for node in program.graph.nodes:  # paths of this machine do not belong in the file
-        node.meta.pop("stack_trace", None)
-    return program
-
-
-def _to_onnx(program: ExportedProgram) -> Any:
-    exported = torch.onnx.export(
-        program,
-        (),
-        dynamo=True,
-        verbose=False,
-        dynamic_shapes=({0: "batch"},),
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-    )
-    assert exported is not None  # as always with dynamo
-    model = exported.model_proto
-    for part in (
-        *model.graph.node,
-        *model.graph.value_info,
-    ):  # the exporter's notes, with paths of this machine
-        del part.metadata_props[:]
-    return model
-
-
-def _to_openvino(program: ExportedProgram) -> Any:
-    import openvino
-
-    # By way of ONNX: straight from the program, OpenVINO forgets channels, height and width.
-    return openvino.Core().read_model(_to_onnx(program).SerializeToString())
 
 
 def _save_torch_export(program: ExportedProgram, path: Path, metadata: str) -> None:

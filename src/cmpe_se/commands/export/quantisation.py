@@ -7,12 +7,12 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor, nn
 
-from cmpe_se.commands.export.formats import INPUT
 from cmpe_se.data import ImageData
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.merging import MergedGate
 from cmpe_se.runtimes.exported import Exported
+from cmpe_se.runtimes.programs import INPUT
 from cmpe_se.training.metrics import collect_logits, test_metrics
 from cmpe_se.utils.packages import quiet
 from cmpe_se.utils.progress import with_progress
