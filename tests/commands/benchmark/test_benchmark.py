@@ -6,6 +6,7 @@ import re
 import statistics
 import sys
 import time
+from importlib import import_module
 from math import comb
 
 import pytest
@@ -278,7 +279,8 @@ def test_refusals(arguments, message, capsys, tmp_path):
 def test_a_network_of_signals_is_refused(monkeypatch, tmp_path):
     network = EcgNet()
     network.default_cfg = {"input_size": (3, 32, 32)}
-    monkeypatch.setitem(benchmark.__globals__, "build", lambda *_, **__: network)
+    module = import_module("cmpe_se.commands.benchmark.benchmark")
+    monkeypatch.setattr(module, "build", lambda *_, **__: network)
     with pytest.raises(UserError, match=r"EcgNet cannot take images of \(3, 32, 32\).*conv1d"):
         benchmark("ecg", contenders="se", repeats=3, device="cpu", output=str(tmp_path))
     assert not list(tmp_path.iterdir())
