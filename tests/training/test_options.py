@@ -45,7 +45,7 @@ def test_memory_format_changes_little(short_run):
 
 @pytest.mark.slow
 def test_compile(digit_folder, tmp_path):
-    flags = [*SHORT, "--data", "folder", "--data-dir", digit_folder, "--epochs", "1", "--batch-size", "32"]
+    flags = ["--data", "folder", "--data-dir", digit_folder, "--epochs", "1", "--batch-size", "32"]
     for name, compiled in (("plain", "false"), ("compiled", "true")):
         succeed("train", *flags, "--compile", compiled, "--output", tmp_path / name)
     first, second = (metrics(tmp_path / name)[0]["train_loss"] for name in ("plain", "compiled"))
