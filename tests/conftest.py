@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.processes import SHARED_FOLDER, trained_run
+from tests.training.processes import SHARED_FOLDER, SHORT, trained_run
 
 
 def pytest_configure(config):
@@ -83,4 +83,4 @@ def converted() -> Path:
 @pytest.fixture(scope="session")
 def short_run() -> Path:
     """Two epochs of digits on one thread, never interrupted."""
-    return trained_run("--epochs", "2")
+    return trained_run(*SHORT)

@@ -39,7 +39,7 @@ def test_a_signal_during_imports_is_one_line(how, command, number):
 
 
 EARLY, LATE = ("torch._C", "torch.nn"), ("timm.layers.activations",)  # all of PyTorch comes between
-OTHERS = [(how, command, EARLY) for how in STARTS for command in COMMANDS if command != "train"]
+OTHERS = [("console script", command, EARLY) for command in COMMANDS if command != "train"]
 TRAIN = [(how, "train", EARLY + LATE) for how in STARTS]
 
 

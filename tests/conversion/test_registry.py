@@ -97,7 +97,7 @@ def test_features_are_those_of_the_base(base):
         assert getattr(features.feature_info, what)() == getattr(plain.feature_info, what)()
 
 
-@pytest.mark.parametrize("base", FEATURES)
+@pytest.mark.parametrize("base", slow_but(FEATURES, ("mobilenetv2_100", "dla34")))
 def test_all_features_have_the_scales_of_the_base(base):
     with torch.device("meta"):
         plain, features = (

@@ -7,8 +7,9 @@ import pickle
 import pytest
 import timm
 import torch
-import torchvision
 from torch import nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from cmpe_se import CompetitiveSE, convert, merge
 from cmpe_se.errors import UserError
@@ -130,23 +131,18 @@ def test_gates_read_the_smaller_tensor():
     assert narrowing.competition.read.in_features == 2 * narrowing.conv_pwl.out_channels
 
 
-@pytest.mark.slow
-def test_detection_with_frozen_norms():
-    from torchvision.ops.misc import FrozenBatchNorm2d
-
-    original = torchvision.models.detection.fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, norm_layer=FrozenBatchNorm2d
-    )
-    for module in original.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.7, 1.3)
-    model = convert(original.double()).eval()
-    model.backbone = move_gates(model.backbone, images(4, 128))
+def test_backbone_of_a_detector_with_frozen_norms():
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)  # which has them by itself
+    frozen = [module for module in backbone.modules() if isinstance(module, FrozenBatchNorm2d)]
+    assert frozen
+    for module in frozen:
+        module.running_mean.normal_(0, 0.2)
+        module.running_var.uniform_(0.7, 1.3)
+    model = move_gates(convert(backbone.double()).eval(), images(4, 128))
     merged = merge(model)
     assert not any(isinstance(module, FrozenBatchNorm2d) for module in merged.modules())
     with torch.no_grad():
-        first, second = (network.backbone(images(1, 128)) for network in (model, merged))
+        first, second = (network(images(1, 128)) for network in (model, merged))
     for key, value in first.items():
         torch.testing.assert_close(second[key], value, rtol=1e-10, atol=1e-11)
 

@@ -14,14 +14,14 @@ import pytest
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.run_folder import RunFolder
 from tests.tiers import slow_but
-from tests.training.processes import complaint_of, run, succeed
+from tests.training.processes import SHORT, complaint_of, run, succeed
 from tests.training.runs import assert_same_run, everything_in, metrics, place, result, start_until
 
 
 @pytest.fixture(scope="module")
 def interrupted_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted") / "run"
-    start_until(folder, 0, 10, "--epochs=2").send(signal.SIGINT)
+    start_until(folder, 0, 10, *SHORT).send(signal.SIGINT)
     return folder
 
 
@@ -54,7 +54,9 @@ def test_no_room_for_the_next_checkpoint(stopped, short_run):
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     yield folder
@@ -63,7 +65,10 @@ def small_disk(tmp_path):
 
 def test_full_disk(small_disk, stopped, short_run):
     run_folder = shutil.copytree(stopped, small_disk / "run")
-    (small_disk / "filler").write_bytes(bytes(2_300_000))  # of 8 MB, two checkpoints of 2.2 MB each take the rest
+    size = (run_folder / "state" / "checkpoint.safetensors").stat().st_size
+    free = shutil.disk_usage(small_disk).free
+    assert free > size
+    (small_disk / "filler").write_bytes(bytes(free - size // 2))  # two checkpoints are there, and no third one fits
     at = place(run_folder)
     done = run("train", "--resume", run_folder)
     assert re.search(r"No space left on device.*the last good one is kept", done.complaint)
@@ -151,7 +156,7 @@ def test_loss_that_is_not_finite_loses_nothing(short_run, tmp_path):
 
 def test_two_processes_do_not_train_one_run(tmp_path, short_run):
     folder = tmp_path / "run"
-    first = start_until(folder, 0, 10, "--epochs=2")
+    first = start_until(folder, 0, 10, *SHORT)
     os.kill(first.process.pid, signal.SIGSTOP)  # as if it took its time
     before = everything_in(folder)
     complaint = complaint_of("train", "--resume", folder)
@@ -171,7 +176,7 @@ def _without_locks() -> None:
 
 @pytest.mark.slow
 def test_a_file_system_without_locks(tmp_path, short_run):
-    done = run("train", "--epochs=2", "--output", tmp_path / "run", before=_without_locks)
+    done = run("train", *SHORT, "--output", tmp_path / "run", before=_without_locks)
     assert done.status == 0, done.err
     assert "cannot be locked" in done.err
     assert_same_run(short_run, tmp_path / "run")

@@ -17,7 +17,7 @@ from cmpe_se.training.network import create_network
 from cmpe_se.training.optimisation import create_optimizer
 from cmpe_se.training.run_folder import RunFolder
 from tests.training.conftest import write_digits
-from tests.training.processes import run, succeed
+from tests.training.processes import complaint_of, succeed
 from tests.training.runs import assert_same_run, result, weights
 from tests.training.test_processes import launch
 
@@ -26,13 +26,21 @@ from tests.training.test_processes import launch
 def base_run(digit_folder, tmp_path_factory):
     """A plain network of timm's, trained a little."""
     folder = tmp_path_factory.mktemp("base") / "run"
-    flags = ["--model=resnet18", "--epochs=2", "--batch-size=32", "--lr=0.05"]
+    flags = ["--model=test_resnet", "--epochs=2", "--batch-size=32", "--lr=0.05"]
     succeed("train", *flags, "--data=folder", "--data-dir", digit_folder, "--output", folder)
     return folder
 
 
 def finetune(base_run, digit_folder, output, *flags):
-    shared = ["--recipe=finetune", "--flip=false", "--data=folder", "--data-dir", digit_folder, "--batch-size=32"]
+    shared = [
+        "--recipe=finetune",
+        "--model=test_resnet",
+        "--flip=false",
+        "--data=folder",
+        "--data-dir",
+        digit_folder,
+        "--batch-size=32",
+    ]
     return succeed("train", *shared, "--pretrained", base_run, "--output", output, *flags)
 
 
@@ -49,7 +57,7 @@ SOURCES = {"run": "", "folder": "model", "file": "model/model.safetensors"}
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_it_starts_as_the_trained_network(source, base_run, digit_folder):
     data = load_data("folder", digit_folder)
-    config = TrainingConfig(model="resnet18", convert="folded_3x3", pretrained=str(base_run / source))
+    config = TrainingConfig(model="test_resnet", convert="folded_3x3", pretrained=str(base_run / source))
     model, _ = create_network(config, data)
     base = timm.create_model(f"local-dir:{base_run / 'model'}", pretrained=True).eval()
     images, _ = next(data.test_batches(batch_size=28))
@@ -59,17 +67,17 @@ def test_it_starts_as_the_trained_network(source, base_run, digit_folder):
 
 def test_another_number_of_classes(base_run, tmp_path):
     data = load_data("folder", write_digits(tmp_path / "data", {"train": 4, "test": 2}, digits=(5, 6, 7)))
-    config = TrainingConfig(model="resnet18", convert="folded_3x3", pretrained=str(base_run))
+    config = TrainingConfig(model="test_resnet", convert="folded_3x3", pretrained=str(base_run))
     model, _ = create_network(config, data)
     assert model.fc.out_features == 3
-    assert torch.equal(model.conv1.weight, weights(base_run)["conv1.weight"])
+    assert torch.equal(model.layer1[0].conv1.weight, weights(base_run)["layer1.0.conv1.weight"])
 
 
 def test_run(finetuned, tmp_path, digit_folder):
     figures = result(finetuned)
-    assert (figures["model"], figures["view"]) == ("resnet18", "folded_3x3")
+    assert (figures["model"], figures["view"]) == ("test_resnet", "folded_3x3")
     model = timm.create_model(f"local-dir:{finetuned / 'model'}", pretrained=True)
-    assert len(conversion_report(model).gates) == 8
+    assert len(conversion_report(model).gates) == 4
     assert all(module.fc2.weight.abs().sum() > 0 for module in model.modules() if isinstance(module, CompetitiveSE))
     succeed("evaluate", finetuned, "--output", tmp_path / "evaluation")
     found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
@@ -179,8 +187,8 @@ def test_mistakes(flags, message, base_run, digit_folder, tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(b"x" * 100)
     flags = [str(base_run) if flag == "BASE" else flag for flag in flags]
     model = [] if "--model" in flags else ["--model=resnet18"]
-    done = run("train", *model, "--data=folder", "--data-dir", digit_folder, *flags, cwd=tmp_path)
-    assert re.search(message, done.complaint), done.complaint
+    complaint = complaint_of("train", *model, "--data=folder", "--data-dir", digit_folder, *flags, cwd=tmp_path)
+    assert re.search(message, complaint), complaint
     assert not (tmp_path / "runs").exists()
 
 
@@ -192,7 +200,7 @@ def test_same_settings_same_weights(base_run, digit_folder, finetuned, tmp_path)
 
 @pytest.mark.slow
 def test_two_processes(base_run, digit_folder, tmp_path):
-    flags = ["--model=resnet18", "--convert=folded_3x3", "--pretrained", base_run, "--epochs=1", "--batch-size=32"]
+    flags = ["--model=test_resnet", "--convert=folded_3x3", "--pretrained", base_run, "--epochs=1", "--batch-size=32"]
     done = launch("train", *flags, "--data=folder", "--data-dir", digit_folder, "--output", tmp_path / "run")
     assert done.status == 0, done.err
     assert result(tmp_path / "run")["processes"] == 2

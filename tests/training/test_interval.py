@@ -7,7 +7,7 @@ import pytest
 
 from cmpe_se.errors import UserError
 from cmpe_se.training import train
-from tests.training.processes import succeed
+from tests.training.processes import SHORT, succeed
 from tests.training.runs import result
 
 RECORD = ("test_images", "test_loss", "test_top1", "test_top5")
@@ -29,7 +29,7 @@ def test_every_second_epoch_and_the_last_one_are_tested(tmp_path):
 def test_the_tests_do_not_touch_the_training(short_run, tmp_path):
     """The shared run has been tested after each of its two epochs."""
     assert [record["test_top1"] is not None for record in records(short_run)] == [True, True]
-    succeed("train", "--epochs=2", "--test-interval=2", "--output", tmp_path / "run")
+    succeed("train", *SHORT, "--test-interval=2", "--output", tmp_path / "run")
     often, rarely = result(short_run), result(tmp_path / "run")
     assert [record["test_top1"] is not None for record in records(tmp_path / "run")] == [False, True]
     assert (often["test_top1"], often["test_loss"]) == (rarely["test_top1"], rarely["test_loss"])

@@ -12,7 +12,7 @@ from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.optimisation import create_optimizer
 from tests.tiers import slow_but
 from tests.training.conftest import write_digits
-from tests.training.processes import complaint_of, succeed, trained_run
+from tests.training.processes import SHORT, complaint_of, succeed, trained_run
 from tests.training.runs import metrics, result, weights
 
 OPTIONS = {
@@ -39,7 +39,7 @@ def test_learns(option):
 
 @pytest.mark.slow
 def test_memory_format_changes_little(short_run):
-    run = trained_run("--epochs=2", *OPTIONS["contiguous"])
+    run = trained_run(*SHORT, *OPTIONS["contiguous"])
     assert metrics(run)[0]["train_loss"] == pytest.approx(metrics(short_run)[0]["train_loss"], rel=0.02)
 
 

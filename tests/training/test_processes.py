@@ -1,7 +1,7 @@
 """Two real processes on a CPU: the same recipe, and every test image once.
 
-Some are started as users do, by ``torchrun`` and ``accelerate launch``, with all their imports; others by the same
-functions of the same launchers in a process that has imported everything.
+One run is started as users do, by ``torchrun`` with all its imports; the others by the same functions of the same
+launchers in a process that has imported everything.
 """
 
 import os
@@ -17,14 +17,13 @@ import pytest
 
 from cmpe_se.commands.evaluate import evaluate
 from cmpe_se.training.launching import processes_left_out
-from tests.training.processes import Done, Running, empty_folder, run, start
+from tests.training.processes import SHORT, Done, Running, empty_folder, run, start
 from tests.training.runs import checkpoint, metrics, result, weights
-from tests.training.warm import warm_starts
+from tests.training.warm import RANKS, warm_starts
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 # --standalone finds a free port, so that two tests do not meet.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cmpe_se"]
-ACCELERATE = [Path(sys.executable).with_name("accelerate"), "launch", "--num_processes", "2", "-m", "cmpe_se"]
 
 
 def torchrun(arguments: list[str]) -> None:
@@ -33,12 +32,16 @@ def torchrun(arguments: list[str]) -> None:
     main([*TORCHRUN[3:], *arguments])
 
 
-def accelerate_launch(arguments: list[str]) -> None:
+def accelerate_launch(arguments: list[str], processes: int = 1) -> None:
     """Of one process: without accelerators it starts no more."""
     from accelerate.commands.accelerate_cli import main
 
-    sys.argv = ["accelerate", "launch", "--num_processes", "1", "-m", "cmpe_se", *arguments]
+    sys.argv = ["accelerate", "launch", "--num_processes", str(processes), "-m", "cmpe_se", *arguments]
     main()
+
+
+def accelerate_launch_two(arguments: list[str]) -> None:
+    accelerate_launch(arguments, processes=2)
 
 
 WARM = {"env": {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, "before": warm_starts}
@@ -49,9 +52,9 @@ def launch(*arguments) -> Done:
     return run(*arguments, program=torchrun, **WARM)
 
 
-def launch_from_nothing(*arguments, launcher=TORCHRUN) -> subprocess.CompletedProcess:
+def launch_from_nothing(*arguments) -> subprocess.CompletedProcess:
     """The same, as users start it."""
-    command = [*launcher, *map(str, arguments)]
+    command = [*TORCHRUN, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, cwd=empty_folder())
 
 
@@ -59,7 +62,7 @@ def launch_from_nothing(*arguments, launcher=TORCHRUN) -> subprocess.CompletedPr
 def two_processes(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """Two epochs of digits, as two processes."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    done = launch_from_nothing("train", "--epochs", 2, "--output", folder)
+    done = launch_from_nothing("train", *SHORT, "--output", folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -121,12 +124,12 @@ def test_mistake(tmp_path):
 
 @pytest.mark.slow
 def test_accelerate_without_accelerators_says_how_to_start_two(tmp_path):
-    done = launch_from_nothing("train", "--epochs", 1, "--output", tmp_path / "run", launcher=ACCELERATE)
-    assert done.returncode == 0, done.stderr
+    flags = ("--epochs=1", "--batch-size=256", "--output", tmp_path / "run")
+    done = run("train", *flags, program=accelerate_launch_two, **WARM)
+    assert done.status == 0, done.err
     assert result(tmp_path / "run")["processes"] == 1
-    said = [line for line in done.stderr.splitlines() if line.startswith("cmpe-se: ")]
-    assert len(said) == 1
-    assert said[0].endswith("for two: torchrun --nproc-per-node 2 -m cmpe_se train")
+    (said,) = lines_of_ours(done.err)
+    assert said.endswith("for two: torchrun --nproc-per-node 2 -m cmpe_se train")
 
 
 SEVERAL = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}
@@ -195,23 +198,17 @@ def test_a_signal_to_all_processes_saves_once(number, launcher, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_is_one_sentence(rank, tmp_path):
-    """Started as users do: a process's rank is in the environment that it was started with."""
-    command = [*TORCHRUN, *LONG, str(tmp_path / "run")]
-    begun = subprocess.Popen(
-        command, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    env = WARM["env"] | {RANKS: str(tmp_path)}
+    running = start(*LONG, tmp_path / "run", program=torchrun, before=warm_starts, env=env)
+    running.until(lambda: has_begun(tmp_path / "run"))
     try:
-        end = time.monotonic() + 120
-        while not has_begun(tmp_path / "run"):
-            assert begun.poll() is None, begun.stderr.read()
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        processes = psutil.Process(begun.pid).children()
-        os.kill(next(each for each in processes if each.environ().get("RANK") == str(rank)).pid, signal.SIGKILL)
-        text = begun.communicate(timeout=60)[1]
-    finally:
-        if begun.poll() is None:
-            os.killpg(begun.pid, signal.SIGKILL)
+        os.kill(int((tmp_path / str(rank)).read_text()), signal.SIGKILL)
+    except OSError:
+        running.process.terminate()  # the launcher, which ends the others
+        raise
+    done = running.wait()
+    assert done.status != 0
+    text = done.err
     (said,) = lines_of_ours(text)
     assert "another process of this run has ended without a word, perhaps for want of memory" in said
     assert said.endswith(f"resume with: cmpe-se train --resume {tmp_path / 'run'}")

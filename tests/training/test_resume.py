@@ -12,7 +12,7 @@ from cmpe_se.training import train
 from cmpe_se.training.checkpoint import Checkpoints
 from tests.tiers import slow_but
 from tests.training.conftest import EVERYTHING
-from tests.training.processes import complaint_of, start, succeed
+from tests.training.processes import SHORT, complaint_of, start, succeed
 from tests.training.runs import (
     assert_same_run,
     checkpoint,
@@ -24,7 +24,6 @@ from tests.training.runs import (
     weights,
 )
 
-SHORT = ("--epochs", "2")
 REFERENCES = pytest.mark.parametrize(
     ("reference", "settings"), [("short_run", SHORT), ("everything_run", EVERYTHING)], ids=["plain", "everything on"]
 )
@@ -215,7 +214,7 @@ def test_torn_result(short_run, tmp_path):
     assert_same_run(short_run, folder)
 
 
-@pytest.mark.parametrize("flags", [["--model", "cmpe_se_wrn16_4"], ["--optimizer", "adamw"]])
+@pytest.mark.parametrize("flags", [["--model", "resnet18"], ["--optimizer", "adamw"]])
 def test_resume_with_settings_that_do_not_fit(flags, stopped, short_run):
     before = everything_in(stopped)
     assert "does not fit these settings" in complaint_of("train", "--resume", stopped, *flags)

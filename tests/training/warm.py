@@ -16,7 +16,10 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+RANKS = "CMPE_SE_TEST_RANKS"
+"""Environment variable with a folder, in which each process of a run writes its id into a file named by its rank."""
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl.h
 _START = subprocess.Popen._execute_child
 _ARGUMENTS = list(inspect.signature(_START).parameters)
@@ -94,6 +97,8 @@ def _become(files: list[int], arguments: list[str], cwd: str, env: dict[str, str
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    if folder := env.get(RANKS):
+        Path(folder, env["RANK"]).write_text(str(os.getpid()))
     import torch
 
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))

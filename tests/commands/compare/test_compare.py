@@ -13,9 +13,9 @@ from tests.training.processes import complaint_of, empty_folder, run, shown_on_t
 from tests.training.warm import warm_starts
 
 MODELS = "preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20"
-SHORT = ["compare", "--epochs=2", "--test-interval=2", "--device=cpu"]
-QUICK = [*SHORT, "--models", MODELS]
-TWO = [*SHORT, "--models=preact_resnet20,se_preact_resnet20"]
+SHORT = ["compare", "--batch-size=256", "--device=cpu"]  # five steps to an epoch
+QUICK = [*SHORT, "--epochs=1", "--models", MODELS]
+TWO = [*SHORT, "--epochs=1", "--models=preact_resnet20,se_preact_resnet20"]
 
 
 def cells(folder):
@@ -58,7 +58,9 @@ def test_a_grid_is_trained_and_reported(finished):
 @pytest.mark.slow
 def test_a_table_lives_on_a_terminal():
     folder = empty_folder() / "comparison"
-    text = shown_on_terminal(*TWO, "--seeds=1", "--jobs=1", "--output", folder, before=warm_starts)
+    text = shown_on_terminal(
+        *TWO, "--epochs=2", "--test-interval=2", "--seeds=1", "--jobs=1", "--output", folder, before=warm_starts
+    )
     assert re.search(r"se_preact_resnet20 +1/2", text)  # epochs of the run under way
     assert re.search(r"preact_resnet20 +(\d\d\.\d\d) +\1", text)  # accuracy of a finished one, and the mean
     assert len(cells(folder)) == 2
@@ -93,7 +95,7 @@ def test_other_settings_are_refused_in_the_same_folder(finished):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on():
-    """Each run started from nothing, as for users; the other tests have them forked."""
+    """Each run of the first command started from nothing, as for users; all others are forked."""
     folder = empty_folder() / "comparison"
     command = ["compare", "--models=preact_resnet20,se_preact_resnet20", "--epochs=40", "--device=cpu", "--seeds=1",
                "--jobs=2", "--output", folder]  # fmt: skip
@@ -106,7 +108,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on():
     assert all("stopped and saved after step" in log for log in logs)
     epochs = {path: len(path.read_text().splitlines()) for path in folder.glob("cells/*/metrics.jsonl")}
     assert all(0 < count < 40 for count in epochs.values())
-    again = start(*command)
+    again = start(*command, before=warm_starts)
     again.until(lambda: all(len(path.read_text().splitlines()) > count for path, count in epochs.items()))
     assert "0 of 2 runs are finished, 2 to go" in again.err
     again.send(signal.SIGTERM)
@@ -134,7 +136,7 @@ def test_parts_share_a_grid_and_a_last_call_reports():
             assert cells(folder) == ["preact_resnet20-seed0"]
             assert all(row["latency_ms"] == "" for row in table(folder / "compare.csv"))
     assert len(cells(folder)) == 2
-    succeed(*TWO, "--seeds=1", "--output", folder)
+    succeed(*TWO, "--seeds=1", "--output", folder, before=warm_starts)
     assert all(float(row["latency_ms"]) > 0 for row in table(folder / "compare.csv"))
 
 

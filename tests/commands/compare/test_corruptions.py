@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,14 @@ RESULT = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def grid(tmp_path):
+def grid_in(folder: Path) -> Grid:
+    return Grid(folder, parse_entries(MODELS, []), range(3), TrainingConfig(device="cpu"), {})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
     """Finished runs of three networks and three seeds, with corruption accuracies and without weights."""
-    grid = Grid(tmp_path, parse_entries(MODELS, []), range(3), TrainingConfig(device="cpu"), {})
+    grid = grid_in(tmp_path_factory.mktemp("grid"))
     for cell in grid.cells:
         cell.run.write_config(grid.config_of(cell))
         cell.run.write_result(a_result(**RESULT, test_top1=90.0 + cell.seed))
@@ -39,7 +44,13 @@ def grid(tmp_path):
         mean = CORRUPTED[cell.entry.label][cell.seed]
         metrics = {"clean": 90.0, "mean": mean} | {name: [mean] * len(SEVERITIES) for name in CORRUPTIONS}
         write_corruptions(cell.run.path, metrics, load_data("digits"))
-    return grid
+    return grid.folder
+
+
+@pytest.fixture
+def grid(written, tmp_path) -> Grid:
+    """A copy of it."""
+    return grid_in(shutil.copytree(written, tmp_path / "grid"))
 
 
 @pytest.fixture
