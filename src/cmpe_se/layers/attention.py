@@ -232,9 +232,11 @@ def squeeze_through(conv: Convolution, x: Tensor) -> Tensor:
         x: its input, (N, C_in, ...).
     """
     squeezed = squeeze(x if (kept := kept_by_stride(conv)) is None else x[kept])  # (N, C_in)
+    weight, bias = conv.weight, conv.bias
+    if weight.dtype != squeezed.dtype:
+        weight, bias = weight.to(squeezed.dtype), None if bias is None else bias.to(squeezed.dtype)
     with without_autocast(x.device.type):
-        bias = None if conv.bias is None else conv.bias.to(squeezed.dtype)
-        return nn.functional.linear(squeezed, conv.weight.to(squeezed.dtype).flatten(1), bias)
+        return nn.functional.linear(squeezed, weight.flatten(1), bias)
 
 
 def kept_by_stride(conv: Convolution) -> tuple[slice, ...] | None:
@@ -252,11 +254,12 @@ def is_pointwise(module: nn.Module) -> TypeGuard[Convolution]:
 
     That is a convolution, of any dimension, whose kernel has side 1; perhaps with a stride.
     """
-    if type(module) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d) or not says_what_it_does(module):
+    if type(module) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return False
     conv = cast(Convolution, module)
-    unpadded = isinstance(conv.padding, str) or not any(conv.padding)
-    return all(side == 1 for side in conv.kernel_size) and conv.groups == 1 and unpadded
+    if {*conv.kernel_size} != {1} or conv.groups != 1 or not (isinstance(conv.padding, str) or not any(conv.padding)):
+        return False
+    return says_what_it_does(module)
 
 
 def _check_settings(channels: int, view: str, start: str, mask: float) -> None:

@@ -26,7 +26,9 @@ _CONVOLVE = {3: conv1d, 4: conv2d, 5: conv3d}
 
 def add_gated(identity: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     """``identity + gate * residual`` in one pass: (N, C, ...), (N, C), (N, C, ...) to (N, C, ...)."""
-    gate = _at_positions(gate.to(residual.dtype), residual)
+    if gate.dtype != residual.dtype:
+        gate = gate.to(residual.dtype)
+    gate = _at_positions(gate, residual)
     if _plain_is_best() or identity.dtype != residual.dtype:
         return torch.addcmul(identity, gate, residual)
     return _AddGated.apply(identity, gate, residual)
@@ -41,8 +43,10 @@ def add_gated_pointwise(identity: Tensor, gate: Tensor, conv: Convolution, x: Te
         conv: see :func:`cmpe_se.layers.attention.is_pointwise`.
         x: the convolution's input, (N, C_in, ...).
     """
+    if _plain_is_best():
+        return add_gated(identity, gate, conv(x))
     simple = identity.dtype == x.dtype == conv.weight.dtype and conv.bias is None
-    if _plain_is_best() or not says_what_it_does(conv) or not simple or autocasts(x.device.type):
+    if not says_what_it_does(conv) or not simple or autocasts(x.device.type):
         return add_gated(identity, gate, conv(x))
     return _AddGatedPointwise.apply(identity, gate.to(x.dtype), conv.weight, x)
 
@@ -61,6 +65,8 @@ def squeeze(x: Tensor) -> Tensor:
 
 @fx.wrap  # one operation to torch.fx, since what it does depends on the dtype
 def _squeeze(x: Tensor) -> Tensor:
+    if x.dtype == torch.float32:
+        return x.mean(_positions(x))
     if _rows_first(x):
         rows = avg_pool2d(x, (1, x.shape[3]))  # (N, C, H, 1), summed in float32 and rounded as x's own numbers are
         return rows.mean(dim=(2, 3), dtype=torch.float32)
@@ -82,7 +88,7 @@ def _positions(x: Tensor) -> tuple[int, ...]:
 
 def _at_positions(gate: Tensor, x: Tensor) -> Tensor:
     """A number for each channel, (N, C), as one that broadcasts with x, (N, C, 1, ...)."""
-    return gate[(..., *[None] * (x.ndim - 2))]
+    return gate.reshape(gate.shape + (1,) * (x.ndim - 2))
 
 
 def _convolved(x: Tensor, weight: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch.nn.functional import linear
 
 from cmpe_se.layers.gate_layers import Gate
 from cmpe_se.layers.gated_addition import Convolution, add_gated, squeeze
-from cmpe_se.layers.hooks import GateModule, known_layer, will_always_do_so
-from cmpe_se.layers.precision import without_autocast
+from cmpe_se.layers.hooks import GateModule, is_recorded, known_layer, says_what_it_does, will_always_do_so
+from cmpe_se.layers.precision import autocasts, without_autocast
 
 
 @known_layer
@@ -75,8 +75,37 @@ class MergedGate(GateModule):
         single = i if self.competitive else r
         read = torch.cat((r, i), dim=1) if self.competitive and self.reads_residual else single
         with without_autocast(read.device.type):
-            gate = self.excite(self.read(read.to(self.read.weight.dtype)).relu()).sigmoid()
+            gate = _applied(self.excite, _applied(self.read, read).relu()).sigmoid()
         return gate if self.gain == 1 else gate * self.gain
+
+    def step(self, conv: nn.Conv2d, x: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate and squeeze of ``conv(x)``, in as few operations as eager PyTorch can do it.
+
+        With small maps or few images a network's time is what starting its operations takes, and a gate has many. This
+        is :meth:`gate` of the squeeze of a pointwise convolution, for where :meth:`runs_bare` says that it may be.
+
+        Args:
+            conv: pointwise, of stride 1.
+            x: its input, (N, C_in, H, W).
+            identity: squeeze of the identity, (N, C).
+
+        Returns:
+            The gate and the squeeze of ``conv(x)``, (N, C) each.
+        """
+        read, excite = self.read, self.excite
+        r = linear(x.mean((2, 3)), conv.weight.flatten(1), conv.bias)
+        hidden = linear(torch.cat((r, identity), 1), read.weight, read.bias).relu_()
+        gate = linear(hidden, excite.weight, excite.bias).sigmoid_()
+        return gate if self.gain == 1 else gate.mul_(self.gain), r
+
+    def runs_bare(self, x: Tensor) -> bool:
+        """Whether nothing but numbers is asked for: eager, in float32, without gradients, hooks or autocast."""
+        if torch.is_grad_enabled() or x.dtype != torch.float32 or not (self.competitive and self.reads_residual):
+            return False
+        read, excite = self.read, self.excite
+        if is_recorded() or not says_what_it_does(read) or not says_what_it_does(excite):
+            return False
+        return read.weight.dtype == torch.float32 and not autocasts(x.device.type)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MergedGate":
         def keeping_precision(tensor: Tensor) -> Tensor:
@@ -143,6 +172,14 @@ def _pulled_back(reads: Tensor, bias: Tensor, conv: Convolution) -> tuple[Tensor
     if conv.bias is not None:
         bias = bias + linear(conv.bias.double(), reads)
     return reads @ conv.weight.double().flatten(1), bias
+
+
+def _applied(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer's output; where nobody watches it, without the call of a module, which costs more than the map."""
+    if not says_what_it_does(layer):
+        return layer(x.to(layer.weight.dtype))
+    weight = layer.weight
+    return linear(x if x.dtype == weight.dtype else x.to(weight.dtype), weight, layer.bias)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -50,5 +50,6 @@ def emulation_warning(precision: str, device_type: str) -> str | None:
         return None
     return (
         "this CPU has no bfloat16 instructions and emulates them: where we measured it, training was 14 times slower "
-        "than in float32 (50 instead of 700 images/s); take float32"
+        "than in float32 (50 instead of 700 images/s), and times here say nothing about CPUs that have "
+        "them; take float32"
     )

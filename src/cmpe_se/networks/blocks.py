@@ -80,36 +80,42 @@ class PreActBlock(nn.Module):
         """
         h = relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(h)
-        last = self.branch(h)
-        if self.attention is None:
-            return shortcut + self.drop_path(self.last_conv(last)), None
+        last, conv, attention = self.branch(h), self.last_conv, self.attention
+        if attention is None:
+            return shortcut + self.drop_path(conv(last)), None
         if (
-            not self.attention.takes_squeezes or is_symbolic(x) or _to_be_called(self.attention)
+            not attention.takes_squeezes or is_symbolic(x) or _to_be_called(attention)
         ):  # nothing flows, and nothing is read ahead
-            y = self.attention(self.last_conv(last), shortcut)
+            y = attention(conv(last), shortcut)
             drops = self.training and isinstance(self.drop_path, DropPath) and self.drop_path.drop_prob
             return shortcut + self.drop_path(y - shortcut) if drops else y, None
 
         residual = None
-        if self.reads_ahead and is_pointwise(self.last_conv):
-            r = squeeze_through(self.last_conv, last)  # (N, C)
+        if self.reads_ahead and is_pointwise(conv):
+            if isinstance(attention, MergedGate) and attention.runs_bare(last):
+                i = self._identity_squeeze(x, h, shortcut, identity_squeeze)
+                gate, r = attention.step(conv, last, i)
+                return add_gated(shortcut, self.drop_path(gate), conv(last)), torch.addcmul(i, gate, r)
+            r = squeeze_through(conv, last)  # (N, C)
         else:
-            residual, r = with_squeeze(self.last_conv(last))
-        if not self.attention.competitive:
-            gate = self.drop_path(self.attention.gate(r, r))
+            residual, r = with_squeeze(conv(last))
+        if not attention.competitive:
+            gate = self.drop_path(attention.gate(r, r))
             return self._add(shortcut, gate, residual, last), None
 
-        if self.shortcut is not None:
-            i = squeeze_through(self.shortcut, h) if is_pointwise(self.shortcut) else squeeze(shortcut)  # (N, C)
-        else:
-            i = squeeze(x) if identity_squeeze is None else identity_squeeze
+        i = self._identity_squeeze(x, h, shortcut, identity_squeeze)
         # Dropping a sample's whole residual is a factor on its gates: one number a channel, not a pass over the maps.
-        gate = self.drop_path(self.attention.gate(r, i))
+        gate = self.drop_path(attention.gate(r, i))
         return self._add(shortcut, gate, residual, last), torch.addcmul(i, gate, r)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` asks each module for."""
         raise_not_scriptable(self)
+
+    def _identity_squeeze(self, x: Tensor, h: Tensor, shortcut: Tensor, known: Tensor | None) -> Tensor:
+        if self.shortcut is not None:
+            return squeeze_through(self.shortcut, h) if is_pointwise(self.shortcut) else squeeze(shortcut)  # (N, C)
+        return squeeze(x) if known is None else known
 
     def _add(self, shortcut: Tensor, gate: Tensor, residual: Tensor | None, last: Tensor) -> Tensor:
         if residual is None:

@@ -8,6 +8,7 @@ before anything runs.
 
 import io
 import json
+import os
 import platform
 import re
 import zipfile
@@ -60,6 +61,8 @@ def compile_package(program: ExportedProgram) -> dict[str, bytes]:
     Returns:
         The archive's parts by name, without the generated source and without paths of this machine.
     """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
     # Else a library keeps the number of threads that PyTorch had where it was compiled.
     options: dict[str, Any] = {"cpp.dynamic_threads": True}
     if hasattr(torch._inductor.config.aot_inductor, "enable_line_tables"):  # PyTorch 2.14; they hold paths
@@ -69,6 +72,10 @@ def compile_package(program: ExportedProgram) -> dict[str, bytes]:
     torch._inductor.aoti_compile_and_package(program, package_path=package, inductor_configs=options)
     with zipfile.ZipFile(package) as archive:
         parts = {name: archive.read(name) for name in archive.namelist() if not name.endswith(".cpp")}
+    # Its messages name the files that they come from. In a library nothing may move, so the text keeps its length.
+    for folder in (str(Path(torch.__file__).parents[1]), cache_dir()):
+        blank = b"." * len(os.fsencode(folder))
+        parts = {name: content.replace(os.fsencode(folder), blank) for name, content in parts.items()}
     size = program.example_inputs[0][0].shape[1:]
     return _with_parts(parts, {_MADE_FOR: json.dumps({**_this_machine(), "input_size": list(size)}).encode()})
 
