@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from cmpe_se.runtimes.onnx_gates import keep_layout
+
 INPUT, OUTPUT = "images", "logits"
 
 
@@ -25,7 +27,19 @@ def trace(network: nn.Module, input_size: Sequence[int]) -> ExportedProgram:
 
 
 def to_onnx(program: ExportedProgram) -> Any:
-    """The ONNX model (a protobuf message) of a traced network, as the exporter writes it."""
+    """The ONNX model (a protobuf message) of a traced network, its merged gates in ONNX Runtime's operators."""
+    return keep_layout(_as_exported(program))
+
+
+def to_openvino(program: ExportedProgram) -> Any:
+    """The OpenVINO model of a traced network."""
+    import openvino
+
+    # By way of ONNX: straight from the program, OpenVINO forgets channels, height and width.
+    return openvino.Core().read_model(_as_exported(program).SerializeToString())
+
+
+def _as_exported(program: ExportedProgram) -> Any:
     exported = torch.onnx.export(
         program,
         (),
@@ -43,11 +57,3 @@ def to_onnx(program: ExportedProgram) -> Any:
     ):  # the exporter's notes, with paths of this machine
         del part.metadata_props[:]
     return model
-
-
-def to_openvino(program: ExportedProgram) -> Any:
-    """The OpenVINO model of a traced network."""
-    import openvino
-
-    # By way of ONNX: straight from the program, OpenVINO forgets channels, height and width.
-    return openvino.Core().read_model(to_onnx(program).SerializeToString())
