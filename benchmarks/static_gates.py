@@ -32,6 +32,7 @@ from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.plots import BLUE, GREY, ORANGE
 from cmpe_se.utils.progress import with_progress
+from cmpe_se.utils.text import data_name
 
 _IMAGES, _BATCH = 2000, 250
 
@@ -62,7 +63,8 @@ def main() -> None:
         row["test_top1"] = f"{row['test_top1']:.2f}"
         row.setdefault("last", None)
     first = RunFolder.open(options.runs.split(",")[0]).read_config()
-    setup = f"{first.model}, {data.name}, {first.epochs} epochs, seed {first.seed}; trained on for {options.epochs}"
+    what = f"{first.model}, {data_name(first.data, first.data_dir)}, {first.epochs} epochs, seed {first.seed}"
+    setup = f"{what}; trained on for {options.epochs}"
     timing = f"merged, batch {options.batch_size}, {options.turns} turns, {torch.get_num_threads()} thread(s)"
     options.output.mkdir(parents=True, exist_ok=True)
     path = write_results(options.output, "static-gates", rows, setup="", network=setup, timing=timing)
@@ -121,27 +123,32 @@ def time_ratios(networks: dict[str, nn.Module], data: ImageData, options: argpar
 
 
 def plot(rows: list[dict[str, Any]], setup: str, path: Path) -> None:
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.subplots()
+    """Accuracy and time over the number of static gates."""
+    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     colours = iter((BLUE, ORANGE))
     for name in dict.fromkeys(row["network"] for row in rows if row["static"] is not None):
         colour = next(colours)
-        for trained, style, words in ((False, ":", "frozen"), (True, "-", "frozen, trained on")):
+        for trained, style, words in ((False, "o:", "frozen"), (True, "s-", "frozen, then trained on")):
             own = [row for row in rows if row["network"] == name and row["trained_on"] == trained]
-            x, y = ([float(row[key]) for row in own] for key in ("time_ratio", "test_top1"))
-            axes.plot(x, y, style, marker="o", markersize=4, color=colour, label=f"{name}, {words}")
-            for row, one, other in zip(own, x, y, strict=True):
-                axes.annotate(str(row["static"]), (one, other), (4, 3), textcoords="offset points", fontsize=8)
-    for row in rows:
-        if row["static"] is None:
-            point = float(row["time_ratio"]), float(row["test_top1"])
-            axes.plot(*point, "s", color=GREY)
-            axes.annotate(f"{row['network']}, from the start", point, (6, -10), textcoords="offset points", fontsize=9)
-    axes.set(xlabel="time of a merged forward pass over that of the plain network", ylabel="test top-1, %")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    figure.suptitle(f"Numbers: static gates. {setup}", fontsize=10)
-    figure.savefig(path, dpi=150)
+            numbers = [row["static"] for row in own]
+            accuracies = [float(row["test_top1"]) for row in own]
+            above.plot(numbers, accuracies, style, markersize=5, color=colour, label=f"{name}, {words}")
+            if not trained:
+                middle, low, high = ([float(row[key]) for row in own] for key in ("time_ratio", "low", "high"))
+                below.plot(numbers, middle, "o-", markersize=5, color=colour, label=name)
+                below.fill_between(numbers, low, high, color=colour, alpha=0.15, linewidth=0)
+    for row, style in zip((row for row in rows if row["static"] is None), ("-", "--"), strict=False):
+        label = f"{row['network']}, from the start"
+        above.axhline(float(row["test_top1"]), color=GREY, linestyle=style, linewidth=1, label=label)
+    below.axhline(1, color=GREY, linewidth=1)
+    above.set(ylabel="test top-1, %")
+    below.set(xlabel="number of static gates", ylabel="time over plain, merged\n(band: 95 % interval)")
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(f"Static gates: {setup}", fontsize=11)
+    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":
