@@ -67,7 +67,7 @@ class _Rewriting:
         excite = sigmoid and _linear(sigmoid.inputs[0])
         relu = excite and _maker(excite.inputs[0], "Relu")
         read = relu and _linear(relu.inputs[0])
-        if not read or (gain is not None and gain.const_value.size != 1):
+        if not read or (gain is not None and gain.const_value.numpy().ndim):
             return
         concat = _maker(read.inputs[0], "Concat")
         squeezes = concat.inputs if concat else [read.inputs[0]]
@@ -86,7 +86,8 @@ class _Rewriting:
         if excite.inputs[1].const_value.shape[1] % _BLOCK == 0:  # else the gate is in no block, and Resize slow
             new = self._repeat(new, size)
         self._replace(unsqueeze.outputs[0], new)
-        self._fuse_addition(product.outputs[0], 1.0 if gain is None else _constant(gain)[0], _prefix(read.inputs[1]))
+        factor = 1.0 if gain is None else float(gain.const_value.numpy())
+        self._fuse_addition(product.outputs[0], factor, _prefix(read.inputs[1]))
 
     def _squeeze(self, value: Any) -> Any:
         """A squeeze (N, C) as (N, C, 1, 1)."""
