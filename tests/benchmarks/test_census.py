@@ -278,16 +278,16 @@ def counts():
 
 
 def test_no_network_ends_the_census(monkeypatch):
-    monkeypatch.setattr(processes, "PATIENCE", 5)
+    monkeypatch.setattr(processes, "PATIENCE", 4)
     chosen = [network(build, build.__name__) for build in (exits, Block, sleeps, grows, Block, counts)]
-    rows = list(processes.rows_of(chosen, checks.Limits(), seconds=4, gigabytes=4))
+    rows = list(processes.rows_of(chosen, checks.Limits(), seconds=3, gigabytes=4))
     assert [row["network"] for row in rows] == ["exits", "Block", "sleeps", "grows", "Block", "counts"]
     faults = [row["fault"] for row in rows]
     assert faults[0] == "its process ended with status 3"
     assert faults[1] == faults[4] == ""
-    assert faults[2] == "no row after 20 s"
+    assert faults[2] == "no row after 12 s"
     assert "memory" in faults[3]
-    assert faults[5].endswith(("SIGXCPU: too much processor time", "no row after 20 s"))
+    assert faults[5].endswith(("SIGXCPU: too much processor time", "no row after 12 s"))
 
 
 @pytest.fixture
@@ -356,12 +356,12 @@ def test_the_page_is_what_the_table_says():
     assert text == page(f"../results/census/{table.name}", *read_table(table))
 
 
-SAMPLE = {
+SAMPLE = {  # of each way to write a block one, with small networks where there are such
     "timm": [
         *("test_resnet", "test_byobnet", "test_convnext", "test_nfnet", "test_coatnet", "test_vit", "dla34"),
-        *("resnet18", "repvgg_a0", "hrnet_w18_small", "convnext_atto", "mobilenetv3_small_050"),
+        *("repvgg_a0", "hrnet_w18_small", "mobilenetv3_small_050"),
     ],
-    "torchvision": ["resnet18", "mobilenet_v2", "regnet_y_400mf", "lraspp_mobilenet_v3_large", "raft_small"],
+    "torchvision": ["resnet18", "regnet_y_400mf", "lraspp_mobilenet_v3_large", "raft_small"],
     "pytorchcv": ["resnet20_cifar10", "preresnet20_cifar10", "shufflenet_g1_wd4"],
     "segmentation_models_pytorch": ["unet resnet18", "linknet mobilenet_v2"],
     "transformers": ["resnet", "convnextv2", "poolformer"],

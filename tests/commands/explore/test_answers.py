@@ -1,5 +1,6 @@
 """What the page says is what the network says: as trained, with gates held, of examples and of files."""
 
+import functools
 import io
 import json
 import re
@@ -45,12 +46,21 @@ class Shown(HTMLParser):
         self.text += data
 
 
+@functools.cache
 def network(run) -> Network:
+    """Of a run that stays as it is: loaded once, for all tests that only ask it."""
     return Network(RunFolder.open(run))
 
 
+class Loaded(Networks):
+    """Networks that other tests have loaded already."""
+
+    def _loaded(self, name: str) -> Network:
+        return network(self._folders[name].path)
+
+
 def answers(*runs) -> tuple[Answers, list[str]]:
-    networks = Networks([RunFolder.open(run) for run in runs])
+    networks = Loaded([RunFolder.open(run) for run in runs])
     return Answers(networks), networks.names
 
 
@@ -353,7 +363,7 @@ def test_visitors_at_the_same_time_do_not_meet_each_other_s_hooks(folded, monkey
     expected = {to: talk.show(choices(name, to=to))[0] for to in (AS_TRAINED, "closed", "mean")}
     monkeypatch.setattr(Network, "ask", slowly(Network.ask))  # whoever is not kept out comes between
     with ThreadPoolExecutor(6) as visitors:
-        said = list(visitors.map(lambda to: (to, talk.show(choices(name, to=to))[0]), list(expected) * 4))
+        said = list(visitors.map(lambda to: (to, talk.show(choices(name, to=to))[0]), list(expected) * 2))
     assert all(html == expected[to] for to, html in said)
 
 
@@ -407,12 +417,13 @@ def test_another_runs_image_is_not_taken_for_ones_own(plain, other_data, folded)
 
 
 def test_a_network_that_is_loaded_again_has_images_of_its_own(plain):
-    first, second = network(plain), network(plain)
+    first, second = (Network(RunFolder.open(plain)) for _ in range(2))
     assert first.number != second.number  # the cache of images asks for it
 
 
 def test_gates_at_their_start_are_said_to_be(converted):
-    talk, (name,) = answers(converted)
+    networks = Networks([RunFolder.open(converted)])  # its own, to be changed
+    talk, (name,) = Answers(networks), networks.names
     for parameter in talk.network(name).model.parameters():
         parameter.requires_grad_(False)
     for gate in find_gates(talk.network(name).model).values():

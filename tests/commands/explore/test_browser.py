@@ -137,7 +137,7 @@ def test_it_is_never_empty_and_needs_no_internet(browser, site, network):
     page.context.close()
 
 
-def test_pick_an_example(page, network):
+def test_pick_an_example_and_give_an_image(page, network, runs, tmp_path):
     wrong = len(network.examples) - 1
     page.locator("#left-examples button.thumbnail-item").nth(wrong).click()
     picture = network.examples[wrong]
@@ -145,8 +145,6 @@ def test_pick_an_example(page, network):
         f"{picture.name} (true class {truth(picture)}): prediction {percent(network, wrong)}, wrong."
     )
 
-
-def test_own_image(page, runs, tmp_path):
     content = png(digit())
     (tmp_path / "digit.png").write_bytes(content)
     best = predict(str(runs[0]), str(tmp_path / "digit.png"))[0]["classes"][0]
@@ -161,16 +159,24 @@ def test_walk_through_the_depth(page, network):
     slider = page.locator("#depth input[type=range]")
     middle = (len(network.blocks) + 1) // 2
     expect(titles(page).first).to_contain_text(f"{network.blocks[middle - 1]} closes")
+    expect(page.locator("#block")).to_have_text(f"{network.blocks[middle - 1]} ({middle} of {len(network.blocks)})")
     slider.press("ArrowRight")
     expect(titles(page).first).to_contain_text(f"{network.blocks[middle]} closes")
+    expect(page.locator("#block")).to_have_text(f"{network.blocks[middle]} ({middle + 1} of {len(network.blocks)})")
     slider.press("Home")
     expect(titles(page).first).to_contain_text(f"{network.blocks[0]} closes")
+    expect(page.locator("#block")).to_have_text(f"{network.blocks[0]} (1 of {len(network.blocks)})")
     page.locator("#attribution").get_by_label("Integrated gradients").check()
     expect(page.locator("#left-answer")).to_contain_text("Integrated gradients on the input (captum)")
 
 
-@pytest.mark.parametrize("to", slow_but(["closed", "open", "mean"], ["closed"]))
-def test_hold_gates(page, network, to):
+@pytest.mark.parametrize("ways", slow_but([["closed"], ["open", "mean"]], [["closed"]]), ids=" and ".join)
+def test_hold_gates(page, network, ways):
+    for to in ways:
+        hold(page, network, to)
+
+
+def hold(page, network, to):
     block = network.blocks[(len(network.blocks) + 1) // 2 - 1]
     page.locator("#to").get_by_label(to).check()
     held = f"held {to}" if to != "mean" else "held at their mean"
@@ -181,25 +187,24 @@ def test_hold_gates(page, network, to):
     page.locator("#at").get_by_role("listbox").or_(page.locator("#at input")).first.click()
     page.get_by_role("option", name=network.blocks[-1]).click()
     expect(said(page)).to_contain_text(f"with the gates of {network.blocks[-1]} {held}: prediction")
+    choose(page, "at", "the block shown")
     page.locator("#to").get_by_label("as trained").check()
     expect(said(page)).not_to_contain_text("held")
 
 
 @pytest.mark.slow
-def test_switch_to_another_network(page):
+def test_another_network_and_two_networks(page):
     choose(page, "left-network", "se")
     expect(page.locator("#left-answer h2")).to_contain_text("se (")
     expect(page.locator("#left-answer")).to_contain_text("Top: squeezes")
     choose(page, "left-network", "plain")
     expect(said(page)).to_contain_text("This network has no gates")
     expect(page.locator("#depth")).to_be_hidden()
+    expect(page.locator("#block")).to_have_text("")
     choose(page, "left-network", "folded")
     expect(page.locator("#left-answer")).to_contain_text("Top: picture")
     expect(page.locator("#depth")).to_be_visible()
 
-
-@pytest.mark.slow
-def test_two_networks(page):
     page.locator("#mode").get_by_label("Two networks").check()
     expect(page.locator("#right-answer h2")).to_contain_text("se (")
     expect(page.locator("#left-answer h2")).to_contain_text("folded (")
@@ -245,9 +250,21 @@ def test_garbage_is_answered_with_a_sentence(page):
     expect(alert).to_have_count(0)
 
 
+def nothing_covers_the_examples_and_words_in_plots_are_large_enough(page: Page) -> None:
+    page.wait_for_timeout(500)
+    label = page.locator("#left-examples label").first.bounding_box()
+    first = page.locator("#left-examples button.thumbnail-item").first.bounding_box()
+    assert label["y"] + label["height"] <= first["y"]
+    sizes = page.locator("#left-answer img").evaluate_all("all => all.map(one => one.clientWidth / one.naturalWidth)")
+    points = 8 * 170 / 72  # the smallest letters, in pixels of the plot
+    assert min(sizes) * points >= 8.5
+
+
 @pytest.mark.slow
 def test_on_a_phone(browser, site):
-    page = visit(browser, site, width=360)
+    page = visit(browser, site, width=390)
+    nothing_covers_the_examples_and_words_in_plots_are_large_enough(page)
+    page.set_viewport_size({"width": 360, "height": 900})
     for mode in ("One", "Two networks", "Two images"):
         page.locator("#mode").get_by_label(mode, exact=True).check()
         if mode != "One":
@@ -279,6 +296,7 @@ def test_all_is_reached_with_the_keyboard(page, network):
 
 @pytest.mark.slow
 def test_pictures_have_words_and_fields_have_labels(page):
+    nothing_covers_the_examples_and_words_in_plots_are_large_enough(page)
     alternatives = page.locator("#left-answer img").evaluate_all("images => images.map(image => image.alt)")
     assert len(alternatives) == 3
     assert all(len(text) > 60 for text in alternatives)
@@ -322,27 +340,3 @@ def test_what_is_missing_is_said(browser, runs, tmp_path):
         page.locator("#to").get_by_label("mean").check()
         expect(page.locator("#message [role=alert]")).to_contain_text("not known without test images")
         page.context.close()
-
-
-@pytest.mark.slow
-def test_the_slider_names_its_block(page, network):
-    slider, middle = page.locator("#depth input[type=range]"), (len(network.blocks) + 1) // 2
-    expect(page.locator("#block")).to_have_text(f"{network.blocks[middle - 1]} ({middle} of {len(network.blocks)})")
-    slider.press("Home")
-    expect(page.locator("#block")).to_have_text(f"{network.blocks[0]} (1 of {len(network.blocks)})")
-    choose(page, "left-network", "plain")
-    expect(page.locator("#block")).to_have_text("")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_covers_the_examples_and_words_in_plots_are_large_enough(browser, site, width):
-    page = visit(browser, site, width)
-    page.wait_for_timeout(500)
-    label = page.locator("#left-examples label").first.bounding_box()
-    first = page.locator("#left-examples button.thumbnail-item").first.bounding_box()
-    assert label["y"] + label["height"] <= first["y"]
-    sizes = page.locator("#left-answer img").evaluate_all("all => all.map(one => one.clientWidth / one.naturalWidth)")
-    points = 8 * 170 / 72  # the smallest letters, in pixels of the plot
-    assert min(sizes) * points >= 8.5
-    page.context.close()
