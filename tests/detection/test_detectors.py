@@ -126,7 +126,7 @@ def test_converted_detector(name):
     converted = cmpe_se.convert(original)
     report = cmpe_se.conversion_report(converted)
     assert len(report.gates) == DETECTORS[name][1]
-    assert all(gate.block.startswith("backbone.body.") for gate in report.gates)
+    assert all(gate.block.startswith("backbone.") for gate in report.gates)
     assert report.skipped.keys() <= PARTS  # named, though none of them has a residual addition
     assert original.state_dict().keys() <= converted.state_dict().keys()
     assert_same(detect(original), detect(converted))
