@@ -20,7 +20,7 @@ from cmpe_se.commands.compare.running import _job
 from cmpe_se.commands.train import train
 from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
-from cmpe_se.training.config import GATE_FIELDS, TrainingConfig
+from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.gate_settings import without_recipe_gates
 from cmpe_se.training.network import create_network
 from tests.tiers import slow_but
@@ -77,7 +77,8 @@ def test_a_view_is_the_networks_own_or_a_conversion(name, view, convert):
 def test_gate_settings_are_for_networks_with_gates(name, own, tmp_path):
     compared = grid(tmp_path, (name, "wrn16_8"), **GIVEN)
     config = compared.config_of(compared.cells[0])
-    assert {key: getattr(config, key) for key in GATE_FIELDS} == own
+    assert {key: getattr(config, key) for key in own} == own
+    assert config.static is None
     assert compared.entries[0].label == name
 
 

@@ -127,12 +127,12 @@ def test_it_is_never_empty_and_needs_no_internet(browser, site, network):
     expect(said(page)).to_have_text(
         f"{first.name} (true class {truth(first)}): prediction {percent(network, 0)}, correct."
     )
-    expect(titles(page)).to_have_count(3)
+    expect(titles(page)).to_have_count(4)
     expect(page.locator("#left-examples button.thumbnail-item")).to_have_count(len(network.examples))
     elsewhere = [url for url in asked if not url.startswith((site.address, "data:", "blob:"))]
     assert elsewhere == []
     sizes = page.locator("#left-answer img").evaluate_all("images => images.map(image => image.naturalWidth)")
-    assert len(sizes) == 3
+    assert len(sizes) == 4
     assert min(sizes) > 300
     page.context.close()
 
