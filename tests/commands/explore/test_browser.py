@@ -298,7 +298,7 @@ def test_all_is_reached_with_the_keyboard(page, network):
 def test_pictures_have_words_and_fields_have_labels(page):
     nothing_covers_the_examples_and_words_in_plots_are_large_enough(page)
     alternatives = page.locator("#left-answer img").evaluate_all("images => images.map(image => image.alt)")
-    assert len(alternatives) == 3
+    assert len(alternatives) == 4
     assert all(len(text) > 60 for text in alternatives)
     nameless = page.locator("input:visible, button:visible").evaluate_all(
         "all => all.filter(e => !(e.labels?.length || e.ariaLabel || e.title || e.textContent.trim()"

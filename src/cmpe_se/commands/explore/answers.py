@@ -23,6 +23,8 @@ from cmpe_se.utils.text import counted
 
 ATTRIBUTIONS = ("Grad-CAM at this block", "Integrated gradients")
 """Methods of attribution."""
+_KEPT = 32  # plots
+_drawn: dict[tuple[int, bytes], list["Picture"]] = {}
 _POINTS = 0.1  # of a probability in percent: a smaller change is none
 _ROWS = 5  # classes with a bar
 _DPI = 170  # of plots of four inches: sharp on a phone, small enough to send at every step of a slider
@@ -63,7 +65,7 @@ def render(
     held = network.ask(photo, force) if force else trained
     plots = []
     if block is not None:
-        plots = [_inside(network, held, block), _over_depth(held, block), *_worth(network, photo, trained, block)]
+        plots = [_inside(network, held, block), _over_depth(held, block), *_worth(network, photo, trained)]
     plots.append(_attribution(network, photo, held, None if attribution == ATTRIBUTIONS[1] else block, force))
     return _template().render(
         heading=heading,
@@ -134,7 +136,17 @@ def _over_depth(said: Answer, block: str) -> Picture:
     )
 
 
-def _worth(network: Network, photo: Photo, trained: Answer, block: str) -> list[Picture]:
+def _worth(network: Network, photo: Photo, trained: Answer) -> list[Picture]:
+    """The same at each step of the slider: drawn once for an image."""
+    key = network.number, photo.tensor.numpy().tobytes()
+    if key not in _drawn:
+        while len(_drawn) >= _KEPT:
+            _drawn.pop(next(iter(_drawn)), None)
+        _drawn[key] = _draw_worth(network, photo, trained)
+    return _drawn[key]
+
+
+def _draw_worth(network: Network, photo: Photo, trained: Answer) -> list[Picture]:
     target = int(trained.probabilities.argmax())
     worth = network.worth(photo, target)
     if not worth:
@@ -149,8 +161,8 @@ def _worth(network: Network, photo: Photo, trained: Answer, block: str) -> list[
         Picture(
             title,
             f"By how much the probability of {network.classes[target]} changes where the gates of one block are at "
-            f"their means over {counted(network.sample, 'test image')}, as trained otherwise. Grey: the block shown.",
-            _embedded(draw_differences(names, changes, block)),
+            f"their means over {counted(network.sample, 'test image')}, and all others as trained.",
+            _embedded(draw_differences(names, changes)),
         )
     ]
 

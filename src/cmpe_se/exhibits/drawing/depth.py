@@ -98,11 +98,10 @@ def draw_effects(title: str, names: Sequence[str], effects: np.ndarray) -> Figur
     return titled(figure, title)
 
 
-def draw_differences(names: Sequence[str], differences: np.ndarray, shown: str) -> Figure:
-    """Differences of a probability, in points, one for each block: (B,), NaN where unknown. One block is marked."""
+def draw_differences(names: Sequence[str], differences: np.ndarray) -> Figure:
+    """Differences of a probability, in points, one for each block: (B,), NaN where unknown."""
     figure = Figure(figsize=(NARROW[0], 2.6), layout="constrained")
     axes = figure.subplots()
-    axes.axvspan(names.index(shown) - 0.5, names.index(shown) + 0.5, color="black", alpha=0.12, linewidth=0)
     axes.bar(np.arange(len(names)), differences, color=BLUE, width=0.75)
     axes.axhline(0, color="black", linewidth=0.8)
     limit = 1.1 * max(float(np.nanmax(np.abs(differences))), 0.1)
