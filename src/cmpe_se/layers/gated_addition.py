@@ -88,7 +88,10 @@ def _positions(x: Tensor) -> tuple[int, ...]:
 
 def _at_positions(gate: Tensor, x: Tensor) -> Tensor:
     """A number for each channel, (N, C), as one that broadcasts with x, (N, C, 1, ...)."""
-    return gate.reshape(gate.shape + (1,) * (x.ndim - 2))
+    axes = x.ndim - 2
+    if is_recorded():  # an index stays one operation, which asks for no sizes, in whatever format
+        return gate[(..., *[None] * axes)]
+    return gate.reshape(gate.shape + (1,) * axes)  # started in half the time
 
 
 def _convolved(x: Tensor, weight: Tensor) -> Tensor:
