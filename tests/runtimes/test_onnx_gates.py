@@ -45,15 +45,17 @@ def session(model, optimised=None):
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def check(merged, after):
+def check(merged, before, after):
+    """No farther from float64 than four times as far as the exporter's own form is, or than rounding is."""
     images = torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = merged.double()(images)
-    runs = session(after)
+    exporters, ours = session(before), session(after)
     for batch, right in zip(images.split([1, 2, 5]), expected.split([1, 2, 5]), strict=True):
-        (found,) = runs.run(None, {"images": batch.float().numpy()})
-        torch.testing.assert_close(
-            torch.from_numpy(found).double(), right, rtol=0, atol=2e-5 * right.abs().max().item()
+        one, other = (
+            (torch.from_numpy(runs.run(None, {"images": batch.float().numpy()})[0]).double() - right).abs().max().item()
+            for runs in (exporters, ours)
         )
+        assert other <= max(4 * one, 2e-5 * right.abs().max().item())
 
 
 def test_squeezes_gates_and_additions_keep_the_layout(tmp_path):
@@ -71,7 +73,7 @@ def test_squeezes_gates_and_additions_keep_the_layout(tmp_path):
     if optimised["ReorderOutput"]:  # where processors have the layout: the classifier's
         assert (optimised["ReorderOutput"], optimised["ReorderInput"]) == (1, 0)
         assert optimised["Relu"] == optimised["Add"] == 0
-    check(merged, after)
+    check(merged, before, after)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_squeezes_gates_and_additions_keep_the_layout(tmp_path):
         ("test_resnet", "pair_view_1x1"),
         *[
             pytest.param(model, view, marks=pytest.mark.slow)
-            for model in ("preact_resnet20", "test_resnet", "wrn16_4", "preact_resnet164", "resnet26")
+            for model in ("preact_resnet20", "test_resnet", "wrn16_4", "preact_resnet20b")
             for view in ("se", "se_identity", "double_fc", "folded_3x3")
         ],
     ],
@@ -90,8 +92,8 @@ def test_the_numbers_stay_the_same(model, view):
     merged = network(model, view)
     before, after = exported(merged)
     assert TABLE[view].merges
-    assert kinds(after)["Unsqueeze"] < kinds(before)["Unsqueeze"] or kinds(after)["GlobalAveragePool"]
-    check(merged, after)
+    assert kinds(after)["Gemm"] < kinds(before)["Gemm"]  # the gates' linear maps
+    check(merged, before, after)
 
 
 @pytest.mark.parametrize("view", ["plain", "timm_se"])
