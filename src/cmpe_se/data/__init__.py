@@ -5,7 +5,7 @@ from cmpe_se.data.class_files import Listing
 from cmpe_se.data.interface import ImageData
 from cmpe_se.data.large import LargeImages
 from cmpe_se.data.load import DATA_SETS, is_fixed_size, load_data
-from cmpe_se.data.plain import plain_training_batches
+from cmpe_se.data.plain import first_images, plain_training_batches
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.readers import DataOptions
 from cmpe_se.data.reading import read_image
@@ -23,6 +23,7 @@ __all__ = [
     "Preprocessing",
     "SmallImages",
     "StreamedImages",
+    "first_images",
     "is_fixed_size",
     "load_data",
     "plain_training_batches",

@@ -1,7 +1,6 @@
 """Training images without augmentation, to look at and not to learn from."""
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 
 from cmpe_se.data.augmentation import Augmentation
 from cmpe_se.data.interface import Batch, ImageData
@@ -14,8 +13,14 @@ def plain_training_batches(data: ImageData, count: int, *, batch_size: int) -> I
     They are as they stand in the data set, or, where they are of many sizes, the largest square of each.
     """
     plain = Augmentation() if isinstance(data, SmallImages) else Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    batch_size = min(batch_size, count)
-    batches = data.train_batches(0, batch_size=batch_size, seed=0, augmentation=plain)
-    for images, labels in islice(batches, -(-count // batch_size)):
+    batches = data.train_batches(0, batch_size=min(batch_size, count), seed=0, augmentation=plain)
+    return first_images(batches, count)
+
+
+def first_images(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """The first ``count`` images of batches, at least one; no batch is read beyond them."""
+    for images, labels in batches:
         yield images[:count], labels[:count]
         count -= len(images)
+        if count <= 0:
+            return

@@ -25,8 +25,12 @@ def by_block(gates: Mapping[str, nn.Module]) -> dict[str, str]:
 
 def dynamic_gates(model: nn.Module) -> dict[str, CompetitiveSE]:
     """Block names to the gates that depend on the image, in the network's order."""
-    gates = {name: module for name, module in model.named_modules() if isinstance(module, CompetitiveSE)}
+    gates = _gates(model)
     return {block: gates[name] for block, name in by_block(gates).items() if gates[name].kind.form != "constant"}
+
+
+def _gates(model: nn.Module) -> dict[str, CompetitiveSE]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, CompetitiveSE)}
 
 
 @torch.no_grad()
@@ -63,7 +67,7 @@ def make_static(model: nn.Module, blocks: Sequence[str]) -> None:
     Raises:
         ValueError: no such block, or one whose gate cannot be static.
     """
-    gates = {name: module for name, module in model.named_modules() if isinstance(module, CompetitiveSE)}
+    gates = _gates(model)
     names = by_block(gates)
     if unknown := [block for block in blocks if block not in names]:
         raise ValueError(f"static names no block with a gate: {unknown[0]}; there are {', '.join(names)}")

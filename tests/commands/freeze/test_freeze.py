@@ -10,6 +10,8 @@ import torch
 import cmpe_se
 from cmpe_se.commands.evaluate import evaluate
 from cmpe_se.commands.freeze import freeze
+from cmpe_se.commands.freeze.freeze import _images
+from cmpe_se.data import load_data
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.training.run_data import load_run_data
@@ -20,7 +22,7 @@ from cmpe_se.training.run_folder import RunFolder
 def frozen(folded, tmp_path_factory):
     """What the command returned, and the run that it made."""
     target = tmp_path_factory.mktemp("freeze") / "frozen"
-    return freeze(str(folded), budget=0.5, epochs=1, images=300, output=str(target)), RunFolder(target)
+    return freeze(str(folded), budget=0.0, epochs=1, images=700, output=str(target)), RunFolder(target)
 
 
 def test_a_run_with_static_gates(folded, frozen):
@@ -78,6 +80,19 @@ def test_what_it_says_is_what_was_measured(folded, frozen):
     assert written == {key: value for key, value in result.items() if key != "test_top1"} | {"run": str(folded)}
 
 
+@pytest.mark.parametrize("most", [2, 100, 301, 5000])
+def test_images_that_choose_calibrate_nothing(most):
+    """Of a small set and of few images, too."""
+    data = load_data("digits")
+    calibrating, choosing, words = _images(data, 0.0, most)
+    one, other = torch.cat(calibrating), torch.cat([images for images, _ in choosing])
+    assert 0 < len(one) <= most
+    assert 0 < len(other) <= most
+    assert words == f"{len(other):,} training images, other than those of the means"
+    # No two digits are alike.
+    assert len({tuple(image.flatten().tolist()) for image in torch.cat((one, other))}) == len(one) + len(other)
+
+
 def test_other_commands_take_the_run(frozen):
     result, run = frozen
     assert evaluate(str(run.path))["test_top1"] == pytest.approx(result["test_top1"])
@@ -97,13 +112,13 @@ def test_the_same_command_goes_on(folded, frozen, tmp_path, capsys):
     half.mkdir()
     shutil.copytree(run.path / "frozen", half / "frozen")
     shutil.copyfile(run.path / "freezing.json", half / "freezing.json")
-    again = freeze(str(folded), budget=0.5, epochs=1, images=300, output=str(half))
+    again = freeze(str(folded), budget=0.0, epochs=1, images=700, output=str(half))
     assert again["test_top1"] == result["test_top1"]
     before = (half / "model/model.safetensors").stat().st_mtime_ns
-    assert freeze(str(folded), budget=0.5, epochs=1, images=300, output=str(half))["test_top1"] == again["test_top1"]
+    assert freeze(str(folded), budget=0.0, epochs=1, images=700, output=str(half))["test_top1"] == again["test_top1"]
     assert (half / "model/model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match=r"holds gates frozen with budget 0\.5, not 0\.4; name another --output"):
-        freeze(str(folded), budget=0.4, epochs=1, images=300, output=str(half))
+    with pytest.raises(UserError, match=r"holds gates frozen with budget 0\.0, not 0\.4; name another --output"):
+        freeze(str(folded), budget=0.4, epochs=1, images=700, output=str(half))
 
 
 def test_a_run_that_has_static_gates_already(frozen, tmp_path):

@@ -1,6 +1,7 @@
 """A network's prediction for an image as a piece of the page: a sentence, bars and plots, in one piece of HTML."""
 
 import base64
+import hashlib
 import io
 from functools import cache
 from importlib.resources import files
@@ -138,7 +139,7 @@ def _over_depth(said: Answer, block: str) -> Picture:
 
 def _worth(network: Network, photo: Photo, trained: Answer) -> list[Picture]:
     """The same at each step of the slider: drawn once for an image."""
-    key = network.number, photo.tensor.numpy().tobytes()
+    key = network.number, hashlib.sha256(photo.tensor.numpy().tobytes()).digest()  # a visitor's image is not kept
     if key not in _drawn:
         while len(_drawn) >= _KEPT:
             _drawn.pop(next(iter(_drawn)), None)

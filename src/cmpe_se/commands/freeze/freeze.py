@@ -1,6 +1,6 @@
 """The ``freeze`` command: static gates within a budget of accuracy, and the training that repairs them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypedDict, cast
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cmpe_se.commands.freeze.starting import write_recipe, write_start
 from cmpe_se.commands.train import train
-from cmpe_se.data import ImageData, plain_training_batches, validation_split
+from cmpe_se.data import ImageData, first_images, plain_training_batches, validation_split
 from cmpe_se.errors import UserError
 from cmpe_se.merging import merge
 from cmpe_se.runtimes.timing import paired_ratio, take_turns
@@ -184,24 +184,19 @@ def _images(data: ImageData, validation: float, most: int) -> tuple[list[Tensor]
     """Batches to calibrate with, labelled batches to choose with, and what these are."""
     if validation:
         data, held = validation_split(data, validation)
-        choosing = list(_first(held.test_batches(batch_size=_BATCH), most))
-        words, number = "validation images", most
+        training = list(plain_training_batches(data, most, batch_size=_BATCH))
+        choosing = list(first_images(held.test_batches(batch_size=_BATCH), most))
+        words = "validation images"
     else:
-        choosing, words, number = [], "training images, other than those of the means", 2 * most
-    training = list(plain_training_batches(data, number, batch_size=_BATCH))
-    if not validation:
-        half = max(1, len(training) // 2)
-        training, choosing = training[:half], training[half:] or training
+        # Two batches at least, so that no image is on both sides; no side gets more images than it may.
+        size = max(1, min(most // -(-most // _BATCH), data.train_size // 2))
+        both = list(plain_training_batches(data, 2 * most, batch_size=size))
+        training, choosing = (
+            list(first_images(half, most)) for half in (both[: len(both) // 2], both[len(both) // 2 :])
+        )
+        words = "training images, other than those of the means"
     count = sum(len(labels) for _, labels in choosing)
     return [images for images, _ in training], choosing, f"{count:,} {words}"
-
-
-def _first(batches: Iterator[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in batches:
-        if count <= 0:
-            return
-        yield images[:count], labels[:count]
-        count -= len(images)
 
 
 def _time_ratio(frozen: nn.Module, dynamic: nn.Module, data: ImageData) -> float:
