@@ -138,7 +138,5 @@ def _exported(network: nn.Module, input_size: Sequence[int], engine: str) -> Cal
 
 
 def _openvino(program: ExportedProgram) -> Callable[[Tensor], None]:
-    import openvino
-
-    network = openvino_network(openvino.Core(), to_openvino(program))
+    network = openvino_network(to_openvino(program))
     return lambda images: network(images.numpy(), share_inputs=True, share_outputs=True)  # without copies

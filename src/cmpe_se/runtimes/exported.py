@@ -13,6 +13,7 @@ from cmpe_se.data.preprocessing import KEY, Preprocessing
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.archives import CodeInFileError, refuse_code
 from cmpe_se.runtimes.native_packages import is_native, load_package
+from cmpe_se.runtimes.programs import openvino_core
 from cmpe_se.utils.packages import quiet, require
 from cmpe_se.utils.records import check_shape, parse_json
 from cmpe_se.utils.text import in_one_line
@@ -128,11 +129,11 @@ def onnx_session(content: bytes) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def openvino_network(core: Any, model: Any) -> Any:
+def openvino_network(model: Any) -> Any:
     """An OpenVINO model compiled in float32, on the CPU with as many threads as PyTorch has."""
     # By itself OpenVINO computes in bfloat16 on CPUs that can, and errs in the second digit.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    return core.compile_model(model, "CPU", settings)
+    return openvino_core().compile_model(model, "CPU", settings)
 
 
 def _load_onnx(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
@@ -151,10 +152,7 @@ def _load_torch_export(content: bytes, *, trust: bool) -> tuple[str | None, Call
 
 
 def _load_openvino(path: Path) -> tuple[str | None, Callable[[Tensor], Tensor]]:
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(path)
+    model = openvino_core().read_model(path)
     metadata = model.get_rt_info([METADATA]).value if model.has_rt_info([METADATA]) else None
-    network = openvino_network(core, model)
+    network = openvino_network(model)
     return metadata, lambda images: torch.from_numpy(network(images.numpy())[0].copy())

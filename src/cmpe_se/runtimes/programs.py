@@ -1,6 +1,7 @@
 """A network in eval mode as a program of each runtime: what ``cmpe-se export`` writes and ``benchmark`` measures."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,10 +34,8 @@ def to_onnx(program: ExportedProgram) -> Any:
 
 def to_openvino(program: ExportedProgram) -> Any:
     """The OpenVINO model of a traced network."""
-    import openvino
-
     # By way of ONNX: straight from the program, OpenVINO forgets channels, height and width.
-    return openvino.Core().read_model(_as_exported(program).SerializeToString())
+    return openvino_core().read_model(_as_exported(program).SerializeToString())
 
 
 def _as_exported(program: ExportedProgram) -> Any:
@@ -57,3 +56,16 @@ def _as_exported(program: ExportedProgram) -> Any:
     ):  # the exporter's notes, with paths of this machine
         del part.metadata_props[:]
     return model
+
+
+@cache
+def openvino_core() -> Any:
+    """OpenVINO, the same for the whole process.
+
+    Each ``Core`` gives the thread a stack of its own for signals, and puts the one before back when it goes. Where a
+    second one outlives the first, that stack is gone by then, and Ctrl-C would end the process with a segmentation
+    fault (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
