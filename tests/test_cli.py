@@ -1,5 +1,6 @@
 """The command line: help, versions, the list of networks, and a progress bar on a terminal."""
 
+import functools
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ from cmpe_se.cli import _as_parsed, _switches
 from cmpe_se.commands import benchmark, compare, evaluate, explore, export, models, predict, push, train
 from cmpe_se.training.config import TrainingConfig, recipe_names
 from cmpe_se_command import COMMANDS
-from tests.training.processes import CONSOLE_SCRIPT, complaint_of, empty_folder, shown_on_terminal, succeed
+from tests.training.processes import CONSOLE_SCRIPT, SHORT, complaint_of, empty_folder, shown_on_terminal, succeed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -107,28 +108,34 @@ def test_the_console_script_answers_without_pytorch(arguments, tmp_path):
     assert not imported & {"cmpe_se", "timm", "numpy", "jsonargparse"}
 
 
+@functools.cache
+def help_of(*command: str) -> str:
+    """What ``--help`` prints, its lines joined."""
+    return " ".join(succeed(*command, "--help").out.split())
+
+
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_help_names_every_recipe(command):
-    text = " ".join(succeed(command, "--help").out.split())
+    text = help_of(command)
     *others, last = recipe_names()
     assert f"({', '.join(others)} or {last})" in text
 
 
 def test_help_says_how_to_start_several_processes():
-    text = " ".join(succeed("train", "--help").out.split())
+    text = help_of("train")
     assert "torchrun --nproc-per-node 2 -m cmpe_se train" in text
     assert "accelerate launch --num_processes 2 -m cmpe_se train" in text
 
 
 def test_help_explains_every_setting():
-    text = " ".join(succeed("train", "--help").out.split())
+    text = help_of("train")
     for field in fields(TrainingConfig):
         assert f"--{field.name.replace('_', '-')}" in text, field.name
     assert "default: cmpe_se_preact_resnet20" in text
 
 
 def test_help_shows_the_named_recipe():
-    text = " ".join(succeed("train", "--recipe", "cifar-paper", "--help").out.split())
+    text = help_of("train", "--recipe", "cifar-paper")
     assert "default: 200" in text
     assert "default: cmpe_se_preact_resnet164" in text
 
@@ -195,7 +202,7 @@ def test_models_mistake():
 
 
 def test_progress_bar_on_a_terminal(tmp_path):
-    text = shown_on_terminal("train", "--epochs", "2", "--output", tmp_path / "run")
+    text = shown_on_terminal("train", *SHORT, "--output", tmp_path / "run")
     assert re.search(r"epoch 2/2 .*step \d+/22 .*images/s .*loss \d\.\d+ .*top-1 \d+\.\d %.*whole run.*left", text)
     assert re.search(r"epoch +2/2 +loss", text)  # the line that an epoch leaves
 
@@ -207,4 +214,4 @@ def test_snippets_use_what_exists():
     assert len(shown) >= 4
     for line in shown:
         for flag in re.findall(r"--[a-z-]+", line):
-            assert flag in succeed(line.split()[0], "--help").out, line
+            assert flag in help_of(line.split()[0]), line

@@ -17,7 +17,7 @@ TIMM = {
     "seresnet50": (16, 8),
     "ecaresnet50d": (16, 8),
     "resnetv2_50": (16, 8),
-    "regnetx_004": (22, 7),
+    "regnetx_002": (13, 6),
     "regnety_004": (16, 7),
     "mobilenetv2_100": (10, 5),
     "efficientnet_b0": (9, 5),
@@ -41,7 +41,7 @@ FAMILIES = (
     "timm test_byobnet",
     "timm test_convnext2",  # layer scale, no batch norm
     "timm mobilenetv2_100",  # inverted bottlenecks, additions without an activation
-    "timm regnetx_004",  # grouped convolutions
+    "timm regnetx_002",  # grouped convolutions
     "torchvision resnet18",  # basic blocks
 )
 """One small network of each kind, for the default tier."""

@@ -39,8 +39,9 @@ def move_gates(model: nn.Module) -> nn.Module:
 
 
 WHOLE = ["timm test_resnet", "timm test_byobnet", "timm test_convnext2"]
-COMPILED_ELSEWHERE = {*WHOLE, "timm mobilenetv2_100", "timm regnetx_004"}
-"""Those whose blocks' classes efficientnet_b0 and regnety_004 have with attention besides, and those that are whole."""
+COMPILED_ELSEWHERE = {*WHOLE, "timm mobilenetv2_100", "timm regnetx_002", "timm resnet50", "timm resnet50d"}
+"""Those that are whole, and those whose blocks' classes efficientnet_b0, regnety_004, seresnet50 and ecaresnet50d have
+with attention besides."""
 
 
 def inputs_of_forwards(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -296,10 +297,13 @@ def test_what_cannot_be_converted_is_reported(block, reason):
         convert(block())
 
 
-@pytest.mark.parametrize("name", ["vgg11", "vit_tiny_patch16_224", "densenet121"])
-def test_networks_without_residual_additions(name):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("vgg11", {}), ("vit_tiny_patch16_224", {"depth": 2}), ("densenet121", {"block_config": (2, 2, 2, 2)})],
+)
+def test_networks_without_residual_additions(name, settings):
     with torch.device("meta"):
-        model = timm.create_model(name)
+        model = timm.create_model(name, **settings)
     with pytest.raises(UserError, match="has no residual addition"):
         convert(model)
 

@@ -22,10 +22,11 @@ from tests.networks.naive import (
 )
 from tests.tiers import slow_but
 
-CONVERTED = (
-    "resnet18",
-    "test_resnet",
-)  # timm's basic blocks; and bottlenecks, whose merged gates read a narrower tensor
+CONVERTED = {
+    "resnet18": {"layers": (1, 2, 1, 1), "channels": (8, 16, 24, 32)},
+    "test_resnet": {},
+}
+"""timm's basic blocks, narrow; and bottlenecks, whose merged gates read a narrower tensor."""
 
 
 class Naive(NamedTuple):
@@ -43,7 +44,7 @@ class Naive(NamedTuple):
 def converted(name: str, view: str) -> nn.Module:
     """A converted network in float64, nothing at its initial value."""
     torch.manual_seed(0)
-    model = randomise(convert(timm.create_model(name, num_classes=5), view=view).double()).eval()
+    model = randomise(convert(timm.create_model(name, num_classes=5, **CONVERTED[name]), view=view).double()).eval()
     for module in model.modules():  # without weights of training, deep networks of random norms grow
         if isinstance(module, nn.BatchNorm2d):
             module.running_var.fill_(1.5)

@@ -290,7 +290,8 @@ def test_commands_know_it(view):
     assert {gate.view for gate in gates_of(build("preact_resnet20", view))} == {view}
 
 
-def test_listed(capsys):
+def test_listed(monkeypatch, capsys):
+    monkeypatch.setattr("cmpe_se.commands.models.PLAIN_NETWORKS", ["preact_resnet20"])
     models(view="toy_identity", as_json=True)
     assert {row["view"] for row in json.loads(capsys.readouterr().out)} == {None, "se", "toy_identity"}
 

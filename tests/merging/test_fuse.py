@@ -16,9 +16,12 @@ from cmpe_se.merging import MergedGate
 from tests.networks.naive import SMALL_NETWORKS, randomise
 from tests.tiers import slow_but
 
+NARROW = {"layers": (1, 2, 1, 1), "channels": (8, 16, 24, 32)}
 NETWORKS = SMALL_NETWORKS | {
-    name: lambda name=name, dtype=None, **settings: convert(timm.create_model(name).to(dtype), **settings)
-    for name in ("test_resnet", "resnet18")
+    name: lambda name=name, narrow=narrow, dtype=None, **settings: convert(
+        timm.create_model(name, **narrow).to(dtype), **settings
+    )
+    for name, narrow in (("test_resnet", {}), ("resnet18", NARROW))  # bottleneck blocks, and basic ones
 }
 EVERY_VIEW = pytest.mark.parametrize("view", VIEWS)
 MERGING = [name for name, view in TABLE.items() if view.merges]

@@ -120,7 +120,7 @@ def test_networks_without_competition(name):
 
 
 def test_gates_read_the_smaller_tensor():
-    merged = merge(move_gates(convert(build("timm resnet50"))))
+    merged = merge(move_gates(convert(build("timm resnet50", layers=(1, 2, 1, 1)))))
     first, second = merged.layer2[0], merged.layer2[1]
     # The residual's squeeze from 128 channels before conv3, and the identity's from 256 before the projection.
     assert first.competition.read.in_features == 128 + 256

@@ -119,8 +119,8 @@ def test_unknown_setting_and_pretrained_are_refused():
         timm.create_model("preact_resnet20", pretrained=True)
 
 
-@pytest.mark.parametrize("name", slow_but(NAMES, SHALLOW))
-def test_features_of_every_name(name):
+@pytest.mark.parametrize("name", SHALLOW)
+def test_features_of_every_kind(name):
     model = timm.create_model(name, features_only=True, device="meta")
     features = model(torch.empty(2, 3, 32, 48, device="meta"))
     assert len(features) == 4

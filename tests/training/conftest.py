@@ -7,7 +7,7 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 
-from tests.training.processes import trained_run
+from tests.training.processes import SHORT, trained_run
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ EVERYTHING = [
     "--momentum=0.8",
     "--warmup-epochs=1",
     "--cutout=2",
-    "--epochs=2",
+    *SHORT,
 ]
 
 

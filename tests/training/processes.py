@@ -31,8 +31,10 @@ _FORKS.set_forkserver_preload(["pytest", *(f"cmpe_se.{module}" for module in _MO
 SHARED_FOLDER = "CMPE_SE_SHARED_TEST_RUNS"
 """Environment variable with the folder of the runs that all workers share."""
 CONSOLE_SCRIPT = Path(sys.executable).with_name("cmpe-se")
-SHORT = ("--epochs=2", "--model=test_resnet", "--convert=pair_view_1x1")
-"""A training of 44 steps of a small network with gates, in a quarter of the time of the default one's."""
+SMALL = ("--model=test_resnet", "--convert=pair_view_1x1")
+"""A small network with gates, which takes a quarter of the time of the default one."""
+SHORT = ("--epochs=2", *SMALL)
+"""A training of 44 steps."""
 
 
 class Done(NamedTuple):

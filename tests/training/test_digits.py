@@ -12,8 +12,10 @@ import torchvision
 from PIL import Image
 
 import cmpe_se
+from cmpe_se.commands.predict import predict
 from cmpe_se.data import load_data
 from cmpe_se.training.config import TrainingConfig
+from tests.training.conftest import write_digits
 from tests.training.processes import default_run
 from tests.training.runs import assert_same_tensors, checkpoint, metrics, result, weights
 
@@ -123,6 +125,14 @@ def test_model_loads_in_a_fresh_process(digits_run):
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(result(digits_run)["test_top1"], abs=1e-9)
+
+
+def test_it_knows_digits_of_files(digits_run, tmp_path):
+    """Ten of each, scaled up: nothing like the 8x8 arrays of training."""
+    folder = write_digits(tmp_path, {"some": 10}, digits=range(10), side=32)
+    records = predict(str(digits_run), str(folder))
+    assert len(records) == 100
+    assert sum(record["classes"][0]["class"] == record["image"].split("/")[-2] for record in records) >= 95
 
 
 def test_model_is_the_last_state(digits_run):

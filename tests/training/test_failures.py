@@ -35,7 +35,7 @@ def no_large_files():
 
 
 def test_no_room_for_the_first_checkpoint(tmp_path):
-    done = run("train", "--epochs=1", "--output", tmp_path / "run", before=no_large_files)
+    done = run("train", *SHORT, "--checkpoint-steps=1", "--output", tmp_path / "run", before=no_large_files)
     assert re.search(r"cannot write checkpoint .*checkpoint\.safetensors: .*too large.*make room", done.complaint)
     assert not list((tmp_path / "run" / "state").iterdir())
 
@@ -118,7 +118,7 @@ def no_room_for_models():
 
 @pytest.mark.parametrize("steps", slow_but([1, 500], [1]))
 def test_loss_that_is_not_finite(steps, tmp_path):
-    done = run("train", "--lr=1e12", "--epochs=2", "--checkpoint-steps", steps, "--output", tmp_path / "run")
+    done = run("train", *SHORT, "--lr=1e12", "--checkpoint-steps", steps, "--output", tmp_path / "run")
     found = re.search(
         r"(.*) at step (\d+) \(epoch 1\), learning rate (\S+); last good checkpoint: (.*); try a smaller --lr",
         done.complaint,

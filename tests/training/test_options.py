@@ -12,7 +12,7 @@ from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.optimisation import create_optimizer
 from tests.tiers import slow_but
 from tests.training.conftest import write_digits
-from tests.training.processes import SHORT, complaint_of, succeed, trained_run
+from tests.training.processes import SHORT, SMALL, complaint_of, succeed, trained_run
 from tests.training.runs import metrics, result, weights
 
 OPTIONS = {
@@ -20,7 +20,7 @@ OPTIONS = {
     "contiguous": ["--channels-last", "false"],
     "clipping": ["--clip-grad", "0.5"],
     "mixup and cutmix": ["--mixup", "0.2", "--cutmix", "1", "--label-smoothing", "0.1"],
-    "average": ["--ema", "0.99"],
+    "average": ["--ema", "0.9"],
     "adamw": ["--optimizer", "adamw", "--lr", "0.003"],
     "parts": ["--accumulate", "4"],
     "wide": ["--model", "wrn16_4", "--epochs", "1", "--batch-size", "64"],
@@ -30,7 +30,7 @@ OPTIONS = {
 @pytest.mark.parametrize("option", slow_but(OPTIONS, ["mixup and cutmix", "adamw"]))
 def test_learns(option):
     flags = OPTIONS[option]
-    run = trained_run("--epochs=2", *flags)
+    run = trained_run(*(SHORT if option != "wide" else ()), *flags)
     records = metrics(run)
     assert result(run)["test_top1"] > 30  # of ten classes
     assert all(math.isfinite(record["train_loss"]) for record in records)
@@ -45,7 +45,7 @@ def test_memory_format_changes_little(short_run):
 
 @pytest.mark.slow
 def test_compile(digit_folder, tmp_path):
-    flags = ["--data", "folder", "--data-dir", digit_folder, "--epochs", "1", "--batch-size", "32"]
+    flags = ["--data", "folder", "--data-dir", digit_folder, "--epochs", "1", "--batch-size", "32", *SMALL]
     for name, compiled in (("plain", "false"), ("compiled", "true")):
         succeed("train", *flags, "--compile", compiled, "--output", tmp_path / name)
     first, second = (metrics(tmp_path / name)[0]["train_loss"] for name in ("plain", "compiled"))
@@ -104,7 +104,7 @@ def test_learning_rates(settings, expected):
 
 
 def test_tensorboard(digit_folder, tmp_path):
-    flags = ["--data", "folder", "--data-dir", digit_folder, "--epochs", "2", "--batch-size", "32"]
+    flags = ["--data", "folder", "--data-dir", digit_folder, "--epochs", "2", "--batch-size", "32", *SMALL]
     succeed("train", *flags, "--tensorboard", "true", "--output", tmp_path / "run")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -162,6 +162,6 @@ def test_odd_images_are_converted(tmp_path):
     Image.fromarray(grey).save(folder / "sixteen.png")
     Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(folder / "clear.png")
     Image.new("P", (8, 8), 3).save(folder / "palette.png")
-    flags = ["--data", "folder", "--data-dir", data, "--epochs", "1", "--batch-size", "8"]
+    flags = ["--data", "folder", "--data-dir", data, "--epochs", "1", "--batch-size", "8", *SMALL]
     succeed("train", *flags, "--output", tmp_path / "run")
     assert result(tmp_path / "run")["train_images"] == 19

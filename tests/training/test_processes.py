@@ -17,7 +17,7 @@ import pytest
 
 from cmpe_se.commands.evaluate import evaluate
 from cmpe_se.training.launching import processes_left_out
-from tests.training.processes import SHORT, Done, Running, empty_folder, run, start
+from tests.training.processes import SHORT, SMALL, Done, Running, empty_folder, run, start
 from tests.training.runs import checkpoint, metrics, result, weights
 from tests.training.warm import RANKS, warm_starts
 
@@ -101,7 +101,7 @@ def test_odd_test_set_and_interruption(digit_folder, tmp_path):
     data = tmp_path / "data"
     subprocess.run(["cp", "-r", digit_folder, data], check=True)
     (data / "test" / "0" / "extra.png").write_bytes(extra.read_bytes())
-    settings = ("--data", "folder", "--data-dir", data, "--batch-size", 20, "--checkpoint-steps", 3)
+    settings = (*SMALL, "--data", "folder", "--data-dir", data, "--batch-size", 20, "--checkpoint-steps", 3)
     running = start("train", "--epochs=30", *settings, "--output", folder, program=torchrun, **WARM)
     running.until((folder / "metrics.jsonl").exists)
     assert running.send(signal.SIGINT, group=True).status != 0
@@ -124,7 +124,7 @@ def test_mistake(tmp_path):
 
 @pytest.mark.slow
 def test_accelerate_without_accelerators_says_how_to_start_two(tmp_path):
-    flags = ("--epochs=1", "--batch-size=256", "--output", tmp_path / "run")
+    flags = (*SMALL, "--epochs=1", "--batch-size=256", "--output", tmp_path / "run")
     done = run("train", *flags, program=accelerate_launch_two, **WARM)
     assert done.status == 0, done.err
     assert result(tmp_path / "run")["processes"] == 1
@@ -159,7 +159,7 @@ def lines_of_ours(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("cmpe-se: ")]
 
 
-LONG = ["train", "--epochs=200", "--checkpoint-steps=5", "--output"]
+LONG = ["train", *SMALL, "--epochs=200", "--checkpoint-steps=5", "--output"]
 
 
 def alive_in_session(leader: int) -> list[psutil.Process]:

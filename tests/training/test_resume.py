@@ -44,13 +44,13 @@ def test_killed_in_an_epoch(reference, settings, epoch, request, tmp_path):
 
 
 @pytest.mark.slow
-@REFERENCES
-def test_killed_before_the_first_checkpoint(reference, settings, request, tmp_path):
-    running = start("train", *settings, "--output", tmp_path / "run")
+def test_killed_before_the_first_checkpoint(everything_run, tmp_path):
+    """It begins anew, with each of its settings."""
+    running = start("train", *EVERYTHING, "--output", tmp_path / "run")
     running.until((tmp_path / "run" / "config.yaml").exists).send(signal.SIGKILL)
     assert not (tmp_path / "run" / "state").exists()
     succeed("train", "--resume", tmp_path / "run")
-    assert_same_run(request.getfixturevalue(reference), tmp_path / "run")
+    assert_same_run(everything_run, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -73,8 +73,10 @@ def test_killed_between_the_last_checkpoint_and_the_result(short_run, tmp_path):
     assert_same_run(short_run, tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("epoch", slow_but([0, 1], [1]))
+@pytest.mark.parametrize(
+    ("number", "epoch"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow)],
+)
 def test_interrupted(number, epoch, short_run, tmp_path):
     running = start("train", *SHORT, "--output", "here", "--checkpoint-steps=5", cwd=tmp_path)
     done = running.until(lambda: place(tmp_path / "here") >= (epoch, 5)).send(number)
@@ -108,7 +110,17 @@ TEARS = {
 }
 
 
-@pytest.mark.parametrize("tear", slow_but(TEARS, ["truncated", "gone"]))
+@pytest.mark.parametrize("tear", TEARS)
+def test_a_torn_checkpoint_is_passed_over(tear, stopped):
+    checkpoints = Checkpoints(stopped / "state")
+    TEARS[tear](checkpoints.newest)
+    tree, path = checkpoints.load()
+    assert path == checkpoints.previous
+    assert (tree["epoch"], tree["batch"]) >= (1, 5)
+    assert bool(checkpoints.unreadable) == (tear != "gone")
+
+
+@pytest.mark.parametrize("tear", ["truncated", "gone"])
 def test_torn_checkpoint(tear, stopped, short_run):
     TEARS[tear](stopped / "state" / "checkpoint.safetensors")
     before = place(stopped)

@@ -13,7 +13,7 @@ from cmpe_se.commands.evaluate import evaluate
 from cmpe_se.commands.predict import predict
 from cmpe_se.data import load_data
 from tests.training.conftest import write_digits
-from tests.training.processes import complaint_of, default_run, succeed
+from tests.training.processes import complaint_of, succeed
 from tests.training.runs import result
 
 
@@ -134,22 +134,11 @@ def digit_images(tmp_path_factory):
     return write_digits(tmp_path_factory.mktemp("digits"), {"some": 10}, digits=range(10), side=32) / "some"
 
 
-def predict_all(run, folder):
-    """What ``predict`` says of a hundred digits, and how many of the classes are right."""
-    done = succeed("predict", run, "--top", 3, "--as-json", folder)
+def test_predict_folder_as_json(digits_run, digit_images):
+    done = succeed("predict", digits_run, "--top", 3, "--as-json", digit_images)
     records = [json.loads(line) for line in done.out.splitlines()]
     assert len(records) == 100
-    return records, sum(record["classes"][0]["class"] == record["image"].split("/")[-2] for record in records)
-
-
-@pytest.mark.slow
-def test_the_demo_s_network_knows_digits(digit_images):
-    assert predict_all(default_run()[0], digit_images)[1] >= 95
-
-
-def test_predict_folder_as_json(digits_run, digit_images):
-    records, right = predict_all(digits_run, digit_images)
-    assert right >= 80  # after three epochs
+    assert sum(record["classes"][0]["class"] == record["image"].split("/")[-2] for record in records) >= 80
     for record in records:
         found = [entry["probability"] for entry in record["classes"]]
         assert len(found) == 3

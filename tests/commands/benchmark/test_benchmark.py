@@ -116,7 +116,7 @@ def measured(tmp_path_factory):
     threads = torch.get_num_threads()
     rows = benchmark(
         "preact_resnet20", contenders="timm_se,folded_3x3", batch_sizes="4,1", repeats=7, dtypes="float32,bfloat16",
-        threads=1, device="cpu", output=str(folder),
+        image_size=16, threads=1, device="cpu", output=str(folder),
     )  # fmt: skip
     torch.set_num_threads(threads)
     return rows, folder
@@ -169,7 +169,7 @@ def test_files(measured):
 @pytest.mark.slow
 def test_compiled_and_converted(tmp_path):
     rows = benchmark(
-        "resnet18", contenders="pair_view_1x1", modes="forward", engines="compiled", merged=False, batch_sizes="1,2",
+        "test_resnet", contenders="pair_view_1x1", modes="forward", engines="compiled", merged=False, batch_sizes="1,2",
         image_size=32, repeats=3, device="cpu", output=str(tmp_path),
     )  # fmt: skip
     assert [(row["batch_size"], row["contender"]) for row in rows] == [
@@ -183,8 +183,8 @@ def test_engines_outside_pytorch(engine, tmp_path, capsys):
     for package in ("onnxscript", engine):
         pytest.importorskip(package, reason="an extra")
     rows = benchmark(
-        "preact_resnet20", contenders="folded_3x3", engines=engine, batch_sizes="1,2", repeats=3, device="cpu",
-        output=str(tmp_path),
+        "test_resnet", contenders="folded_3x3", engines=engine, batch_sizes="1,2", image_size=32, repeats=3,
+        device="cpu", output=str(tmp_path),
     )  # fmt: skip
     assert [(row["engine"], row["merged"], row["batch_size"]) for row in rows if row["contender"] == PLAIN] == [
         (engine, merged, size) for merged in (False, True) for size in (1, 2)
@@ -210,7 +210,7 @@ def test_engines_run_what_is_exported(engine, monkeypatch):
 
     for name in ("onnx_session", "openvino_network"):
         monkeypatch.setattr(engines, name, keep(name, getattr(engines, name)))
-    network = merge(randomise(build("preact_resnet20", "folded_3x3")))
+    network = merge(randomise(build("test_resnet", "folded_3x3")))
     runner = engines.make_runner(copy.deepcopy(network), (3, 32, 32), engine, "forward", "float32")
     for size in (1, 2, 5):
         batch = images().float()[:1].repeat(size, 1, 1, 1) * torch.linspace(1, 2, size)[:, None, None, None]

@@ -1,21 +1,34 @@
 """The command in real processes: from a question to a table, killed and resumed, in parts, and on a Ray cluster."""
 
 import csv
+import functools
 import importlib.util
 import json
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
+from tests.training.conftest import write_digits
 from tests.training.processes import complaint_of, empty_folder, run, shown_on_terminal, start, succeed
 from tests.training.warm import warm_starts
 
 MODELS = "preact_resnet20,se_preact_resnet20,cmpe_se_preact_resnet20"
-SHORT = ["compare", "--batch-size=256", "--device=cpu"]  # five steps to an epoch
-QUICK = [*SHORT, "--epochs=1", "--models", MODELS]
-TWO = [*SHORT, "--epochs=1", "--models=preact_resnet20,se_preact_resnet20"]
+TWO = "preact_resnet20,se_preact_resnet20"
+
+
+@functools.cache
+def few_digits() -> Path:
+    """130 images for training, two steps, and 200 for the test."""
+    return write_digits(empty_folder() / "digits", {"train": 13, "test": 20}, digits=range(10))
+
+
+def short(models: str, *, epochs: int = 1) -> list[str]:
+    """A comparison that trains each network for two steps an epoch."""
+    data = ("--data=folder", f"--data-dir={few_digits()}", "--batch-size=64")
+    return ["compare", "--models", models, *data, "--device=cpu", f"--epochs={epochs}"]
 
 
 def cells(folder):
@@ -30,7 +43,7 @@ def table(path):
 def finished():
     """Three networks, two seeds; what the command printed."""
     folder = empty_folder() / "comparison"
-    return folder, succeed(*QUICK, "--seeds=2", "--jobs=2", "--output", folder, before=warm_starts)
+    return folder, succeed(*short(MODELS), "--seeds=2", "--jobs=2", "--output", folder, before=warm_starts)
 
 
 def test_a_grid_is_trained_and_reported(finished):
@@ -58,8 +71,9 @@ def test_a_grid_is_trained_and_reported(finished):
 @pytest.mark.slow
 def test_a_table_lives_on_a_terminal():
     folder = empty_folder() / "comparison"
+    long_enough_to_be_seen = ["compare", "--models", TWO, "--batch-size=256", "--device=cpu", "--epochs=2"]
     text = shown_on_terminal(
-        *TWO, "--epochs=2", "--test-interval=2", "--seeds=1", "--jobs=1", "--output", folder, before=warm_starts
+        *long_enough_to_be_seen, "--test-interval=2", "--seeds=1", "--jobs=1", "--output", folder, before=warm_starts
     )
     assert re.search(r"se_preact_resnet20 +1/2", text)  # epochs of the run under way
     assert re.search(r"preact_resnet20 +(\d\d\.\d\d) +\1", text)  # accuracy of a finished one, and the mean
@@ -80,7 +94,7 @@ def test_each_run_is_what_train_makes(finished):
 def test_finished_runs_are_left_alone_and_seeds_can_be_added(finished):
     folder = shutil.copytree(finished[0], empty_folder() / "copy")
     before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/result.json")}
-    done = succeed(*QUICK, "--seeds=3", "--output", folder, before=warm_starts)
+    done = succeed(*short(MODELS), "--seeds=3", "--output", folder, before=warm_starts)
     assert "6 of 9 runs are finished, 3 to go" in done.err
     assert len(cells(folder)) == 9
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
@@ -89,7 +103,7 @@ def test_finished_runs_are_left_alone_and_seeds_can_be_added(finished):
 
 def test_other_settings_are_refused_in_the_same_folder(finished):
     folder = finished[0]
-    complaint = complaint_of(*QUICK, "--seeds=2", "--lr=0.3", "--output", folder)
+    complaint = complaint_of(*short(MODELS), "--seeds=2", "--lr=0.3", "--output", folder)
     assert "was made with lr 0.1, and this comparison has 0.3" in complaint
 
 
@@ -97,8 +111,7 @@ def test_other_settings_are_refused_in_the_same_folder(finished):
 def test_ctrl_c_saves_and_the_same_command_goes_on():
     """Each run of the first command started from nothing, as for users; all others are forked."""
     folder = empty_folder() / "comparison"
-    command = ["compare", "--models=preact_resnet20,se_preact_resnet20", "--epochs=40", "--device=cpu", "--seeds=1",
-               "--jobs=2", "--output", folder]  # fmt: skip
+    command = [*short(TWO, epochs=4000), "--seeds=1", "--jobs=2", "--output", folder]
     running = start(*command)
     running.until(lambda: len(list(folder.glob("cells/*/metrics.jsonl"))) == 2)
     done = running.send(signal.SIGINT, group=True)
@@ -107,7 +120,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on():
     logs = [path.read_text() for path in folder.glob("cells/*.log")]
     assert all("stopped and saved after step" in log for log in logs)
     epochs = {path: len(path.read_text().splitlines()) for path in folder.glob("cells/*/metrics.jsonl")}
-    assert all(0 < count < 40 for count in epochs.values())
+    assert all(0 < count < 4000 for count in epochs.values())
     again = start(*command, before=warm_starts)
     again.until(lambda: all(len(path.read_text().splitlines()) > count for path, count in epochs.items()))
     assert "0 of 2 runs are finished, 2 to go" in again.err
@@ -120,7 +133,7 @@ def test_a_failed_run_is_named_and_the_others_are_finished():
     folder = empty_folder() / "comparison"
     (folder / "cells").mkdir(parents=True)
     (folder / "cells" / "se_preact_resnet20-seed0").write_text("in the way")
-    done = run(*TWO, "--seeds=1", "--output", folder, before=warm_starts)
+    done = run(*short(TWO), "--seeds=1", "--output", folder, before=warm_starts)
     assert "se_preact_resnet20 with seed 0 failed" in done.complaint
     assert "its log is" in done.complaint
     assert cells(folder) == ["preact_resnet20-seed0"]
@@ -131,18 +144,18 @@ def test_a_failed_run_is_named_and_the_others_are_finished():
 def test_parts_share_a_grid_and_a_last_call_reports():
     folder = empty_folder() / "comparison"
     for part in ("1/2", "2/2"):
-        succeed(*TWO, "--seeds=1", "--part", part, "--output", folder, before=warm_starts)
+        succeed(*short(TWO), "--seeds=1", "--part", part, "--output", folder, before=warm_starts)
         if part == "1/2":
             assert cells(folder) == ["preact_resnet20-seed0"]
             assert all(row["latency_ms"] == "" for row in table(folder / "compare.csv"))
     assert len(cells(folder)) == 2
-    succeed(*TWO, "--seeds=1", "--output", folder, before=warm_starts)
+    succeed(*short(TWO), "--seeds=1", "--output", folder, before=warm_starts)
     assert all(float(row["latency_ms"]) > 0 for row in table(folder / "compare.csv"))
 
 
 def test_a_dry_run_says_what_it_would_cost():
     folder = empty_folder() / "comparison"
-    done = succeed(*TWO, "--seeds=2", "--dry-run", "--output", folder)
+    done = succeed(*short(TWO), "--seeds=2", "--dry-run", "--output", folder)
     assert "total" in done.out
     assert "on 1 CPU thread" in " ".join(done.out.split())
     assert not folder.exists()
@@ -157,7 +170,7 @@ def test_a_plan_is_a_number_of_seeds():
 
 @pytest.mark.slow
 def test_a_presets_dry_run_needs_no_data():
-    command = ["compare", "--preset=paper-resnet", "--data=cifar10", "--mixup=0", "--batch-size=4", "--dry-run"]
+    command = ["compare", "--preset=paper-resnet", "--data=cifar10", "--mixup=0", "--batch-size=2", "--dry-run"]
     done = succeed(*command, "--device=cpu")
     assert done.out.count("total ") == 2
     assert "total: " in done.out
@@ -177,7 +190,7 @@ def test_a_presets_missing_data_is_found_before_anything_is_made(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'cmpe-se[ray]')")
 def test_a_ray_cluster_does_the_runs(monkeypatch):
     folder = empty_folder() / "comparison"
-    done = succeed(*TWO, "--seeds=1", "--ray=local", "--output", folder, env={"RAY_USAGE_STATS_ENABLED": "0"})
+    done = succeed(*short(TWO), "--seeds=1", "--ray=local", "--output", folder, env={"RAY_USAGE_STATS_ENABLED": "0"})
     assert "a Ray cluster with" in done.err
     assert len(cells(folder)) == 2
     assert len(table(folder / "compare.csv")) == 2
@@ -186,5 +199,5 @@ def test_a_ray_cluster_does_the_runs(monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'cmpe-se[ray]')")
 def test_no_cluster_is_a_sentence():
     folder = empty_folder() / "comparison"
-    complaint = complaint_of(*QUICK, "--seeds=1", "--ray=127.0.0.1:1", "--output", folder)
+    complaint = complaint_of(*short(MODELS), "--seeds=1", "--ray=127.0.0.1:1", "--output", folder)
     assert "no Ray cluster at '127.0.0.1:1'" in complaint

@@ -1,17 +1,21 @@
 """Trained runs to export, exports that several tests look at, and real images as files."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from filelock import FileLock
 
 from cmpe_se.commands.export import export
 from tests.tiers import slow_but
 from tests.training.conftest import write_digits
-from tests.training.processes import empty_folder, trained_run
+from tests.training.processes import empty_folder, shared_folder, trained_run
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
+"""Formats that are a file for any machine, and the ends of their names."""
+ENDS = SUFFIXES | {"aoti": ".aoti.pt2"}
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +32,15 @@ class Export(NamedTuple):
 
 
 @functools.cache
-def _export(run: Path, to: str) -> Export:
-    path = empty_folder() / f"model{SUFFIXES[to]}"
-    return Export(path, export(str(run), to=to, output=str(path)))
+def _export(run: Path, to: str, name: str = "model", **settings: Any) -> Export:
+    """What ``export`` of a run writes, once for all workers."""
+    folder = shared_folder() / f"{run.name}-{to}-{name}"
+    path, result = folder / "model" / f"model{ENDS[to]}", folder / "result.json"
+    with FileLock(f"{folder}.lock"):
+        if not result.exists():
+            returned = export(str(run), to=to, output=str(path), **settings)
+            result.write_text(json.dumps(returned))
+    return Export(path, json.loads(result.read_text()))
 
 
 @pytest.fixture(scope="session", params=slow_but(SUFFIXES, ["onnx"]))
@@ -45,10 +55,9 @@ def onnx_export(trained) -> Export:
     return _export(trained, "onnx")
 
 
-@functools.cache
 def _quantise(run: Path, merge: bool) -> Export:
-    path = empty_folder() / "model.onnx"
-    result = export(str(run), output=str(path), merge=merge, int8=True, calibration_images=200)
+    name = "int8" if merge else "int8-unmerged"
+    path, result = _export(run, "onnx", name, merge=merge, int8=True, calibration_images=200)
     return Export(path.with_name("model.int8.onnx"), result)
 
 

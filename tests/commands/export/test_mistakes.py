@@ -56,44 +56,44 @@ def test_unfinished_run(trained, tmp_path):
 
 
 def limit_files():
-    """No file above 250 kB, a full disk as far as a process can tell."""
+    """No file above 250 kB, a quarter of what is to be written: a full disk as far as a process can tell."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
 
 
 @pytest.mark.parametrize("to", slow_but(SUFFIXES, ["onnx"]))
-def test_full_disk(to, trained, tmp_path):
-    done = run("export", trained, "--to", to, "--output", tmp_path / f"m{SUFFIXES[to]}", before=limit_files)
+def test_full_disk(to, plain, tmp_path):
+    done = run("export", plain, "--to", to, "--output", tmp_path / f"m{SUFFIXES[to]}", before=limit_files)
     assert re.search(r"cannot write .*/m\.\w+: .*; make room", done.complaint)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("to", slow_but(SUFFIXES, ["onnx"]))
-def test_verification_finds_another_network(to, trained, tmp_path, monkeypatch):
+def test_verification_finds_another_network(to, plain, tmp_path, monkeypatch):
     def write_another(network, path, to, **settings):
         network.head.fc.weight.data[3] *= 1.01
         formats.write(network, path, to, **settings)
 
     monkeypatch.setattr(command, "write", write_another)
     with pytest.raises(UserError, match="not the run's: it has an error of"):
-        export(str(trained), to=to, output=str(tmp_path / f"m{SUFFIXES[to]}"))
+        export(str(plain), to=to, output=str(tmp_path / f"m{SUFFIXES[to]}"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_verification_finds_a_fixed_batch(trained, tmp_path, monkeypatch):
+def test_verification_finds_a_fixed_batch(plain, tmp_path, monkeypatch):
     def trace_fixed(network, input_size):
         return torch.export.export(network, (torch.zeros(2, *input_size),))
 
     monkeypatch.setattr(formats, "trace", trace_fixed)
     with pytest.raises(UserError, match="cannot run batches of 1"):
-        export(str(trained), to="torch-export", output=str(tmp_path / "m.pt2"))
+        export(str(plain), to="torch-export", output=str(tmp_path / "m.pt2"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_earlier_export_survives(trained, tmp_path, monkeypatch):
+def test_an_earlier_export_survives(plain, tmp_path, monkeypatch):
     (tmp_path / "m.pt2").write_bytes(b"earlier")
     monkeypatch.setattr(command, "verify", _interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export(str(trained), to="torch-export", output=str(tmp_path / "m.pt2"))
+        export(str(plain), to="torch-export", output=str(tmp_path / "m.pt2"))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"m.pt2": b"earlier"}
 
 
@@ -101,8 +101,8 @@ def _interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_without_the_data(trained, tmp_path):
-    folder = shutil.copytree(trained, tmp_path / "run")
+def test_without_the_data(plain, tmp_path):
+    folder = shutil.copytree(plain, tmp_path / "run")
     config = folder / "config.yaml"
     config.write_text(re.sub(r"^data: digits$", "data: cifar10", config.read_text(), flags=re.MULTILINE))
     assert export(str(folder), to="torch-export")["images"] == "random"

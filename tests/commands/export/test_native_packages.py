@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from torch._inductor import config as inductor
 
 from cmpe_se.commands.export import export, formats
@@ -20,20 +19,15 @@ from cmpe_se.runtimes.native_packages import is_native, require_compiler
 from cmpe_se.training.run_folder import RunFolder
 from tests.commands.export.conftest import Export, _export
 from tests.commands.export.test_archives import rewritten
-from tests.training.processes import complaint_of, shared_folder, succeed
+from tests.training.processes import complaint_of, succeed
 
 HERE = f"{platform.system()} {platform.machine()}"
 
 
 @pytest.fixture(scope="session")
 def package(trained) -> Export:
-    """The trained run, compiled: once for all workers, since it takes a minute."""
-    folder = shared_folder() / "aoti"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "result.json").exists():
-            result = export(str(trained), to="aoti", output=str(folder / "model.aoti.pt2"))
-            (folder / "result.json").write_text(json.dumps(result))
-    return Export(folder / "model.aoti.pt2", json.loads((folder / "result.json").read_text()))
+    """The trained run, compiled, which takes a minute."""
+    return _export(trained, "aoti")
 
 
 def archive(path: Path, **parts: str) -> Path:
@@ -92,7 +86,7 @@ def test_what_export_returns(package, trained):
     assert (result["format"], result["merged"], result["batch_sizes"]) == ("aoti", True, [1, 2, 3, 7])
     assert 0 <= result["largest_error"] < 1e-5
     assert result["bytes"] == package.path.stat().st_size
-    assert {file.name for file in package.path.parent.iterdir()} == {"model.aoti.pt2", "result.json"}
+    assert [file.name for file in package.path.parent.iterdir()] == ["model.aoti.pt2"]
     opened = load_exported(package.path, trust_pickle=True)
     assert opened.config["architecture"] == "cmpe_se_preact_resnet20"
     assert opened.preprocessing == RunFolder.open(trained).preprocessing()
@@ -208,24 +202,24 @@ def test_compiler_is_found():
 
 
 @pytest.mark.slow
-def test_failing_compiler(trained, tmp_path):
+def test_failing_compiler(plain, tmp_path):
     """It is there, and says no at the first file."""
     compiler = tmp_path / "c++"
     compiler.write_text('#!/bin/sh\ncase "$*" in *--version*) exec g++ "$@";; esac\necho no room >&2\nexit 1\n')
     compiler.chmod(0o755)
     message = "PreActResNet cannot be exported to aoti: .*; try onnx or torch-export or openvino$"
     with inductor.patch("cpp.cxx", (str(compiler),)), pytest.raises(UserError, match=message):
-        export(str(trained), to="aoti", output=str(tmp_path / "out" / "m.aoti.pt2"))
+        export(str(plain), to="aoti", output=str(tmp_path / "out" / "m.aoti.pt2"))
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.slow
-def test_verification_finds_another_network(trained, tmp_path, monkeypatch):
+def test_verification_finds_another_network(plain, tmp_path, monkeypatch):
     def compile_another(program):
         program.state_dict["head.fc.weight"][3] *= 1.01
         return native_packages.compile_package(program)
 
     monkeypatch.setattr(formats, "compile_package", compile_another)
     with pytest.raises(UserError, match="not the run's: it has an error of"):
-        export(str(trained), to="aoti", output=str(tmp_path / "m.aoti.pt2"))
+        export(str(plain), to="aoti", output=str(tmp_path / "m.aoti.pt2"))
     assert list(tmp_path.iterdir()) == []

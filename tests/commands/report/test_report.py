@@ -206,8 +206,11 @@ def test_numbers_of_mistakes(made, seen):
 
 
 def test_own_images_and_blocks(folded, digit_files, tmp_path):
+    """On a terminal, which shows how far it is."""
     arguments = ("--images", digit_files, "--blocks", "stages.2.blocks.1,stages.0.blocks.2", "--output", tmp_path)
-    succeed("report", folded, *arguments)
+    shown = shown_on_terminal("report", folded, *arguments, "--batch-size", 20, columns=100)
+    for word in ("testing", "computing gates and attributions", "saving", "report.html"):
+        assert word in shown, word
     assert sorted(path.name for path in tmp_path.glob("inside-*.csv")) == [f"inside-{n}.csv" for n in (1, 2, 3)]
     table = rows(tmp_path, "inside-1")
     assert list(dict.fromkeys(row["block"] for row in table)) == ["stages.0.blocks.2", "stages.2.blocks.1"]
@@ -247,12 +250,6 @@ def test_other_gates(kind, request, tmp_path):
     assert "the same for every image" in (tmp_path / "report.html").read_text()
     assert "dead" not in text
     assert {row["kind"] for row in rows(tmp_path, "channels")} == {""}
-
-
-def test_progress_on_a_terminal(folded, tmp_path):
-    shown = shown_on_terminal("report", folded, "--output", tmp_path, "--batch-size", 20, columns=100)
-    for word in ("testing", "computing gates and attributions", "saving", "report.html"):
-        assert word in shown, word
 
 
 MISTAKES = {
