@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "Write an HTML page on a finished run and the competition in its network, with plots as PNG and CSV.",
     "explore": "Serve a page for exploring finished runs on this machine: predictions, pictures, gates, their effects.",
     "export": "Export a finished run's network to ONNX, torch.export, OpenVINO or AOTInductor, and verify it.",
+    "prune": "Take channels and blocks out of a finished run's network, and train it on.",
     "freeze": "Make those gates of a finished run static that it can spare, and train the network on with them.",
     "push": "Publish a finished run's network with a model card, in a folder or on the Hugging Face hub.",
     "models": "List our networks with their parameters and multiply-adds: plain, with SE, with a competitive view.",

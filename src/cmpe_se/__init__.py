@@ -23,6 +23,7 @@ from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.views import VIEWS
 from cmpe_se.merging import merge
 from cmpe_se.networks import PreActResNet, WideResNet, reference
+from cmpe_se.pruning import Pruned, prune
 from cmpe_se.static_gates import with_static_gates
 from cmpe_se.utils.packages import has_train, require_train
 
@@ -40,6 +41,7 @@ __all__ = [
     "VIEWS",
     "CompetitiveSE",
     "PreActResNet",
+    "Pruned",
     "WideResNet",
     "__version__",
     "add_gates_to_optimizer",
@@ -52,6 +54,7 @@ __all__ = [
     "inspect_gates",
     "load_gates",
     "merge",
+    "prune",
     "reference",
     "save_gates",
     "strip_gates",

@@ -50,7 +50,7 @@ def create(name, **kwargs):
 def test_all_names_are_registered():
     assert len(NAMES) == len(set(NAMES)) == 30
     assert set(NAMES) <= set(timm.list_models())
-    converted = {"cmpe_se_converted", *(f"cmpe_se_{base}" for base in BASES)}
+    converted = {"cmpe_se_converted", "cmpe_se_pruned", *(f"cmpe_se_{base}" for base in BASES)}
     assert set(timm.list_models("cmpe_se_*")) == converted | {name for name in NAMES if name.startswith("cmpe_se_")}
     assert not set(NAMES) & {name.split(".")[0] for name in timm.list_models(pretrained=True)}
 

@@ -84,6 +84,7 @@ class CompetitiveSE(Gate):
         _check_sizes(**sizes, channels=channels)
         kind, hidden = TABLE[view], max(min_hidden, channels // reduction)
         self.channels, self.view, self.start, self.hidden, self.mask = channels, view, start, hidden, mask
+        self.reduction, self.min_hidden = reduction, min_hidden
         self.gain = 1 / kind.half if start == "one" else 1.0
         # Height and width; None for the views without a picture.
         self.picture_size: tuple[int, int] | None = kind.layers.picture_size(channels, columns)

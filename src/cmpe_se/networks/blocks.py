@@ -207,6 +207,14 @@ class PreActBasic(PreActBlock):
         return self.conv2
 
 
+class RemovedBlock(nn.Module):
+    """What is left of a block that has been pruned: its input, and that input's squeeze, handed on."""
+
+    def forward(self, x: Tensor, identity_squeeze: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(N, C, H, W) and its squeeze (N, C), where that is known, as they come."""
+        return x, identity_squeeze
+
+
 def _to_be_called(gate: nn.Module) -> bool:
     """Whether a gate has to be called as a module: for its hooks, or for a forward of its own."""
     own = "forward" in vars(gate) or type(gate).forward not in (CompetitiveSE.forward, MergedGate.forward)

@@ -36,6 +36,8 @@ class TrainingConfig:
         mask: probability of dropping each squeezed channel from the gate's input in training; 0 for off.
         static: names of blocks whose gate is one learned number a channel (the view static), whatever the view of the
             others, such as '[stages.0.blocks.1]'; null for none.
+        widths: names of layers to their channels in and out, where these are fewer than the model's own, and [0, 0] for
+            a block that is gone; ``cmpe-se prune`` writes them.
         pretrained: weights to start from, a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
             model's own. A run's start, reduction, min_hidden, bias and static come along. The classifier is
             re-initialised if the number of classes differs.
@@ -109,6 +111,7 @@ class TrainingConfig:
     bias: bool = False
     mask: float = 0.0
     static: list[str] | None = None
+    widths: dict[str, list[int]] | None = None
     pretrained: str | None = None
     data: str = "digits"
     data_dir: str | None = None
@@ -189,6 +192,8 @@ class TrainingConfig:
                 raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(known)}")
         if self.convert is not None and self.view is not None:
             raise UserError("view is for networks of cmpe_se, convert is for all others; give one of the two")
+        if self.widths is not None and self.pretrained == "timm":
+            raise UserError("timm's weights are for the whole network; leave --widths or --pretrained out")
         if self.patience and not self.validation:
             raise UserError(
                 "patience waits for a better validation accuracy, and no image is held out: give --validation 0.1 too"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cmpe_se.errors import UserError
 from cmpe_se.networks.registry import PLAIN_NETWORKS, is_ours, view_of
+from cmpe_se.pruning.registry import NAME as PRUNED
 from cmpe_se.training.config import GATE_FIELDS, TrainingConfig, read_recipe, recipe_names
 from cmpe_se.training.pretrained import saved_network
 
@@ -39,7 +40,7 @@ def without_recipe_gates(config: TrainingConfig, given: Collection[str]) -> Trai
 
 
 def with_pretrained_gates(config: TrainingConfig, given: Collection[str]) -> TrainingConfig:
-    """Gates as in the run or folder that the weights come from: they would be others with the same weights.
+    """Gates and widths as in the run or folder that the weights come from: they would be others with the same weights.
 
     ``mask`` is not taken from there: it acts in training alone.
 
@@ -50,10 +51,16 @@ def with_pretrained_gates(config: TrainingConfig, given: Collection[str]) -> Tra
     Raises:
         UserError: gates of another view there, or a setting that the user gave otherwise.
     """
-    saved = saved_network(config.pretrained) if config.pretrained and has_gates(config) else None
+    saved = saved_network(config.pretrained) if config.pretrained else None
     if saved is None:
         return config
     network, settings = saved
+    if network == PRUNED:
+        network = settings["network"]
+        if config.widths is None:
+            config = config.changed(widths=settings["widths"])
+    if not has_gates(config):
+        return config
     theirs = view_of(network, settings.get("view"))
     if theirs is None:  # nothing is known of the weights, or they have no gates yet
         return config

@@ -9,6 +9,7 @@ from torch import nn
 
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
+from cmpe_se.pruning.registry import NAME as PRUNED
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.gate_settings import has_gates
 from cmpe_se.training.pretrained import say_what_timm_changed, start_from
@@ -40,6 +41,8 @@ def create_network(config: TrainingConfig, data: ImageShape) -> tuple[nn.Module,
         model_args["view"] = config.view
     if config.convert is not None:
         name, model_args = "cmpe_se_converted", model_args | {"base": config.model, "view": config.convert}
+    if config.widths is not None:
+        name, model_args = PRUNED, model_args | {"network": name, "widths": config.widths}
     dropping = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate") if getattr(config, name)}
     if not timm.is_model(config.model):
         near = timm.list_models(f"*{config.model.split('_')[-1]}*", module="registry")[:5]

@@ -25,7 +25,7 @@ _TRAIN = {
 """What the extra ``train`` installs, without what PyTorch and timm bring too: module to its name on PyPI."""
 
 
-EXTRAS = {"report": "report", "explore": "explore", "export": "export"}
+EXTRAS = {"report": "report", "prune": "prune", "explore": "explore", "export": "export"}
 """Extra of the package that a command needs, where it is not ``train``; each includes ``train``."""
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from cmpe_se.commands.prune.record import read_record, sentences
 from cmpe_se.commands.report.facts import facts_of
 from cmpe_se.commands.report.page import Section, Table, write_page
 from cmpe_se.data import ImageData
@@ -15,6 +16,7 @@ from cmpe_se.data.reading import image_files
 from cmpe_se.errors import UserError
 from cmpe_se.exhibits import depth as depth_exhibits
 from cmpe_se.exhibits import photos as photo_exhibits
+from cmpe_se.exhibits import pruning as pruning_exhibits
 from cmpe_se.exhibits.choosing import (
     Photo,
     choose_blocks,
@@ -109,6 +111,7 @@ def report(
     with console.status("drawing"):
         sections = [
             Section("run", "The run", exhibits=[photo_exhibits.curves(folder.read_metrics())]),
+            *_pruning(folder),
             _gates(tested, data, still, worth),
             _competition(tested.blocks, still),
             _mistakes(data, tested),
@@ -133,6 +136,33 @@ def report(
         "images": [shown.name for shown in photos],
         "seen": seen,
     }
+
+
+def _pruning(folder: RunFolder) -> list[Section]:
+    """What was pruned, in a pruned run."""
+    record = read_record(folder.path)
+    if record is None:
+        return []
+    exhibits = [
+        pruning_exhibits.widths_over_depth(record["layers"], record["blocks"]),
+        pruning_exhibits.accuracy_along_the_way(
+            record["multiply_adds"], record["test_top1"], record.get("trained_top1")
+        ),
+    ]
+    if worth := pruning_exhibits.worth_of_what_went(record["layers"], record["criterion"]):
+        exhibits.append(worth)
+    rows = [
+        [block["name"], f"{block['mean_gate']:.3f}", f"{block['share']:.3f}", "gone" if block["gone"] else "stayed"]
+        for block in record["blocks"]
+    ]
+    note = "Before pruning: mean gate over channels and images, and the part of residual and identity that is residual."
+    table = Table(["block", "mean gate", "residual share", "now"], rows, note)
+    said = " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences(record))
+    return [
+        Section(
+            "pruning", "What was pruned", f"From {record['run']}, by {record['criterion']}. {said}", exhibits, table
+        )
+    ]
 
 
 def _inside_text(blocks: Sequence[BlockStatistics]) -> str:

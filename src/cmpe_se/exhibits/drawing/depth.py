@@ -46,7 +46,7 @@ def draw_gates_over_depth(
         neutral: gate that neither opens nor closes.
         gain: the largest gate.
     """
-    figure, axes = _over_depth(names)
+    figure, axes = over_depth(names)
     places, thick = np.arange(len(names)), _thickness(len(names))
     label = "neutral" if gain == 1 else "as without a gate"
     axes.axhline(neutral, color=GREY, linewidth=0.8, linestyle=":", label=label)
@@ -66,7 +66,7 @@ def draw_shares(title: str, names: Sequence[str], quantiles: np.ndarray) -> Figu
         names: of the B blocks.
         quantiles: residual share at 10, 50 and 90 % of the images, (B, 3).
     """
-    figure, axes = _over_depth(names)
+    figure, axes = over_depth(names)
     places, low, median, high = np.arange(len(names)), *(100 * quantiles.T)
     axes.bar(places, median, color=BLUE, width=0.75, label="gated residual")
     axes.bar(places, 100 - median, bottom=median, color=ORANGE, alpha=0.35, width=0.75, label="identity")
@@ -78,7 +78,7 @@ def draw_shares(title: str, names: Sequence[str], quantiles: np.ndarray) -> Figu
 
 def draw_closing(title: str, names: Sequence[str], closed: np.ndarray, opened: np.ndarray) -> Figure:
     """How often the gates of each block close and open their channels altogether, in percent: (B,) each."""
-    figure, axes = _over_depth(names)
+    figure, axes = over_depth(names)
     places = np.arange(len(names))
     axes.bar(places, closed, color=ORANGE, width=0.75, label="closed")
     axes.bar(places, -opened, color=BLUE, width=0.75, label="saturated (fully open)")
@@ -92,7 +92,7 @@ def draw_closing(title: str, names: Sequence[str], closed: np.ndarray, opened: n
 
 def draw_effects(title: str, names: Sequence[str], effects: np.ndarray) -> Figure:
     """What freezing each block's gate does to the output, percent of its variance: (B,), NaN where it cannot be."""
-    figure, axes = _over_depth(names)
+    figure, axes = over_depth(names)
     axes.bar(np.arange(len(names)), effects, color=BLUE, width=0.75)
     axes.set(ylabel="change of the output, %\n(of its variance)", ylim=(0, 1.1 * max(np.nanmax(effects), 1e-3)))
     return titled(figure, title)
@@ -194,7 +194,8 @@ def draw_channels(title: str, channels: Sequence[int], classes: Sequence[str], m
     return titled(figure, title)
 
 
-def _over_depth(names: Sequence[str]) -> tuple[Figure, Axes]:
+def over_depth(names: Sequence[str]) -> tuple[Figure, Axes]:
+    """A figure with one place on its axis for each of some names."""
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
