@@ -13,7 +13,7 @@ from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.summary import RunResult
 from cmpe_se.utils.escaping import markdown, visible
 from cmpe_se.utils.files import os_errors_as, refuse_other_encodings, sweep, whole_path, written_whole
-from cmpe_se.utils.text import gate_words, in_one_line
+from cmpe_se.utils.text import gate_words, in_one_line, pruned_word
 
 _FILES, _README = ("config.json", "model.safetensors"), "README.md"
 
@@ -96,10 +96,11 @@ def push(run: str, destination: str, *, private: bool = False) -> str:
 
 
 def _write(run: RunFolder, target: Path, metrics: RunResult, address: str) -> None:
-    words = gate_words(run.read_config().gate_settings)
+    config = run.read_config()
+    words = gate_words(config.gate_settings)
     view = f" (view {metrics['view']}{words})" if metrics["view"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())
-    names = {"model": markdown(metrics["model"]), "data": markdown(metrics["data"])}
+    names = {"model": markdown(metrics["model"] + pruned_word(config.widths)), "data": markdown(metrics["data"])}
     shown: dict[str, Any] = {**metrics, **names, "view": view, "versions": versions}
     title = f"{names['model']} on {names['data']}"
     card = _CARD.format(title=title, address=json.dumps(address, ensure_ascii=False), **shown)

@@ -50,13 +50,14 @@ def worth_of_what_went(layers: Sequence[Mapping[str, Any]], criterion: str) -> E
         f"What went was worth less than what stayed in {lower} of {counted(int(both.sum()), 'layer')}, by weights, "
         "norms and mean gates"
     )
-    names = [layer["name"] for layer in layers]
+    some = ~np.isnan(lost)
+    names = [layer["name"] for layer, shown in zip(layers, some, strict=True) if shown]
     return Exhibit(
         "worth-of-what-went",
         title,
         "The worth of a channel is what it adds to the residual stream through the layers behind it and the gate in "
-        f"front of the addition, as a multiple of its layer's mean. The network was pruned by {criterion}.",
-        draw_worth(title, names, kept, lost),
+        f"front of the addition, as a multiple of its layer's mean; layers that lost some. Pruned by {criterion}.",
+        draw_worth(title, names, kept[some], lost[some]),
         ["layer", "gate_kept", "gate_lost"],
         [[layer["name"], layer["gate_kept"], layer["gate_lost"]] for layer in layers],
     )

@@ -10,7 +10,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.summary import EpochRecord
 from cmpe_se.utils.terminal import Terminal
-from cmpe_se.utils.text import counted, data_name, gate_words
+from cmpe_se.utils.text import counted, data_name, gate_words, pruned_word
 
 
 def opening(
@@ -42,8 +42,8 @@ def opening(
     height, width = data.image_size
     held_out = f", {counted(validation_images, 'validation image')}" if validation_images else ""
     return (
-        f"{config.model}{gates}{gate_words(config.gate_settings)} ({params:,} parameters) on "
-        f"{data_name(config.data, config.data_dir)}: {counted(data.train_size, 'training image')}{held_out} and "
+        f"{config.model}{gates}{gate_words(config.gate_settings)}{pruned_word(config.widths)} ({params:,} parameters) "
+        f"on {data_name(config.data, config.data_dir)}: {counted(data.train_size, 'training image')}{held_out} and "
         f"{counted(data.test_size, 'test image')} of {height}x{width} pixels, {counted(config.epochs, 'epoch')} of "
         f"{counted(steps_per_epoch, 'step')} of {counted(config.batch_size, 'image')} on {device.type}{threads}, "
         f"run folder {run}"

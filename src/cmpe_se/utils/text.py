@@ -1,5 +1,6 @@
 """Text that people read and type: durations, settings of gates, lists of names."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ def gate_words(settings: dict[str, Any]) -> str:
     ]
     static = f", {len(settings['static'])} of the gates static" if settings.get("static") else ""
     return "".join(words) + static
+
+
+def pruned_word(widths: Mapping[str, object] | None) -> str:
+    """What follows a network's name where its layers have other widths: ``, pruned``."""
+    return ", pruned" if widths else ""
 
 
 def counted(number: int, noun: str) -> str:

@@ -133,8 +133,11 @@ def test_controls(pruned, folded, tmp_path):
     rows = prune(str(folded), output=str(tmp_path / "run"), controls=True, seeds=1, **SETTINGS)["controls"]
     labels = [row["model"] for row in rows]
     assert labels == [
-        "pruned by gate", "pruned by l1", "pruned by random", "same shape, from scratch", "thinner, from scratch",
-    ]  # fmt: skip
+        *(f"pruned by {criterion}" for criterion in ("gate", "l1", "random")),
+        "whole, trained on",
+        "same shape, from scratch",
+        "thinner, from scratch",
+    ]
     folder = tmp_path / "run" / "controls"
     own = RunFolder(folder / "same-shape-seed0")
     assert own.read_config().widths == run.read_config().widths
@@ -143,8 +146,9 @@ def test_controls(pruned, folded, tmp_path):
     assert RunFolder(folder / "random-seed0").read_config().widths != run.read_config().widths
     most = 0.6 * RunFolder(folded).read_result()["macs"]
     for row in rows:
-        assert row["macs"] <= most
+        assert (row["macs"] <= most) is (row["model"] != "whole, trained on")
         assert row["seeds"] == 1
+    assert RunFolder(folder / "whole-seed0").read_config().pretrained == str(folded)
     assert "thinner, from scratch" in (folder / "compare.md").read_text()
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:

@@ -59,11 +59,12 @@ class Controls:
         arms: dict[str, Callable[[str, int], RunFolder]] = {
             f"pruned by {one}": partial(self._finetuned, one) for one in criteria
         }
+        arms["whole, trained on"] = self._trained_on
         arms["same shape, from scratch"] = partial(self._from_scratch, lambda: self.record["widths"])
         arms["thinner, from scratch"] = partial(self._from_scratch, self._thin_widths)
         outcomes = []
         for label, make in arms.items():
-            name = label.replace("pruned by ", "").replace(", from scratch", "").replace(" ", "-")
+            name = label.replace("pruned by ", "").partition(",")[0].replace(" ", "-")
             runs = {seed: make(name, seed) for seed in range(self.seeds)}
             outcomes.append(_outcome(label, runs))
         return self._write(outcomes)
@@ -76,6 +77,14 @@ class Controls:
         if not recipe.exists():
             widths = self._pruned_start(criterion, seed, start)
             write_recipe(self.config, recipe, widths, **self._training(), pretrained=str(start / "pruned"))
+        return _trained(folder / f"{name}-seed{seed}", recipe, seed)
+
+    def _trained_on(self, name: str, seed: int) -> RunFolder:
+        """The network that was pruned, trained on without that: what the epochs alone are worth."""
+        folder = self.target.path / FOLDER
+        recipe = folder / f"{name}.yaml"
+        if not recipe.exists():
+            write_recipe(self.config, recipe, {}, **self._training(), pretrained=str(self.parent.path))
         return _trained(folder / f"{name}-seed{seed}", recipe, seed)
 
     def _from_scratch(self, widths: Callable[[], Widths], name: str, seed: int) -> RunFolder:

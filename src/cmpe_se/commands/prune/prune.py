@@ -64,8 +64,8 @@ def prune(
         epochs: number of epochs of the training afterwards, at least 1.
         lr: highest learning rate of that training, a cosine; a tenth of the run's if left out.
         images: largest number of training images to measure importances with.
-        controls: train what this has to be compared with too, for each seed: pruning by random and by l1, the same
-            shape from scratch, and a thinner whole network of equal multiply-adds from scratch.
+        controls: train what this has to be compared with too, for each seed: pruning by random and by l1, the
+            whole network trained on, the same shape from scratch, and a thinner network from scratch.
         seeds: number of seeds of the controls, and of this network beside them.
         data_dir: folder of the run's data set, where it is somewhere else by now.
         output: run folder to make; RUN-pruned if left out.

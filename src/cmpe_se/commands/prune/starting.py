@@ -66,7 +66,7 @@ def write_recipe(config: TrainingConfig, path: Path, widths: Widths, **settings:
     """
     changed = config.changed(
         **{
-            "widths": dict(config.widths or {}) | widths,
+            "widths": (dict(config.widths or {}) | widths) or None,
             "schedule": "cosine",
             "min_lr": 0.0,
             "warmup_epochs": 0,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.summary import RunResult
-from cmpe_se.utils.text import counted, data_name, duration, gate_words
+from cmpe_se.utils.text import counted, data_name, duration, gate_words, pruned_word
 
 
 def facts_of(folder: RunFolder, test_top1: float, classes: Sequence[str], labels: Tensor) -> list[tuple[str, str]]:
@@ -28,7 +28,7 @@ def facts_of(folder: RunFolder, test_top1: float, classes: Sequence[str], labels
     facts = [
         ("Test accuracy", f"{test_top1:.2f} %{trained}"),
         ("Chance level", _chance(classes, labels)),
-        ("Network", result["model"]),
+        ("Network", result["model"] + pruned_word(config.widths)),
         ("View", (config.convert or result.get("view") or "the network's own") + gate_words(config.gate_settings)),
         ("Data", f"{data_name(config.data, config.data_dir)}, {_images(result)}"),
         ("Parameters", f"{result['params']:,}"),

@@ -29,8 +29,8 @@ def draw_worth(title: str, names: Sequence[str], kept: np.ndarray, lost: np.ndar
     axes.axhline(1, color=GREY, linewidth=0.8, linestyle=":", label="mean of the layer")
     axes.plot(places, kept, "o", color=BLUE, label="channels that stayed")
     axes.plot(places, lost, "x", color=ORANGE, label="channels that went")
-    axes.set(ylabel="worth by weights,\nnorms and mean gates", xlabel="layer")
-    axes.set_ylim(bottom=0)
+    highest = max(1.0, float(np.nanmax(np.concatenate([kept, lost]))))
+    axes.set(ylabel="worth by weights,\nnorms and mean gates", xlabel="layer", ylim=(0, 1.1 * highest))
     axes.legend(*axes.get_legend_handles_labels(), frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     return titled(figure, title)
 
