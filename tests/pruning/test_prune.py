@@ -205,7 +205,7 @@ def test_taylor_is_of_the_network_with_its_gates(ours):
     """Gradients of the gated loss: those without the gates would be others."""
     channels = find_channels(ours, images()[0][0][:1])
     batches = images()
-    found = importances("taylor", ours, channels, {}, batches)
+    found = importances("taylor", ours, channels, channels.groups, {}, batches)
     model = timm.create_model("cmpe_se_preact_resnet20", num_classes=10).eval()
     model.load_state_dict(ours.state_dict())
     for x, y in batches:
@@ -222,7 +222,9 @@ def test_taylor_is_of_the_network_with_its_gates(ours):
 def test_random_follows_its_seed(ours):
     channels = find_channels(ours, images()[0][0][:1])
     state = torch.get_rng_state()
-    first, again, other = (importances("random", ours, channels, {}, [], seed=seed) for seed in (1, 1, 2))
+    first, again, other = (
+        importances("random", ours, channels, channels.groups, {}, [], seed=seed) for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
@@ -259,6 +261,16 @@ def test_other_networks():
         again = timm.create_model("cmpe_se_pruned", network=name, widths=pruned.widths, num_classes=10)
         again.load_state_dict(pruned.network.state_dict())
         assert bool(pruned.left) is (name != "mobilenetv3_small_050")
+
+
+def test_layers_without_a_batch_norm_stay_by_that_criterion():
+    model = timm.create_model("mobilenetv3_small_050", num_classes=10).eval()
+    pruned = prune(model, 0.8, images=images(64), criterion="bn")
+    assert pruned.multiply_adds[1] <= 0.8 * pruned.multiply_adds[0]
+    assert pruned.left
+    assert set(pruned.left.values()) == {"it has no importance by bn"}
+    whole = {layer.name for layer in pruned.layers if layer.before == layer.after}
+    assert whole >= pruned.left.keys()
 
 
 @pytest.mark.parametrize(

@@ -42,12 +42,13 @@ def importances(
     criterion: str,
     model: nn.Module,
     channels: Channels,
+    groups: Sequence[ChannelGroup],
     worth: Mapping[str, BlockWorth],
     batches: Batches,
     *,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Importance of each channel of each group, (C,), float64, at least 0; their mean over a group is 1.
+    """Importance of each channel of some groups, (C,), float64, at least 0; their mean over a group is 1.
 
     With ``gate`` that mean is the residual share of the group's block instead, so that what adds little goes first.
 
@@ -55,16 +56,21 @@ def importances(
         criterion: one of :data:`CRITERIA`.
         model: the network with its gates; ``taylor`` takes its gradients.
         channels: of the network.
+        groups: some of those.
         worth: of its blocks, by name.
         batches: for ``taylor``.
         seed: for ``random``.
 
+    Returns:
+        Name of each group to its importances; groups that have none by this criterion (``bn`` without a batch norm) are
+        left out.
+
     Raises:
-        UserError: ``bn`` for a network without batch norms behind the channels to prune.
+        UserError: none has any.
     """
     if criterion == "gate":
         scores = GateScores(channels, worth)
-        return {group.name: scores.relative(group) * scores.share(group) for group in channels.groups}
+        return {group.name: scores.relative(group) * scores.share(group) for group in groups}
     import torch_pruning.pruner.importance as known
 
     with torch.random.fork_rng(devices=[]):
@@ -77,11 +83,12 @@ def importances(
             "bn": known.BNScaleImportance,
             "random": known.RandomImportance,
         }[criterion]()
-        found = {group.name: measure(group.entry) for group in channels.groups}
+        found = {group.name: measure(group.entry) for group in groups}
     channels.plain.zero_grad(set_to_none=True)
-    if missing := [name for name, values in found.items() if values is None]:
-        raise UserError(f"no batch norm scales the channels of {missing[0]}; take another criterion than {criterion}")
-    return {name: _mean_one(values.double()) for name, values in found.items() if values is not None}
+    known_ones = {name: _mean_one(values.double().cpu()) for name, values in found.items() if values is not None}
+    if not known_ones:
+        raise UserError(f"no batch norm scales any channels that could go; take another criterion than {criterion}")
+    return known_ones
 
 
 def _mean_one(values: Tensor) -> Tensor:

@@ -149,7 +149,10 @@ def prune(
             worth, channels = measure_blocks(probe, images), find_channels(network, image)
         most = pruned.multiply_adds[0] * (1 - (1 - target_macs) * step / steps)
         groups = channels.groups if through_stream else channels.inner
-        values = importances(criterion, network, channels, worth, images, seed=seed)
+        values = importances(criterion, network, channels, groups, worth, images, seed=seed)
+        without = [group.name for group in groups if group.name not in values]
+        pruned.left.update(dict.fromkeys(without, f"it has no importance by {criterion}"))
+        groups = [group for group in groups if group.name in values]
         candidates = Candidates(
             groups,
             by_layer(values) if layerwise else values,
@@ -157,7 +160,10 @@ def prune(
             list(worth),
             [block for block in may_go if block in worth],
         )
-        cut, _ = smallest_within(candidates, network, cost, int(most))
+        cut, left_over = smallest_within(candidates, network, cost, int(most))
+        if left_over > most:
+            part = left_over / pruned.multiply_adds[0]
+            raise UserError(f"target_macs {target_macs:g} cannot be reached by {criterion}: {part:.3f} is the least")
         apply(network, channels.groups, cut)
         kept |= {name: kept[name][places] for name, places in cut.kept.items()}
         gone += cut.gone
