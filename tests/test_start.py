@@ -52,7 +52,7 @@ def test_each_signal_at_each_moment_of_the_imports_is_one_line(how, command, mom
     path = os.pathsep.join(filter(None, [str(Path(__file__).with_name("stopping")), os.environ.get("PYTHONPATH")]))
     subprocess.run(
         [sys.executable, *STARTS[how], command, "run"],
-        env=os.environ | stopping | {"PYTHONPATH": path}, cwd=empty_folder(), start_new_session=True, timeout=120,
+        env=os.environ | stopping | {"PYTHONPATH": path}, cwd=empty_folder(), start_new_session=True, timeout=400,
         check=True, capture_output=True,
     )  # fmt: skip
     stopped = [

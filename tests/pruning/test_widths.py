@@ -111,6 +111,32 @@ def test_no_file_of_weights_from_a_stranger():
         cmpe_se_pruned(network="resnet18", checkpoint_path="x")
 
 
+PRUNED = {"fc": [256, 10], "layer4.1.conv1": [512, 100], "layer4.1.bn1": [100, 100], "layer4.1.conv2": [100, 256]}
+PRUNED |= {"conv1": [3, 64], "layer4.1.bn2": [256, 256], "layer4.0.conv2": [512, 256], "layer4.0.bn2": [256, 256]}
+PRUNED |= {"layer4.0.downsample.0": [256, 256], "layer4.0.downsample.1": [256, 256], "layer4.1.conv1": [256, 100]}
+
+
+@pytest.mark.parametrize("settings", [{"num_classes": 20}, {"num_classes": 5}, {"num_classes": 0}, {"in_chans": 1}])
+def test_classes_and_channels_of_images_are_the_network_s_own(settings):
+    model = timm.create_model("cmpe_se_pruned", network="resnet18", widths=PRUNED, **settings).eval()
+    outputs = model(torch.randn(2, settings.get("in_chans", 3), 64, 64)).shape[1]
+    assert outputs == (settings.get("num_classes", 1000) or 256)
+    assert model.num_features == 256
+    model.reset_classifier(7)
+    assert model(torch.randn(2, settings.get("in_chans", 3), 64, 64)).shape == (2, 7)
+
+
+def test_widths_of_another_network():
+    """Those of a plain network's stream, for one whose gates have as many channels as before."""
+    with pytest.raises(ValueError, match="these widths are not those of cmpe_se_converted"):
+        timm.create_model("cmpe_se_pruned", network="cmpe_se_converted", base="resnet18", widths=PRUNED)
+
+
+def test_feature_maps_of_ours():
+    features = timm.create_model("cmpe_se_pruned", network="preact_resnet20", features_only=True)
+    assert [one.shape[1] for one in features(torch.randn(1, 3, 16, 16))] == [16, 16, 32, 64]
+
+
 def test_feature_maps_of_a_pruned_network():
     whole = convert(timm.create_model("resnet18", num_classes=4))
     pruned = prune(whole, 0.15, images=[(torch.randn(2, 3, 64, 64), torch.zeros(2).long())], criterion="l1")

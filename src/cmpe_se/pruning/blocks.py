@@ -11,7 +11,9 @@ from cmpe_se.errors import UserError
 from cmpe_se.finetuning.gates import gates_of
 from cmpe_se.inspecting.forcing import can_hold, forced_gates
 from cmpe_se.inspecting.inspect import find_gates, look
+from cmpe_se.networks.blocks import PreActBlock
 from cmpe_se.pruning.criteria import Batches, BlockWorth
+from cmpe_se.pruning.widths import channels_of
 from cmpe_se.utils.copying import copy_network
 
 
@@ -38,12 +40,14 @@ def measure_blocks(model: nn.Module, batches: Batches) -> dict[str, BlockWorth]:
         batches: one image at least.
 
     Returns:
-        Name of each block to its mean gates and its residual share; of a block that holds several gates, those of the
-        last one.
+        Name of each block to its mean gates and its residual share; of a block that holds several gates, the mean gates
+        of the last one, and the mean of the shares.
     """
     sums: dict[str, Tensor] = {}
     shares: dict[str, list[Tensor]] = {}
     count = 0
+    like = next(model.parameters())
+    made = _makers(model, batches[0][0][:1].to(like))
     for images, _ in batches:
         _, views = look(model, images)
         count += len(images)
@@ -56,8 +60,51 @@ def measure_blocks(model: nn.Module, batches: Batches) -> dict[str, BlockWorth]:
     for name, total in sums.items():
         block = _block(model, name)
         share = torch.cat(shares[block]).mean().item() if block in shares else 1.0
-        worth[block] = BlockWorth(total / count, share)
+        worth[block] = BlockWorth(total / count, share, made.get(name))
     return worth
+
+
+def _makers(model: nn.Module, image: Tensor) -> dict[str, str]:
+    """Name of each gate, as ``look`` has it, to the layer whose output is its residual, where one is seen to be.
+
+    Args:
+        model: with gates, in eval mode.
+        image: (1, C, H, W).
+    """
+    gates = find_gates(model)
+    makers: dict[str, str] = {}
+    given: dict[int, tuple[str, Tensor]] = {}  # the tensors too, so that no number is used again
+    handles = []
+
+    def after(name: str) -> Any:
+        def note(_: nn.Module, __: object, output: Any) -> None:
+            if isinstance(output, Tensor):
+                given[id(output)] = name, output
+
+        return note
+
+    def before(name: str) -> Any:
+        def note(_: nn.Module, inputs: Sequence[Any]) -> None:
+            if inputs and id(inputs[0]) in given:
+                makers[name] = given[id(inputs[0])][0]
+
+        return note
+
+    for name, gate in gates.items():
+        block = model.get_submodule(_block(model, name))
+        if isinstance(block, PreActBlock):
+            makers[name] = next(full for full, part in model.named_modules() if part is block.last_conv)
+        else:
+            handles.append(gate.register_forward_pre_hook(before(name)))
+    for name, layer in model.named_modules():
+        if channels_of(layer) is not None and layer not in gates.values():
+            handles.append(layer.register_forward_hook(after(name)))
+    try:
+        model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return makers
 
 
 @torch.no_grad()

@@ -120,7 +120,7 @@ def find_channels(model: nn.Module, image: Tensor) -> Channels:
             handle.remove()
 
     groups, left = [], {}
-    for entry in graph.get_all_groups(ignored_layers=_outputs(plain)):
+    for entry in graph.get_all_groups(ignored_layers=_outputs(graph, names)):
         group = _group(entry, names, order, graph)
         if reason := _why_not(entry, names, group):
             left[group.name if group else names[entry[0].dep.target.module]] = reason
@@ -130,15 +130,21 @@ def find_channels(model: nn.Module, image: Tensor) -> Channels:
     return Channels(plain, groups, left)
 
 
-def _outputs(model: nn.Module) -> list[nn.Module]:
-    """Layers whose channels are the network's outputs."""
-    ask: Any = getattr(model, "get_classifier", None)
-    classifier = ask() if callable(ask) else None
-    found = classifier if isinstance(classifier, (tuple, list)) else [classifier]
-    if named := [layer for layer in found if isinstance(layer, nn.Module) and channels_of(layer) is not None]:
-        return named
-    layers: list[nn.Module] = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    return layers[-1:]
+def _outputs(graph: Any, names: dict[nn.Module, str]) -> list[nn.Module]:
+    """Layers whose channels are the network's outputs: no other layer reads them."""
+    return [layer for layer, node in graph.module2node.items() if layer in names and not _is_read(node, names)]
+
+
+def _is_read(node: Any, names: dict[nn.Module, str]) -> bool:
+    ahead, seen = list(node.outputs), {node}
+    while ahead:
+        other = ahead.pop()
+        if other.module in names:
+            return True
+        if other not in seen:
+            seen.add(other)
+            ahead += other.outputs
+    return False
 
 
 def _group(entry: Any, names: dict[nn.Module, str], order: dict[nn.Module, int], graph: Any) -> ChannelGroup | None:

@@ -39,7 +39,8 @@ class Candidates:
         importances: of each group's channels.
         counts: numbers of channels that each group may keep, ascending, up to all; see :func:`possible_counts`.
         blocks: names of the residual blocks.
-        removable: those of them that may go as a whole, once all that is within would go below the least.
+        removable: those of them that may go as a whole, once all that is within would go below a fifth.
+        whole: channels that each group had before anything was pruned.
     """
 
     groups: Sequence[ChannelGroup]
@@ -47,6 +48,7 @@ class Candidates:
     counts: Mapping[str, Sequence[int]]
     blocks: Sequence[str]
     removable: Sequence[str]
+    whole: Mapping[str, int]
 
     @property
     def number(self) -> int:
@@ -72,7 +74,7 @@ class Candidates:
 
     def _is_spent(self, block: str, wanted: Mapping[str, int]) -> bool:
         own = [group for group in self.groups if not group.stream and block_of(group.name, self.blocks) == block]
-        return bool(own) and all(wanted[group.name] < self.counts[group.name][0] for group in own)
+        return bool(own) and all(wanted[group.name] < LEAST * self.whole[group.name] for group in own)
 
 
 def possible_counts(

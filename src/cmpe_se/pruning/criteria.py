@@ -32,10 +32,13 @@ class BlockWorth:
     Args:
         gate: mean of each channel's gate, (C,), float64; ones where the block has none.
         share: part of residual and identity that is residual, by energy, from 0 to 1.
+        residual: name of the layer that makes the residual, which the gate scales; None where that is not known, and
+            all that the block adds to the stream counts as scaled.
     """
 
     gate: Tensor
     share: float
+    residual: str | None = None
 
 
 def importances(
@@ -140,14 +143,16 @@ class GateScores:
         return _mean_one(self._of(group))
 
     def share(self, group: ChannelGroup) -> float:
-        """Residual share of the group's block; of a stream, the mean of its blocks; 1 where there is no block."""
+        """Residual share of the group's block; of a stream, the mean of its blocks; of the rest, the mean of all."""
         names = [member.name for member in group.members if member.gives or not group.stream]
         blocks = dict.fromkeys(block for name in names if (block := block_of(name, self.worth)))
         shares = [self.worth[block].share for block in blocks]
-        return sum(shares) / len(shares) if shares else 1.0
+        shares = shares or [one.share for one in self.worth.values()] or [1.0]
+        return sum(shares) / len(shares)
 
     def _of(self, group: ChannelGroup) -> Tensor:
         if group.name not in self._known:
+            self._known[group.name] = torch.ones(group.channels, dtype=torch.float64)  # where it reads itself
             self._known[group.name] = self._added(group) if group.stream else self._passed_on(group)
         return self._known[group.name]
 
@@ -164,7 +169,8 @@ class GateScores:
         """Of channels within a block: what the layers that read them last make of them."""
         makers = group.members_that(give=True)
         last = max(group.members.index(member) for member in makers)
-        readers = [member for member in group.members[last:] if not member.gives]
+        own = {member.name for member in makers}  # such as SE by a single layer, which scales what it reads
+        readers = [member for member in group.members[last:] if not member.gives and member.name not in own]
         total = torch.zeros(group.channels, dtype=torch.float64)
         for reader in readers:
             if (weight := self._weight(reader)) is not None:
@@ -188,9 +194,15 @@ class GateScores:
                 values[list(places)] = value
             return values
         gate, block = torch.ones(len(weight), dtype=torch.float64), block_of(name, self.worth)
-        if block is not None and len(self.worth[block].gate) == len(weight):
+        if block is not None and len(self.worth[block].gate) == len(weight) and self._is_residual(name, block):
             gate = self.worth[block].gate
         return gate * self._scale_behind(name, len(weight))
+
+    def _is_residual(self, name: str, block: str) -> bool:
+        """Whether the block's gate scales what a layer gives, by itself or through the norm behind it."""
+        made = self.worth[block].residual
+        norm = self.norms.get(name)
+        return made in (None, name) or (norm is not None and self._layer(str(made)) is norm)
 
     def _scale_behind(self, name: str, outputs: int) -> Tensor:
         """Factor of the batch norm that reads a layer's outputs before they are added, as eval mode applies it."""

@@ -14,7 +14,7 @@ from cmpe_se.pruning.blocks import measure_blocks, removable, with_gates
 from cmpe_se.pruning.channels import Channels, find_channels
 from cmpe_se.pruning.choice import Candidates, Cut, apply, by_layer, possible_counts, smallest_within
 from cmpe_se.pruning.criteria import CRITERIA, Batches, BlockWorth, GateScores, block_of, importances
-from cmpe_se.pruning.widths import Widths, widths_of
+from cmpe_se.pruning.widths import Widths, tell_features, widths_of
 from cmpe_se.utils.copying import copy_network
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.wrappers import unwrapped
@@ -98,10 +98,11 @@ def prune(
 ) -> Pruned:
     """A copy of a residual network with fewer channels, and maybe fewer blocks.
 
-    The inner widths of the blocks go first: identity and residual keep their channels, so pictures and gates stay as
-    they are. Where that is not enough, the residual stream is pruned too, and its gates are made anew for the channels
-    that are left. The classifier's outputs stay. A fifth of each layer's channels stays in any case. With ``gate`` a
-    block whose channels would all go below that is taken out as a whole, where it hands on exactly what it gets.
+    The inner widths of the blocks go: identity and residual keep their channels, so pictures and gates stay as they
+    are. A fifth of each layer's channels stays in any case. With ``gate`` a block whose channels would all go below
+    that is taken out as a whole, where it hands on exactly what it gets. Where all that cannot be enough, channels of
+    the residual stream are candidates too, and its gates are made anew for those that are left. The classifier's
+    outputs stay.
 
     Accuracy suffers: train on afterwards, as ``cmpe-se prune`` does.
 
@@ -138,9 +139,10 @@ def prune(
     worth = measure_blocks(probe, images)
     channels = find_channels(network, image)
     first = _First(channels, worth, {group.name: group.channels for group in channels.groups})
-    may_go = removable(probe, image) if criterion == "gate" else []
+    ranked = {block_of(group.name, worth) for group in channels.inner}
+    may_go = [block for block in removable(probe, image) if block in ranked] if criterion == "gate" else []
     pruned = Pruned(network, {}, [cost(network)], [count_parameters(network)], left=channels.left)
-    through_stream = _needs_stream(network, channels, cost, target_macs, first.widths, round_to, worth, may_go)
+    through_stream = _needs_stream(network, channels, cost, target_macs, first.widths, round_to, may_go)
     kept = {group.name: torch.arange(group.channels) for group in channels.groups}
     gone: list[str] = []
     for step in progress(range(1, steps + 1), "pruning"):
@@ -159,8 +161,9 @@ def prune(
             possible_counts(network, groups, first.widths, round_to),
             list(worth),
             [block for block in may_go if block in worth],
+            first.widths,
         )
-        cut, left_over = smallest_within(candidates, network, cost, int(most))
+        cut, left_over = smallest_within(candidates, network, partial(_can_run, cost=cost), int(most))
         if left_over > most:
             part = left_over / pruned.multiply_adds[0]
             raise UserError(f"target_macs {target_macs:g} cannot be reached by {criterion}: {part:.3f} is the least")
@@ -171,16 +174,31 @@ def prune(
         pruned.parameters.append(count_parameters(network))
         if after_step is not None:
             after_step(network)
+    tell_features(network)
     widths = widths_of(network, whole)
     layers = first.layers(kept, gone)
     blocks = [Block(name, one.gate.mean().item(), one.share, name in gone) for name, one in first.worth.items()]
-    return Pruned(
-        network, widths, pruned.multiply_adds, pruned.parameters, layers, blocks, channels.left, through_stream
-    )
+    narrower = any(layer.stream and layer.after < layer.before for layer in layers)
+    return Pruned(network, widths, pruned.multiply_adds, pruned.parameters, layers, blocks, pruned.left, narrower)
 
 
 def _cost(network: nn.Module, size: tuple[int, ...]) -> int:
     return count_multiply_adds(network, size)
+
+
+def _can_run(network: nn.Module, cost: Callable[[nn.Module], int]) -> int:
+    """Multiply-adds of a network with fewer channels, whose code may count on those that it had.
+
+    Raises:
+        UserError: it does.
+    """
+    try:
+        return cost(network)
+    except UserError as error:
+        raise UserError(
+            f"{type(network).__name__} cannot be pruned: its code counts on numbers of channels that it was made with "
+            f"({error})"
+        ) from None
 
 
 def _check(target: float, criterion: str, steps: int, round_to: int, images: Sequence[Any]) -> None:
@@ -201,10 +219,9 @@ def _needs_stream(
     target: float,
     whole: Mapping[str, int],
     round_to: int,
-    blocks: Mapping[str, BlockWorth],
     may_go: Sequence[str],
 ) -> bool:
-    """Whether the blocks' inner widths are not enough.
+    """Whether the blocks, their inner widths and those that may go as a whole, are not enough.
 
     Raises:
         UserError: the stream is not enough either.
@@ -214,14 +231,18 @@ def _needs_stream(
     for through_stream, groups in enumerate((channels.inner, channels.groups)):
         shell = copy.deepcopy(network).to("meta")
         counts = possible_counts(shell, groups, whole, round_to)
-        apply(shell, groups, Cut({group.name: torch.arange(counts[group.name][0]) for group in groups}))
-        least.append(cost(shell))
+        inside = {group.name for group in groups if not group.stream and block_of(group.name, may_go)}
+        kept = {name: torch.arange(own[0]) for name, own in counts.items() if name not in inside}
+        apply(shell, groups, Cut(kept, tuple(may_go)))
+        least.append(_can_run(shell, cost))
         if least[-1] <= most:
             return bool(through_stream)
     part = min(least) / cost(network)
+    rounded = f", in multiples of {round_to}," if round_to > 1 else ""
+    smaller = " or a smaller round_to" if round_to > 1 else ""
     raise UserError(
-        f"target_macs {target:g} cannot be reached: with a fifth of each layer's channels {part:.3f} of the "
-        f"multiply-adds are left; give at least {part + 5e-4:.3f}"
+        f"target_macs {target:g} cannot be reached: with a fifth of each layer's channels{rounded} {part:.3f} of the "
+        f"multiply-adds are left; give at least {part + 5e-4:.3f}{smaller}"
     )
 
 

@@ -15,6 +15,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from cmpe_se.pruning.widths import resize
+from cmpe_se.utils.text import in_one_line
 
 NAME = "cmpe_se_pruned"
 """Name of the architecture in timm."""
@@ -53,22 +54,32 @@ def cmpe_se_pruned(
     def build(**settings: Any) -> nn.Module:
         whole = timm.create_model(network, **settings)
         resize(whole, widths or {})
-        _note_features(whole)
+        try:
+            _note_features(whole)
+        except Exception as error:  # a forward of sizes that do not fit
+            raise ValueError(f"these widths are not those of {network} with {settings}: {in_one_line(error)}") from None
         return whole
 
-    features = {"feature_cls": FeatureGetterNet} if settings.get("features_only") else None
+    features = None
+    if settings.get("features_only"):
+        with torch.device("meta"):
+            usual: Any = timm.create_model(network, features_only=True, **_for_the_network(settings))
+        levels = usual.feature_info.channels()
+        features = {"feature_cls": FeatureGetterNet, "out_indices": tuple(range(len(levels)))}
     model = build_model_with_cfg(build, NAME, pretrained, feature_cfg=features, **settings)
     cast(dict[str, Any], model.pretrained_cfg)["architecture"] = NAME  # what a saved config.json names
     return model
 
 
+def _for_the_network(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in ("features_only", "pretrained_cfg")}
+
+
 def _note_features(model: Any) -> None:
-    """Let the network's list of its feature maps say how many channels these have."""
+    """Let the network's list of its feature maps say how many channels these have; a forward pass shows it."""
     information = getattr(model, "feature_info", None)
     modules = dict(model.named_modules())
     entries = [entry for entry in information or () if isinstance(entry, dict) and entry.get("module") in modules]
-    if not entries:
-        return
     shell = copy.deepcopy(model).to("meta").eval()
     found: dict[str, int] = {}
 

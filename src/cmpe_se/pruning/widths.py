@@ -122,8 +122,10 @@ def remove_block(model: nn.Module, name: str) -> None:
     put_gate(model, block, RemovedBlock() if isinstance(block, PreActBlock) else nn.Identity())
 
 
-def resize(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
+def resize(model: Any, widths: Mapping[str, Sequence[int]]) -> None:
     """Give a fresh network the widths of a pruned one; the network is changed.
+
+    The classifier's outputs and the channels of the images stay its own: it may be made for other classes or images.
 
     Args:
         model: the whole network, as its name builds it.
@@ -133,6 +135,10 @@ def resize(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
         ValueError: a layer that is not there or cannot have such a width.
     """
     modules = dict(model.named_modules())
+    classifier, stem = (
+        classifier_of(model),
+        next(filter(lambda layer: isinstance(layer, _ConvNd), modules.values()), None),
+    )
     for name, pair in widths.items():
         layer = modules.get(name)
         if layer is None or not name:
@@ -142,7 +148,13 @@ def resize(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
         if list(pair) == GONE:
             remove_block(model, name)
             continue
+        if layer is classifier and isinstance(layer, nn.Identity):  # of a network for features
+            if hasattr(model, "num_features"):
+                model.num_features = model.head_hidden_size = pair[0]
+            continue
         whole = channels_of(layer)
+        if whole is not None:
+            pair = [whole[0] if layer is stem else pair[0], whole[1] if layer is classifier else pair[1]]
         if whole is None or is_grouped(layer):
             raise ValueError(f"widths names a layer that has none: {name} ({type(layer).__name__})")
         if not all(1 <= new <= old for new, old in zip(pair, whole, strict=True)):
@@ -151,15 +163,21 @@ def resize(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
             put_gate(model, layer, gate_of(layer, pair[0]))
             continue
         narrow(layer, inputs=torch.arange(pair[0]), outputs=torch.arange(pair[1]))
-    for module in model.modules():
-        tell_features(module)
+    tell_features(model)
 
 
-def tell_features(module: Any) -> None:
+def classifier_of(model: Any) -> nn.Module | None:
+    """What timm's ``get_classifier`` returns; None where there is no such method, or no single layer."""
+    ask = getattr(model, "get_classifier", None)
+    found = ask() if callable(ask) else None
+    return found if isinstance(found, nn.Module) else None
+
+
+def tell_features(model: Any) -> None:
     """Let a network's own notes of its width say what it has."""
-    classifier = module.get_classifier() if callable(getattr(module, "get_classifier", None)) else None
-    if isinstance(classifier, nn.Linear) and hasattr(module, "num_features"):
-        module.num_features = module.head_hidden_size = classifier.in_features
+    classifier = classifier_of(model)
+    if classifier is not None and hasattr(model, "num_features") and (channels := channels_of(classifier)) is not None:
+        model.num_features = model.head_hidden_size = channels[0]
 
 
 def _is_pair(pair: object) -> bool:

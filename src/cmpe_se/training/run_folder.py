@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -184,8 +184,12 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(record, allow_nan=False) + "\n" for record in history))
 
     def write_result(self, result: RunResult) -> None:
-        """Write the final metrics."""
-        write_json(self.result, result)
+        """Write the final metrics; what the file says of a pruning before stays."""
+        kept: dict[str, Any] = {}
+        with suppress(OSError, ValueError):  # none yet, or a torn one
+            before = parse_json(self.result.read_text(encoding="utf-8"))
+            kept = {"pruning": before["pruning"]} if isinstance(before, dict) and "pruning" in before else {}
+        write_json(self.result, {**kept, **result})
 
     def _written_again(self, path: Path) -> str:
         """What brings back what a finished run leaves at its end; its checkpoint has all that is needed."""

@@ -21,12 +21,12 @@ def measure_latency(before: nn.Module, after: nn.Module, data: ImageData) -> tup
     device = next(before.parameters()).device
     ratios, left_out = [], {}
     size = (data.in_chans, *data.image_size)
-    networks = {"before": merge(before), "after": merge(after)}
     for engine in _ENGINES:
         try:
             if reason := why_not(engine, "forward", "float32", device):
                 raise UserError(reason)
             require_engine(engine)
+            networks = {"before": merge(before), "after": merge(after)}
             runners = {
                 name: make_runner(network, size, engine, "forward", "float32") for name, network in networks.items()
             }

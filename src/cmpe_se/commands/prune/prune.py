@@ -88,7 +88,7 @@ def prune(
     if data_dir is not None:
         config = config.changed(data_dir=str(whole_path(data_dir)))
     target = RunFolder(whole_path(output) if output else folder.path.with_name(f"{folder.path.name}-pruned"))
-    asked: dict[str, Any] = {"run": str(folder.path), "target_macs": target_macs, "criterion": criterion}
+    asked: dict[str, Any] = {"run": str(folder.path.resolve()), "target_macs": target_macs, "criterion": criterion}
     asked |= {"layerwise": layerwise, "steps": steps, "round_to": round_to, "epochs": epochs, "images": images}
     asked |= {"lr": config.lr / 10 if lr is None else lr, "seed": config.seed}
     record = begun(target, asked)
@@ -120,6 +120,12 @@ def prune(
     return found
 
 
+def batch_size(data: ImageData) -> int:
+    """Images in a batch whose feature maps, and gradients, fit into memory: fewer where they are large."""
+    height, width = data.image_size
+    return max(8, min(_BATCH, _BATCH * 64**2 // (height * width)))
+
+
 def _summary(record: PruningRecord) -> dict[str, Any]:
     """What result.json says of the pruning."""
     return {
@@ -134,7 +140,6 @@ def _summary(record: PruningRecord) -> dict[str, Any]:
         "after": {
             "params": record["parameters"][-1],
             "macs": record["multiply_adds"][-1],
-            "test_top1": record.get("trained_top1"),
         },
         "latency": record["latency"],
     }
@@ -150,7 +155,7 @@ def _pruned(
         data = load_images(folder, config, moved=moved)
     device = choose_device(config.device)
     model.to(device)
-    batches = list(plain_training_batches(data, asked["images"], batch_size=_BATCH))
+    batches = list(plain_training_batches(data, asked["images"], batch_size=batch_size(data)))
     top1: list[float] = [_accuracy(model, data, "testing, before")]
 
     def test(network: nn.Module) -> None:

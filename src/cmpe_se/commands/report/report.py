@@ -146,7 +146,7 @@ def _pruning(folder: RunFolder) -> list[Section]:
     exhibits = [
         pruning_exhibits.widths_over_depth(record["layers"], record["blocks"]),
         pruning_exhibits.accuracy_along_the_way(
-            record["multiply_adds"], record["test_top1"], record.get("trained_top1")
+            record["multiply_adds"], record["test_top1"], folder.read_result()["test_top1"]
         ),
     ]
     if worth := pruning_exhibits.worth_of_what_went(record["layers"], record["criterion"]):
