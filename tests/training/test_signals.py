@@ -62,11 +62,19 @@ def batches(data, count=3):
     return [images for images, _ in zip((images for images, _ in stream), range(count), strict=False)]
 
 
-def test_workers_ignore_what_is_for_their_parent(photos):
+def begun(data):
+    """A stream of batches that has begun, and its workers: another test's may not have ended yet."""
     settings = {"batch_size": 8, "seed": 0, "start": 0, "rank": 0, "world": 1, "device": torch.device("cpu")}
-    stream = photos.train_batches(0, augmentation=Augmentation(), **settings)
+    others = set(multiprocessing.active_children())
+    stream = data.train_batches(0, augmentation=Augmentation(), **settings)
     next(stream)
-    for worker in multiprocessing.active_children():
+    return stream, [worker for worker in multiprocessing.active_children() if worker not in others]
+
+
+def test_workers_ignore_what_is_for_their_parent(photos):
+    stream, workers = begun(photos)
+    assert workers
+    for worker in workers:
         for number in signals.STOP_SIGNALS:
             os.kill(worker.pid, number)
     assert len(list(stream)) == 19
@@ -74,11 +82,9 @@ def test_workers_ignore_what_is_for_their_parent(photos):
 
 
 def test_a_killed_worker_is_recognised_wherever_it_surfaces(photos):
-    settings = {"batch_size": 8, "seed": 0, "start": 0, "rank": 0, "world": 1, "device": torch.device("cpu")}
-    stream = photos.train_batches(0, augmentation=Augmentation(), **settings)
-    next(stream)
+    stream, workers = begun(photos)
     with pytest.raises(RuntimeError) as caught:  # noqa: PT012  # the signal's handler raises in any line
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        os.kill(workers[0].pid, signal.SIGKILL)
         list(stream)
     assert "was ended by a signal (Killed)" in lost_worker(caught.value)
 
