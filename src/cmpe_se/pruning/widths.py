@@ -135,10 +135,8 @@ def resize(model: Any, widths: Mapping[str, Sequence[int]]) -> None:
         ValueError: a layer that is not there or cannot have such a width.
     """
     modules = dict(model.named_modules())
-    classifier, stem = (
-        classifier_of(model),
-        next(filter(lambda layer: isinstance(layer, _ConvNd), modules.values()), None),
-    )
+    classifier = classifier_of(model)
+    stem = next((layer for layer in modules.values() if isinstance(layer, _ConvNd)), None)
     for name, pair in widths.items():
         layer = modules.get(name)
         if layer is None or not name:

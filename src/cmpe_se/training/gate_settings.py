@@ -56,9 +56,9 @@ def with_pretrained_gates(config: TrainingConfig, given: Collection[str]) -> Tra
         return config
     network, settings = saved
     if network == PRUNED:
-        network = settings["network"]
+        network = str(settings.get("network"))
         if config.widths is None:
-            config = config.changed(widths=settings["widths"])
+            config = config.changed(widths=settings.get("widths"))
     if not has_gates(config):
         return config
     theirs = view_of(network, settings.get("view"))

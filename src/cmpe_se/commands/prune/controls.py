@@ -8,25 +8,23 @@ from typing import Any
 
 from cmpe_se.commands.compare.outcomes import Outcome
 from cmpe_se.commands.compare.presenting import summary_rows, to_markdown, to_rich
+from cmpe_se.commands.prune.images import batches_to_measure, load_images
 from cmpe_se.commands.prune.record import PruningRecord
 from cmpe_se.commands.prune.starting import rebuilt, write_recipe, write_start
 from cmpe_se.commands.train import train
-from cmpe_se.data import ImageData, plain_training_batches
+from cmpe_se.data import ImageData
 from cmpe_se.pruning import Pruned
 from cmpe_se.pruning import prune as prune_network
 from cmpe_se.pruning.widths import Widths
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.provenance import provenance, write_table
-from cmpe_se.training.run_data import load_configured
 from cmpe_se.training.run_folder import RunFolder
-from cmpe_se.training.run_images import read_listing
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.escaping import markdown_code
 from cmpe_se.utils.files import os_errors_as, write_text
 from cmpe_se.utils.terminal import Terminal
 from cmpe_se.utils.text import counted
 
-_BATCH = 250
 FOLDER = "controls"
 """Folder, in the pruned run's, of the controls' runs."""
 
@@ -101,13 +99,11 @@ class Controls:
 
     def _prune(self, criterion: str, seed: int, *, layerwise: bool) -> tuple[ImageData, Pruned]:
         model = self.parent.load_model().to(choose_device(self.config.device))
-        data = load_configured(
-            self.config, preprocessing=self.parent.preprocessing(), listing=read_listing(self.parent)
-        )
+        data = load_images(self.parent, self.config, moved=self.config != self.parent.read_config())
         return data, prune_network(
             model,
             self.record["target_macs"],
-            images=list(plain_training_batches(data, self.record["images"], batch_size=_BATCH)),
+            images=batches_to_measure(data, self.record["images"]),
             criterion=criterion,
             layerwise=layerwise,
             steps=self.record["steps"],

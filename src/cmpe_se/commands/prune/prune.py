@@ -7,26 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from cmpe_se.commands.prune.controls import Controls
+from cmpe_se.commands.prune.images import BATCH, batches_to_measure, load_images
 from cmpe_se.commands.prune.latency import measure_latency
 from cmpe_se.commands.prune.record import NAME, PruningRecord, begun, pruned_fields, sentences
 from cmpe_se.commands.prune.starting import START, rebuilt, write_recipe, write_start
 from cmpe_se.commands.train import train
-from cmpe_se.data import ImageData, plain_training_batches
+from cmpe_se.data import ImageData
 from cmpe_se.errors import UserError
 from cmpe_se.pruning import prune as prune_network
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.metrics import collect_logits, test_metrics
-from cmpe_se.training.run_data import load_configured, load_run_data
 from cmpe_se.training.run_folder import RunFolder
-from cmpe_se.training.run_images import read_listing
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.files import os_errors_as, whole_path, write_json
 from cmpe_se.utils.packages import require
 from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.tables import number_table
 from cmpe_se.utils.terminal import Terminal
-
-_BATCH = 250
 
 
 def prune(
@@ -49,9 +46,9 @@ def prune(
 
     cmpe-se prune runs/digits --target-macs 0.7 --epochs 10
 
-    The inner widths of the residual blocks go first, then whole blocks, and channels of the residual stream where that
-    is not enough. What is left is a run like any other: evaluate, predict, report, explore, export and push take it.
-    The same command continues an interrupted one.
+    The inner widths of the residual blocks go, by the gates also whole blocks, and channels of the residual stream
+    where that cannot be enough. What is left is a run like any other: evaluate, predict, report, explore, export and
+    push take it. The same command continues an interrupted one.
 
     Args:
         run: run folder of a residual network, with or without gates.
@@ -120,12 +117,6 @@ def prune(
     return found
 
 
-def batch_size(data: ImageData) -> int:
-    """Images in a batch whose feature maps, and gradients, fit into memory: fewer where they are large."""
-    height, width = data.image_size
-    return max(8, min(_BATCH, _BATCH * 64**2 // (height * width)))
-
-
 def _summary(record: PruningRecord) -> dict[str, Any]:
     """What result.json says of the pruning."""
     return {
@@ -155,7 +146,7 @@ def _pruned(
         data = load_images(folder, config, moved=moved)
     device = choose_device(config.device)
     model.to(device)
-    batches = list(plain_training_batches(data, asked["images"], batch_size=batch_size(data)))
+    batches = batches_to_measure(data, asked["images"])
     top1: list[float] = [_accuracy(model, data, "testing, before")]
 
     def test(network: nn.Module) -> None:
@@ -183,28 +174,11 @@ def _pruned(
     return record
 
 
-def load_images(folder: RunFolder, config: TrainingConfig, *, moved: bool) -> ImageData:
-    """The run's data set, from where it was or from another place.
-
-    Raises:
-        UserError: it is not there, or has other classes.
-    """
-    if not moved:
-        try:
-            return load_run_data(folder)
-        except UserError as error:
-            raise UserError(f"pruning needs the run's images: {error}; name their folder by --data-dir") from None
-    data = load_configured(config, preprocessing=folder.preprocessing(), listing=read_listing(folder))
-    if data.classes != folder.preprocessing().classes:
-        raise UserError(f"{config.data_dir} has other classes than {folder.path} was trained on; give its own images")
-    return data
-
-
 @torch.no_grad()
 def _accuracy(network: nn.Module, data: ImageData, words: str) -> float:
     like = next(network.parameters())
-    steps = -(-data.test_size // _BATCH)
-    batches: Iterable[tuple[Tensor, Tensor]] = with_progress(data.test_batches(batch_size=_BATCH), words, steps)
+    steps = -(-data.test_size // BATCH)
+    batches: Iterable[tuple[Tensor, Tensor]] = with_progress(data.test_batches(batch_size=BATCH), words, steps)
     return test_metrics(*collect_logits(lambda x: network(x.to(like)), batches))["test_top1"]
 
 
