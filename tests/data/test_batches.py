@@ -1,6 +1,7 @@
 """What every kind of data set promises about its batches."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,45 @@ def test_small_field_with_large_images():
     data = LargeImages("x", [("x.png", 0)], [("x.png", 0)], preprocessing=photos, workers=0)
     with pytest.raises(UserError, match="crop_padding cannot be used with the images of x; these can: flip, scale"):
         data.train_batches(0, batch_size=1, seed=0, augmentation=Augmentation(crop_padding=1))
+
+
+@pytest.mark.parametrize("kind", ["small", "large"])
+def test_repeated_augmentation(kind, make_folder):
+    """Each image comes three times, one after the other, differently augmented, in as many batches as without."""
+    counts = {"train/a": 20, "train/b": 17, "val/a": 6, "val/b": 5}
+    if kind == "small":
+        data, once = load_data("folder", make_folder(counts, size=(12, 12)), workers=0), SMALL
+    else:
+        data, once = load_data("folder", make_folder(counts, size=(120, 100)), image_size=100, workers=0), LARGE
+    thrice = replace(once, repeated_augmentation=3)
+    batches, without = _train(data, thrice, batch_size=6), _train(data, once, batch_size=6)
+    assert len(batches) == len(without) == 6
+    indices = torch.cat([batch for _, batch in data.epoch_indices(0, 6, 0, 0, 3)])
+    assert (indices // data.train_size).tolist() == [0, 1, 2] * 12
+    images = (indices % data.train_size).reshape(12, 3)
+    assert (images == images[:, :1]).all()
+    assert len(images[:, 0].unique()) == 12
+    labels = data.train_labels()
+    for number, (pixels, found) in enumerate(batches):
+        assert torch.equal(found, labels[images[2 * number : 2 * number + 2].flatten()])
+        assert not torch.equal(pixels[0], pixels[1])
+        assert not torch.equal(pixels[1], pixels[2])
+    # Other images in other epochs, so that all are seen.
+    plans = [plan for epoch in range(12) for _, plan in data.epoch_indices(epoch, 6, 0, 0, 3)]
+    assert len((torch.cat(plans) % data.train_size).unique()) > 0.9 * data.train_size
+    # Resumed in the middle, and on three processes, which have a copy each.
+    assert _equal(_train(data, thrice, batch_size=6, start=4), batches[4:])
+    shares = [_train(data, thrice, batch_size=6, rank=rank, world=3) for rank in range(3)]
+    for number, (pixels, _) in enumerate(batches):
+        assert torch.equal(torch.stack([share[number][0] for share in shares], 1).flatten(0, 1), pixels)
+    assert torch.equal(shares[0][0][1], shares[1][0][1])
+
+
+def test_a_stream_is_read_once():
+    from cmpe_se.data.augmentation import STREAMED_FIELDS
+
+    with pytest.raises(UserError, match="repeated_augmentation cannot be used with shards; these can: flip"):
+        Augmentation(repeated_augmentation=3).only(STREAMED_FIELDS, "shards")
 
 
 def test_everything_is_on_the_device():

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from cmpe_se.data import LargeImages, SmallImages, load, load_data
+from cmpe_se.data import Augmentation, LargeImages, SmallImages, load, load_data
+from cmpe_se.data.load import DATA_SETS
 from cmpe_se.errors import UserError
 
 # Size of the images, image_size, what comes out and its size.
@@ -56,7 +57,7 @@ def test_unsplit_folder_gives_the_same_split_again(make_folder, caplog):
 def test_unknown_name(name, hint):
     with pytest.raises(UserError, match=hint) as caught:
         load_data(name)
-    assert "there are digits, cifar10, cifar100, svhn, fashion_mnist, folder, imagenet, hfds/NAME" in str(caught.value)
+    assert f"there are {', '.join(DATA_SETS)}" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
@@ -68,6 +69,30 @@ def test_data_dir(name, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="file is a file; give the folder"):
         load_data(name, tmp_path / "file")
+
+
+def test_sizes_of_training_and_test(make_folder):
+    """Cropped at another size for tests, images are decoded one by one, however small."""
+    root = make_folder({"train/a": 3, "train/b": 3, "test/a": 2, "test/b": 2}, size=(40, 30))
+    data = load_data("folder", root, image_size=24, test_image_size=32, test_crop=0.8, workers=0)
+    assert isinstance(data, LargeImages)
+    assert (data.train_image_size, data.image_size, data.preprocessing.crop) == ((24, 24), (32, 32), 0.8)
+    images, _ = next(data.train_batches(0, batch_size=4, seed=0, augmentation=Augmentation()))
+    assert images.shape == (4, 3, 24, 24)
+    tested, _ = next(data.test_batches(batch_size=4))
+    assert tested.shape == (4, 3, 32, 32)
+    # As a run is loaded again; and the parts of a validation split.
+    again = load_data("folder", root, image_size=24, preprocessing=data.preprocessing, workers=0)
+    for other in (again, *data.held_out(torch.tensor([1, 4]))):
+        assert (other.train_image_size, other.image_size) == ((24, 24), (32, 32))
+    assert load_data("folder", root, preprocessing=data.preprocessing).train_image_size == (32, 32)
+    assert isinstance(load_data("folder", root, image_size=24, test_crop=0.9), LargeImages)
+    with pytest.raises(UserError, match=r"test_crop is 0\.9, but preprocessing has its own"):
+        load_data("folder", root, preprocessing=data.preprocessing, test_crop=0.9)
+    with pytest.raises(UserError, match="test_image_size is 0: give a number of pixels"):
+        load_data("folder", root, image_size=24, test_image_size=0)
+    with pytest.raises(UserError, match=r"test_crop is 0\.9, but the images of cifar10 are tested as they are"):
+        load_data("cifar10", root, test_crop=0.9)
 
 
 def test_image_size_and_workers(two_classes):

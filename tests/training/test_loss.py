@@ -1,16 +1,19 @@
-"""Cross-entropy with weights of the classes."""
+"""Cross-entropy and binary cross-entropy, with weights of the classes."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
+from timm.loss import BinaryCrossEntropy
 from torch import Tensor
 
 from cmpe_se.data import SmallImages, load_data
 from cmpe_se.training import train
 from cmpe_se.training.config import TrainingConfig
-from cmpe_se.training.loss import balanced_class_weights, cross_entropy
+from cmpe_se.training.loss import balanced_class_weights, binary_cross_entropy, cross_entropy
 from cmpe_se.training.run_folder import RunFolder
 from tests.training.conftest import write_digits
 from tests.training.processes import complaint_of
@@ -54,6 +57,39 @@ def test_against_float64(mixed, smoothing, data):
     assert float(found) == pytest.approx(naive(logits, targets, weights, smoothing), rel=1e-5)
     plain = cross_entropy(logits, targets, weights=None, label_smoothing=smoothing)
     assert float(plain) == pytest.approx(naive(logits, targets, torch.ones(CLASSES), smoothing), rel=1e-5)
+
+
+def naive_binary(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, threshold: float | None) -> float:
+    """The mean over images and classes, one by one in float64."""
+    total = 0.0
+    for row, target in zip(logits.double(), targets, strict=True):
+        wanted = torch.zeros(CLASSES, dtype=torch.float64).index_fill_(0, target, 1.0) if target.ndim == 0 else target
+        wanted = wanted.double() * (1 - smoothing) + smoothing / CLASSES
+        weight = float((wanted * weights.double()).sum())
+        for logit, share in zip(row.tolist(), wanted.tolist(), strict=True):
+            if threshold is not None:
+                share = float(share > threshold)
+            positive = 1 / (1 + math.exp(-logit))
+            total -= weight * (share * math.log(positive) + (1 - share) * math.log(1 - positive))
+    return total / len(logits) / CLASSES
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mixed", [False, True], ids=["labels", "mixed labels"])
+def test_binary_against_float64(mixed, smoothing, threshold, data):
+    torch.manual_seed(0)
+    logits, weights = 3 * torch.randn(len(LABELS), CLASSES), balanced_class_weights(data)
+    targets = (4 * torch.rand(len(LABELS), CLASSES)).softmax(1) if mixed else LABELS
+    for of_classes in (weights, None):
+        found = binary_cross_entropy(
+            logits, targets, weights=of_classes, label_smoothing=smoothing, threshold=threshold
+        )
+        each = torch.ones(CLASSES) if of_classes is None else of_classes
+        assert float(found) == pytest.approx(naive_binary(logits, targets, each, smoothing, threshold), rel=1e-5)
+    if not (mixed and smoothing):  # timm leaves the smoothing of mixed labels to mixup
+        criterion = BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold)
+        assert float(found) == pytest.approx(float(criterion(logits, targets)), rel=1e-6)
 
 
 def test_parts_of_a_batch_give_its_loss(data):

@@ -10,6 +10,8 @@ from PIL import Image
 
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.optimisation import create_optimizer
+from cmpe_se.training.run_data import load_run_data
+from cmpe_se.training.run_folder import RunFolder
 from tests.tiers import slow_but
 from tests.training.conftest import write_digits
 from tests.training.processes import SHORT, SMALL, complaint_of, succeed, trained_run
@@ -22,19 +24,23 @@ OPTIONS = {
     "mixup and cutmix": ["--mixup", "0.2", "--cutmix", "1", "--label-smoothing", "0.1"],
     "average": ["--ema", "0.9"],
     "adamw": ["--optimizer", "adamw", "--lr", "0.003"],
+    "strikes back": [
+        *("--optimizer=lamb", "--optimizer-args={eps: 1e-6}", "--lr=0.02", "--loss=bce", "--bce-threshold=0.2"),
+        *("--mixup=0.1", "--cutmix=1", "--repeated-augmentation=3"),
+    ],
     "parts": ["--accumulate", "4"],
     "wide": ["--model", "wrn16_4", "--epochs", "1", "--batch-size", "64"],
 }
 
 
-@pytest.mark.parametrize("option", slow_but(OPTIONS, ["mixup and cutmix", "adamw"]))
+@pytest.mark.parametrize("option", slow_but(OPTIONS, ["strikes back"]))
 def test_learns(option):
     flags = OPTIONS[option]
     run = trained_run(*(SHORT if option != "wide" else ()), *flags)
     records = metrics(run)
     assert result(run)["test_top1"] > 30  # of ten classes
     assert all(math.isfinite(record["train_loss"]) for record in records)
-    assert (records[0]["train_top1"] is None) == ("--mixup" in flags)
+    assert (records[0]["train_top1"] is None) == any("--mixup" in flag for flag in flags)
 
 
 @pytest.mark.slow
@@ -125,6 +131,25 @@ def test_large_images_and_a_network_of_timm(tmp_path):
     image = data / "val" / "2" / "000.png"
     done = succeed("predict", tmp_path / "run", image)
     assert re.search(r"\d+\.\d %", done.out)
+
+
+def test_a_test_at_another_size(tmp_path):
+    """Trained at 40 pixels and tested at 64 of 66; everything after training has the size of the tests."""
+    data = write_digits(tmp_path / "data", {"train": 4, "val": 2}, side=128)
+    flags = ["--data=folder", "--data-dir", data, "--batch-size=16", "--epochs=2", "--model=test_resnet", "--workers=0"]
+    flags += ["--image-size=40", "--test-image-size=64", "--test-crop=0.97", "--crop-padding=0"]
+    done = succeed("train", *flags, "--output", tmp_path / "run")
+    assert "of 40x40 pixels (tested at 64x64)" in done.err
+    config = RunFolder(tmp_path / "run")
+    assert (config.preprocessing().size, config.preprocessing().crop) == ((3, 64, 64), 0.97)
+    top1 = result(tmp_path / "run")["test_top1"]
+    evaluated = succeed("evaluate", tmp_path / "run", "--output", tmp_path / "evaluation")
+    assert f"{top1:.2f}" in evaluated.out
+    assert load_run_data(config).train_image_size == (40, 40)
+    # Longer at the same sizes goes on with them.
+    succeed("train", "--resume", tmp_path / "run", "--epochs=3")
+    assert load_run_data(config).train_image_size == (40, 40)
+    assert config.preprocessing().size == (3, 64, 64)
 
 
 def _truncate(data):

@@ -12,12 +12,17 @@ from cmpe_se.training.config import TrainingConfig, recipe_names
 from tests.training.processes import complaint_of, succeed
 from tests.training.runs import assert_same_run, metrics, result, weights
 
+RECIPES = (
+    *("cifar-fast", "cifar-paper", "cifar100-fast", "digits", "finetune"),
+    *("imagenet", "imagenet-a2", "imagenet-a3", "imagenet-classic", "svhn"),
+)
+
 
 def test_recipe_names():
-    assert recipe_names() == ["cifar-fast", "cifar-paper", "digits", "finetune", "imagenet"]
+    assert recipe_names() == list(RECIPES)
 
 
-@pytest.mark.parametrize("name", ["cifar-fast", "cifar-paper", "digits", "finetune", "imagenet"])
+@pytest.mark.parametrize("name", RECIPES)
 def test_recipes_load(name):
     values = yaml.safe_load(files("cmpe_se.training.recipes").joinpath(f"{name}.yaml").read_text())
     config = asdict(TrainingConfig.from_recipe(name))
@@ -26,7 +31,7 @@ def test_recipes_load(name):
     assert timm.is_model(config["model"])
 
 
-@pytest.mark.parametrize("name", ["cifar-fast", "cifar-paper", "finetune", "imagenet"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "digits"])
 def test_recipes_reach_their_data(name, tmp_path):
     """They load as far as the images, which are not here."""
     complaint = complaint_of("train", "--recipe", name, "--data-dir", tmp_path / "nowhere", cwd=tmp_path)
@@ -100,7 +105,7 @@ WRONG_FLAGS = {
     "no integer": (["--epochs", "1.5"], "epochs.*int.*1.5"),
     "no truth value": (["--flip", "perhaps"], "flip.*bool.*perhaps"),
     "no value": (["--epochs"], "epochs"),
-    "no recipe": (["--recipe", "cifar"], "no recipe 'cifar'.*cifar-fast, .*finetune, imagenet.*path"),
+    "no recipe": (["--recipe", "cifar"], "no recipe 'cifar'.*cifar-fast, .*finetune, imagenet, .*path"),
     "recipe without a value": (["--recipe"], "--recipe"),
     "no epochs": (["--epochs", "0"], "epochs is 0.*at least 1"),
     "batch size": (["--batch-size", "0"], "batch_size is 0.*at least 1"),
@@ -120,10 +125,23 @@ WRONG_FLAGS = {
     "data": (["--data", "digit"], "no data set 'digit'.*did you mean digits"),
     "image size": (["--image-size", "32"], "image_size is 32.*digits has 8"),
     "optimizer": (["--optimizer", "sgdd"], "optimizer 'sgdd'"),
+    "argument that no optimizer has": (["--optimizer-args", "{betta: 1}"], "optimizer 'sgd'.*betta"),
+    "argument that is a setting": (["--optimizer-args", "{lr: 1}"], "optimizer_args holds lr.*--lr"),
+    "argument that is no number": (["--optimizer-args", "{dampening: .nan}"], "optimizer_args.*finite"),
+    "arguments that are none": (["--optimizer-args", "3"], "optimizer_args.*3"),
+    "loss": (["--loss", "focal"], "unknown loss 'focal'.*cross_entropy, bce"),
+    "threshold without its loss": (["--bce-threshold", "0.2"], "bce_threshold.*--loss bce"),
+    "threshold": (["--loss", "bce", "--bce-threshold", "1"], "bce_threshold is 1.0.*below 1"),
+    "batch size of no average": (["--ema-batch-size", "64"], "ema_batch_size.*--ema"),
+    "copies": (["--repeated-augmentation", "0"], "repeated_augmentation is 0.*at least 1"),
+    "test size alone": (["--data=folder", "--test-image-size=64"], "test_image_size is 64.*--image-size"),
+    "test size of small images": (["--image-size=8", "--test-image-size=16"], "test_image_size is 16.*digits"),
+    "test crop of small images": (["--test-crop", "0.9"], "test_crop is 0.9.*digits"),
+    "test crop": (["--test-crop", "0"], "test_crop is 0.0.*above 0"),
     "schedule": (["--schedule", "cosines"], "schedule 'cosines'"),
     "no schedule": (["--schedule", "none"], "schedule 'none'.*constant"),
     "schedule over epochs": (["--schedule", "plateau"], "schedule 'plateau'"),
-    "augmentation of large images": (["--color-jitter", "0.4"], "color_jitter.*digits.*crop_padding, flip, cutout"),
+    "augmentation of large images": (["--color-jitter", "0.4"], "color_jitter.*digits.*crop_padding, flip, .*cutout"),
     "negative augmentation": (["--cutout", "-1"], "cutout is -1"),
     "abbreviation": (["--recip", "cifar-paper"], "--recip"),
     "float16 on a CPU": (["--precision", "float16", "--device", "cpu"], "float16 needs an accelerator.*bfloat16"),

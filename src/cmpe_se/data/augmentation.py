@@ -13,8 +13,9 @@ from cmpe_se.errors import UserError
 class Augmentation:
     """What is changed at random in training images. The default changes small images not at all.
 
-    Small images (``SmallImages``) know ``crop_padding``, ``flip`` and ``cutout``. Large ones (``LargeImages``,
-    ``StreamedImages``) know ``flip`` and all fields from ``scale`` on, and always take a random crop resized to the
+    All images but streamed ones know ``repeated_augmentation``. Small images (``SmallImages``) know ``crop_padding``,
+    ``flip`` and ``cutout``. Large ones (``LargeImages``, ``StreamedImages``) know ``flip`` and all fields from
+    ``scale`` on, and always take a random crop resized to the
     image size; ``scale=(1.0, 1.0)`` with ``ratio=(1.0, 1.0)`` makes that the largest square. A field set for the other
     kind is an error.
 
@@ -23,6 +24,7 @@ class Augmentation:
             taken at random.
         flip: mirrors an image with probability 1/2. Leave it off where a mirror image is no member of its class, as
             with digits and svhn.
+        repeated_augmentation: copies of an image in an epoch, which has as many images as without (``epoch_indices``).
         cutout: side in pixels of a square put at a random place and set to the mean colour (arXiv 1708.04552). Its
             centre lies anywhere in the image, so part of the square may fall outside.
         scale: smallest and largest part of the image's area that a crop takes; None is timm's (0.08, 1.0).
@@ -35,6 +37,7 @@ class Augmentation:
 
     crop_padding: int = 0
     flip: bool = False
+    repeated_augmentation: int = 1
     cutout: int = 0
     scale: tuple[float, float] | None = None
     ratio: tuple[float, float] | None = None
@@ -46,6 +49,10 @@ class Augmentation:
         for name in ("crop_padding", "cutout", "color_jitter"):
             if getattr(self, name) < 0:
                 raise UserError(f"augmentation: {name} is {getattr(self, name)}, and cannot be negative")
+        if self.repeated_augmentation < 1:
+            raise UserError(
+                f"augmentation: repeated_augmentation is {self.repeated_augmentation}, should be at least 1"
+            )
         if not 0 <= self.random_erasing <= 1:
             raise UserError(f"augmentation: random_erasing is {self.random_erasing}, a probability is from 0 to 1")
         for name, limit in (("scale", 1.0), ("ratio", float("inf"))):
@@ -66,8 +73,9 @@ class Augmentation:
             )
 
 
-SMALL_FIELDS = ("crop_padding", "flip", "cutout")
-LARGE_FIELDS = ("flip", "scale", "ratio", "color_jitter", "auto_augment", "random_erasing")
+SMALL_FIELDS = ("crop_padding", "flip", "cutout", "repeated_augmentation")
+STREAMED_FIELDS = ("flip", "scale", "ratio", "color_jitter", "auto_augment", "random_erasing")
+LARGE_FIELDS = (*STREAMED_FIELDS, "repeated_augmentation")
 
 
 def draw_places(count: int, size: tuple[int, int], augmentation: Augmentation, generator: torch.Generator) -> Tensor:

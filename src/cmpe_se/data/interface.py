@@ -63,8 +63,13 @@ class ImageData(ABC):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of every image of a batch."""
+        """(height, width) of every image of a batch; of training images see ``train_image_size``."""
         return self.preprocessing.size[1:]
+
+    @property
+    def train_image_size(self) -> tuple[int, int]:
+        """(height, width) of every training image of a batch, which tests may take larger."""
+        return self.image_size
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -142,9 +147,19 @@ class ImageData(ABC):
             raise UserError(f"rank is {rank} of {world}: it has to be from 0 to {world - 1}")
         return self.steps_per_epoch(batch_size)
 
-    def epoch_indices(self, epoch: int, batch_size: int, seed: int, start: int) -> Iterator[tuple[int, Tensor]]:
-        """The epoch's plan from batch ``start`` on: (batch index, training image indices (batch_size,))."""
+    def epoch_indices(
+        self, epoch: int, batch_size: int, seed: int, start: int, copies: int = 1
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The epoch's plan from batch ``start`` on: (batch index, training images (batch_size,)).
+
+        An image is its index, and with ``copies`` (repeated augmentation) its index + ``train_size`` * the number of
+        the copy, from 0. The copies of an image follow each other, so that processes share them out, and the epoch ends
+        after as many images as without: the images that it does not come to are others in each epoch.
+        """
         order = torch.randperm(self.train_size, generator=generator("order", seed, epoch))
+        if copies > 1:
+            images = order[: -(-self.train_size // copies)].repeat_interleave(copies)[: self.train_size]
+            order = images + self.train_size * (torch.arange(self.train_size) % copies)
         for batch in range(start, self.steps_per_epoch(batch_size)):
             yield batch, order[batch * batch_size : (batch + 1) * batch_size]
 

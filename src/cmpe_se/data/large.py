@@ -4,6 +4,7 @@ import functools
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import torch
@@ -82,6 +83,7 @@ class LargeImages(ImageData):
         test: the test images.
         preprocessing: of the images, with the class names.
         workers: worker processes; 0 decodes in the calling process.
+        train_image_size: side of the training images; the preprocessing's if left out.
         skip_unreadable: pass over test images that cannot be used; after a pass over all test images they are in
             ``unreadable``, and no test images any more.
     """
@@ -96,9 +98,11 @@ class LargeImages(ImageData):
         *,
         preprocessing: Preprocessing,
         workers: int,
+        train_image_size: int | None = None,
         skip_unreadable: bool = False,
     ):
         self.name, self.preprocessing = name, preprocessing
+        self._training = at_size(preprocessing, train_image_size)
         self.train_size, self.test_size = len(train), len(test)
         self.tested, self.unreadable, self._skip = f"the test images of {name}", [], skip_unreadable
         self._train, self._test, self._workers = train, test, workers
@@ -114,8 +118,10 @@ class LargeImages(ImageData):
         world: int,
         device: torch.device,
     ) -> Iterator[Batch]:
-        plan = [batch[rank::world].tolist() for _, batch in self.epoch_indices(epoch, batch_size, seed, start)]
-        samples = _Samples(self._train, train_transform(self.preprocessing, augmentation), self.in_chans, (seed, epoch))
+        copies = augmentation.repeated_augmentation
+        indices = self.epoch_indices(epoch, batch_size, seed, start, copies)
+        plan = [batch[rank::world].tolist() for _, batch in indices]
+        samples = _Samples(self._train, train_transform(self._training, augmentation), self.in_chans, (seed, epoch))
         return self._load(samples, plan, device)
 
     def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
@@ -155,6 +161,11 @@ class LargeImages(ImageData):
             good = sorted(set(range(self.test_size)) - {failure.place for failure in failures})
             self._test, self.test_size = Subset(self._test, good), len(good)  # type: ignore[arg-type]  # see joined
 
+    @property
+    def train_image_size(self) -> tuple[int, int]:
+        """See ``ImageData.train_image_size``."""
+        return self._training.size[1:]
+
     def train_labels(self) -> Tensor:
         """See ``ImageData.train_labels``."""
         return torch.tensor(labels_of(self._train))
@@ -166,7 +177,14 @@ class LargeImages(ImageData):
         return self._with(train, self._test), self._with(train, held)
 
     def _with(self, train: Source, test: Source) -> "LargeImages":
-        return LargeImages(self.name, train, test, preprocessing=self.preprocessing, workers=self._workers)
+        return LargeImages(
+            self.name,
+            train,
+            test,
+            preprocessing=self.preprocessing,
+            workers=self._workers,
+            train_image_size=self.train_image_size[0],
+        )
 
     def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
         """See ``ImageData.test_examples``."""
@@ -243,7 +261,10 @@ def batches_on(device: torch.device, loader: DataLoader) -> Iterator:
 
 
 class _Samples(Dataset):
-    """Decoded, transformed images; with ``seeds`` the transform's randomness comes from them and the image's index."""
+    """Decoded, transformed images; with ``seeds`` the transform's randomness comes from them and the image's index.
+
+    An index beyond the source's length is another copy of an image, as of ``ImageData.epoch_indices``.
+    """
 
     def __init__(self, source: Source, transform: Transform, in_chans: int, seeds: tuple[int, int] | None = None):
         self.source, self.transform, self.in_chans, self.seeds = source, transform, in_chans, seeds
@@ -252,6 +273,7 @@ class _Samples(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        copy, index = divmod(index, len(self.source))
         image, label = _read(self.source, index, self.in_chans)
         if self.seeds is None:
             try:
@@ -259,7 +281,7 @@ class _Samples(Dataset):
             except UserError as error:  # which of the files it was, the transform does not know
                 file = self.source[index][0]
                 raise UserError(f"{getattr(file, 'name', file)}: {error}") from None
-        with seeded(derive_seed("sample", *self.seeds, index)):
+        with seeded(derive_seed("sample", *self.seeds, index, *([copy] if copy else []))):
             return self.transform(image), label
 
 
@@ -302,6 +324,11 @@ def _read(source: Source, index: int, in_chans: int) -> tuple[Image.Image, int]:
         return convert_image(file, in_chans=in_chans), label
     with file:
         return read_image(file, in_chans=in_chans), label
+
+
+def at_size(preprocessing: Preprocessing, side: int | None) -> Preprocessing:
+    """The same for squares of another side in pixels; None leaves it as it is."""
+    return preprocessing if side is None else replace(preprocessing, size=(preprocessing.size[0], side, side))
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:

@@ -44,6 +44,8 @@ def load_data(
     *,
     download: bool = False,
     image_size: int | None = None,
+    test_image_size: int | None = None,
+    test_crop: float | None = None,
     preprocessing: Preprocessing | None = None,
     resize: str = RESIZE,
     workers: int = 2,
@@ -55,7 +57,8 @@ def load_data(
     """Loads a data set by name.
 
     - ``digits``: scikit-learn's 8x8 grey digits, 1,437 for training and 360 for the test. Needs no files.
-    - ``cifar10``, ``cifar100``, ``svhn``, ``fashion_mnist``: torchvision's, in ``data_dir`` (by default ``data``).
+    - ``cifar10``, ``cifar100``, ``svhn``, ``fashion_mnist``: torchvision's, in ``data_dir`` (by default ``data``);
+      ``svhn_extra`` is SVHN with its extra set among the training images.
     - ``folder``: ``data_dir``/train/<class>/ and ``data_dir``/test/<class>/ (or training, testing, val, valid,
       validation, in any case); or ``data_dir``/<class>/, of which a fixed fifth of each class becomes the test part.
       Held in memory (``SmallImages``) when ``image_size`` is 96 or less, or when it is left out and the images are all
@@ -72,9 +75,13 @@ def load_data(
         download: fetch torchvision's data sets where they are missing.
         image_size: side of the square images of a batch, for all but digits and torchvision's. Without it images held
             in memory keep their size, and large ones are brought to 224.
+        test_image_size: side of the images of a test, where training has another; then they are never held in memory.
+        test_crop: part of the resized image's shorter side that the crop of a test takes; 0.875 without. With it images
+            are never held in memory.
         preprocessing: a run's, for these images too whatever their kind and size: then they are what `cmpe-se predict`
-            makes of their files. The class names are the data set's own all the same. Takes the place of ``image_size``
-            and ``resize``.
+            makes of their files. The class names are the data set's own all the same. Takes the place of
+            ``test_image_size``, ``test_crop`` and ``resize``; ``image_size`` is that of training images then, and the
+            preprocessing's where it is left out.
         resize: as of ``Preprocessing``, for images that are held in memory and not of a fixed size.
         workers: processes that decode images; 0 decodes in the calling process.
         options: names of columns and splits where they are not the usual ones.
@@ -86,15 +93,20 @@ def load_data(
     Raises UserError in one line for an unknown name, missing data and images that cannot be used.
     """
     options = options or DataOptions()
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image_size is {image_size}: give a number of pixels, such as 32 or 224")
+    for key, side in (("image_size", image_size), ("test_image_size", test_image_size)):
+        if side is not None and side < 1:
+            raise UserError(f"{key} is {side}: give a number of pixels, such as 32 or 224")
     if workers < 0:
         raise UserError(f"workers is {workers}: give a number of processes, 0 or more")
-    if image_size is not None and preprocessing is not None:
-        raise UserError(f"image_size is {image_size}, but preprocessing has a size; leave one of them out")
+    for key, value in (("test_image_size", test_image_size), ("test_crop", test_crop)):
+        if value is not None and preprocessing is not None:
+            raise UserError(f"{key} is {value}, but preprocessing has its own; leave one of them out")
+        if value is not None and is_fixed_size(name):
+            raise UserError(f"{key} is {value}, but the images of {name} are tested as they are; leave it out")
     if hold_out and preprocessing is None:
         raise UserError("hold_out data are those of a trained network; give its preprocessing")
-    wanted = _Wanted(image_size, preprocessing, resize, workers, skip_unreadable, hold_out)
+    sizes = _Sizes(image_size, test_image_size, test_crop)
+    wanted = _Wanted(sizes, preprocessing, resize, workers, skip_unreadable, hold_out)
     prefix, _, rest = name.partition("/")
     _refuse_foreign(name, prefix, options)
     if prefix == "hfds" and rest:
@@ -106,6 +118,7 @@ def load_data(
             _existing_folder(data_dir or rest),
             create=wanted.of_photos,
             workers=workers,
+            train_image_size=wanted.train_image_size,
             train_split=options.train_split,
             test_split=options.test_split,
             known=wanted.known,
@@ -135,15 +148,33 @@ def _refuse_foreign(name: str, prefix: str, options: DataOptions) -> None:
             raise UserError(f"{key} is {value}, which is for {', '.join(kinds)} and not for {name}; leave it out")
 
 
+class _Sizes(NamedTuple):
+    """What a caller of ``load_data`` says of the images' sides."""
+
+    image_size: int | None
+    test_image_size: int | None
+    test_crop: float | None
+
+
 class _Wanted(NamedTuple):
     """What a caller of ``load_data`` says of the images of a batch."""
 
-    image_size: int | None
+    sizes: _Sizes
     preprocessing: Preprocessing | None
     resize: str
     workers: int
     skip_unreadable: bool
     hold_out: bool
+
+    @property
+    def train_image_size(self) -> int | None:
+        """Side of the training images where it is not that of the tests."""
+        image_size, test_image_size, _ = self.sizes
+        if self.preprocessing is None and test_image_size is None:
+            return None
+        tested = self.preprocessing.size[1:] if self.preprocessing else (test_image_size, test_image_size)
+        trained = image_size or (_DEFAULT_SIZE if self.preprocessing is None else None)
+        return None if trained is None or (trained, trained) == tested else trained
 
     @property
     def known(self) -> tuple[str, ...] | None:
@@ -154,19 +185,32 @@ class _Wanted(NamedTuple):
         """For images that are decoded as they are needed."""
         if self.preprocessing is not None:
             return replace(self.preprocessing, classes=classes)
-        return Preprocessing.of_photos(classes, self.image_size or _DEFAULT_SIZE)
+        side = self.sizes.test_image_size or self.sizes.image_size or _DEFAULT_SIZE
+        return Preprocessing.of_photos(classes, side, self.sizes.test_crop)
 
     def one_by_one(self, name: str, classes: tuple[str, ...], train: FileSource, test: FileSource) -> LargeImages:
         """Images that are decoded as they are needed."""
-        photos, skip = self.of_photos(classes), self.skip_unreadable
-        return LargeImages(name, train, test, preprocessing=photos, workers=self.workers, skip_unreadable=skip)
+        return LargeImages(
+            name,
+            train,
+            test,
+            preprocessing=self.of_photos(classes),
+            workers=self.workers,
+            train_image_size=self.train_image_size,
+            skip_unreadable=self.skip_unreadable,
+        )
 
     def in_memory(self, classes: tuple[str, ...], images: FileSource) -> Preprocessing | None:
         """For images that all are of one size or brought to one, not normalised yet; None where they are not."""
+        image_size, test_image_size, test_crop = self.sizes
+        if self.train_image_size is not None:
+            return None
         if self.preprocessing is not None:
             # Cropped images in memory would be cropped again where one is shown.
             return replace(self.preprocessing, classes=classes) if self.preprocessing.crop == 1 else None
-        size = (self.image_size, self.image_size) if self.image_size else common_size(images)
+        if test_image_size is not None or test_crop is not None:
+            return None
+        size = (image_size, image_size) if image_size else common_size(images)
         if size is None:
             return None
         return Preprocessing(classes, (3, *size), mean=(0.0,) * 3, std=(1.0,) * 3, resize=self.resize)
@@ -254,7 +298,7 @@ def _small_or_large(
     count = len(train) + len(test)
     if small is None or max(small.size) > _SMALL_SIDE or count * prod(small.size) > _SMALL_BYTES:
         return wanted.one_by_one(name, classes, train, test)
-    resize = wanted.image_size is not None or wanted.preprocessing is not None
+    resize = wanted.sizes.image_size is not None or wanted.preprocessing is not None
     bad: dict[int, Unreadable] | None = {} if wanted.skip_unreadable else None
     images = decode(train, test, small, resize=resize, workers=wanted.workers, name=place, files=files, unreadable=bad)
     train_images, test_images = images

@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,17 +14,34 @@ from cmpe_se.data.small import SmallImages
 from cmpe_se.errors import UserError
 from cmpe_se.utils.text import in_one_line
 
-# The class, the arguments for its two parts, and the files it reads, for the message when they are missing.
-TORCHVISION: dict[str, tuple[Callable[..., Any], tuple[dict[str, Any], dict[str, Any]], str]] = {
-    "cifar10": (datasets.CIFAR10, ({"train": True}, {"train": False}), "cifar-10-batches-py/data_batch_1"),
-    "cifar100": (datasets.CIFAR100, ({"train": True}, {"train": False}), "cifar-100-python/train"),
-    "svhn": (datasets.SVHN, ({"split": "train"}, {"split": "test"}), "train_32x32.mat and test_32x32.mat"),
-    "fashion_mnist": (
+
+class _Files(NamedTuple):
+    """One of torchvision's data sets: its class, the arguments for its parts, and the files it reads, for messages."""
+
+    data_set: Callable[..., Any]
+    train: tuple[dict[str, Any], ...]
+    test: dict[str, Any]
+    files: str
+
+
+TORCHVISION = {
+    "cifar10": _Files(datasets.CIFAR10, ({"train": True},), {"train": False}, "cifar-10-batches-py/data_batch_1"),
+    "cifar100": _Files(datasets.CIFAR100, ({"train": True},), {"train": False}, "cifar-100-python/train"),
+    "svhn": _Files(datasets.SVHN, ({"split": "train"},), {"split": "test"}, "train_32x32.mat and test_32x32.mat"),
+    "svhn_extra": _Files(
+        datasets.SVHN,
+        ({"split": "train"}, {"split": "extra"}),
+        {"split": "test"},
+        "train_32x32.mat, extra_32x32.mat and test_32x32.mat",
+    ),
+    "fashion_mnist": _Files(
         datasets.FashionMNIST,
-        ({"train": True}, {"train": False}),
+        ({"train": True},),
+        {"train": False},
         "FashionMNIST/raw/train-images-idx3-ubyte (not .gz)",
     ),
 }
+"""Data sets of torchvision by our name; the training part of ``svhn_extra`` is SVHN's training and extra images."""
 
 
 def load_digits() -> SmallImages:
@@ -44,11 +61,11 @@ def load_digits() -> SmallImages:
 
 def load_torchvision(name: str, data_dir: Path, *, download: bool) -> SmallImages:
     """One of ``TORCHVISION``, read from ``data_dir`` or, with ``download``, fetched to it."""
-    data_set, parts, files = TORCHVISION[name]
+    data_set, train_parts, test_part, files = TORCHVISION[name]
     if data_dir.exists() and not data_dir.is_dir():
         raise UserError(f"data_dir {data_dir} is a file; give the folder that holds {files}")
     try:
-        train, test = (data_set(str(data_dir), download=download, **part) for part in parts)
+        *trains, test = (data_set(str(data_dir), download=download, **part) for part in (*train_parts, test_part))
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, EOFError, pickle.UnpicklingError) as error:
         reason = in_one_line(error)
         if download:
@@ -58,8 +75,11 @@ def load_torchvision(name: str, data_dir: Path, *, download: bool) -> SmallImage
                 f"{name} is not in {data_dir}, or incomplete: expected {data_dir}/{files}; --download true fetches it"
             )
         raise UserError(message) from None
-    classes = tuple(getattr(train, "classes", None) or map(str, range(10)))  # SVHN has digits and no names
-    return SmallImages(name, classes, *_tensors(train), *_tensors(test))
+    classes = tuple(getattr(test, "classes", None) or map(str, range(10)))  # SVHN has digits and no names
+    images, labels = (
+        torch.cat(tensors) if len(trains) > 1 else tensors[0] for tensors in zip(*map(_tensors, trains), strict=True)
+    )
+    return SmallImages(name, classes, images, labels, *_tensors(test))
 
 
 def _tensors(part: Any) -> tuple[Tensor, Tensor]:

@@ -68,10 +68,16 @@ class Preprocessing:
                 raise UserError(f"preprocessing: {name} is {getattr(self, name)!r}, should be {right}")
 
     @classmethod
-    def of_photos(cls, classes: tuple[str, ...], side: int) -> "Preprocessing":
-        """Of photos of any shape as networks for ImageNet take them: RGB, square, ImageNet's mean and deviation."""
-        size = (3, side, side)
-        return cls(classes, size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, crop=_PHOTO_CROP)
+    def of_photos(cls, classes: tuple[str, ...], side: int, crop: float | None = None) -> "Preprocessing":
+        """Of photos of any shape as networks for ImageNet take them: RGB, square, ImageNet's mean and deviation.
+
+        Args:
+            classes: names of the network's outputs.
+            side: of the square in pixels.
+            crop: as of the class; 0.875 if left out.
+        """
+        size, crop = (3, side, side), _PHOTO_CROP if crop is None else crop
+        return cls(classes, size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, crop=crop)
 
     def read(self, path_or_file: str | PathLike | BinaryIO) -> Tensor:
         """The pixels of an image file, uint8 (C, H, W); UserError as of ``read_image`` and ``pixels``."""

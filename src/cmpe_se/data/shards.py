@@ -27,6 +27,7 @@ def load_web_dataset(
     *,
     create: Callable[[tuple[str, ...]], Preprocessing],
     workers: int,
+    train_image_size: int | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
     known: tuple[str, ...] | None = None,
@@ -35,8 +36,9 @@ def load_web_dataset(
     """The shards of ``root``, described by timm's ``_info.json``.
 
     The file may also hold ``classes``, a list of names; without it the shards are gone through once for their labels
-    (``.cls``). ``create`` makes the preprocessing of the class names. Each shard has to hold a sample of an image and a
-    label. Shards for a network that has the classes ``known`` are only tested on, and need none for training.
+    (``.cls``). ``create`` makes the preprocessing of the class names, and ``train_image_size`` is the side of training
+    images where it is not the preprocessing's. Each shard has to hold a sample of an image and a label. Shards for a
+    network that has the classes ``known`` are only tested on, and need none for training.
     """
     if not find_spec("webdataset"):
         raise UserError(f"{name} needs the package webdataset: pip install 'cmpe-se[wds]'")
@@ -77,6 +79,7 @@ def load_web_dataset(
             train_split=train,
             test_split=test,
             workers=workers,
+            train_image_size=train_image_size,
             skip_unreadable=skip_unreadable,
             places=None if known is None else places_of(classes, known, name),
         )

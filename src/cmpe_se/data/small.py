@@ -83,7 +83,8 @@ class SmallImages(ImageData):
 
         Yields int64 (B, 6): which image, and where it is cropped, flipped and cut as ``draw_places`` says.
         """
-        for batch, indices in self.epoch_indices(epoch, batch_size, seed, start):
+        for batch, copies in self.epoch_indices(epoch, batch_size, seed, start, augmentation.repeated_augmentation):
+            indices = copies % self.train_size
             random = generator("augmentation", seed, epoch, batch)
             places = draw_places(len(indices), self.image_size, augmentation, random)
             yield torch.cat([indices[:, None], places], dim=1)

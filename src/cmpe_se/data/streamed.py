@@ -11,10 +11,10 @@ from timm.data import create_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
+from cmpe_se.data.augmentation import STREAMED_FIELDS, Augmentation
 from cmpe_se.data.image_files import image_suffixes
 from cmpe_se.data.interface import Batch, ImageData, Unreadable
-from cmpe_se.data.large import Transform, batches_on, train_transform
+from cmpe_se.data.large import Transform, at_size, batches_on, train_transform
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image
 from cmpe_se.data.seeds import derive_seed, generator
@@ -42,11 +42,12 @@ class StreamedImages(ImageData):
         test_split: name of the test split.
         preprocessing: of the images, with the class names.
         workers: worker processes; 0 decodes in the calling process.
+        train_image_size: side of the training images; the preprocessing's if left out.
         skip_unreadable: count test images that cannot be read instead of refusing them.
         places: class index for each label of the shards, where they are numbered otherwise.
     """
 
-    augmentation_fields = LARGE_FIELDS
+    augmentation_fields = STREAMED_FIELDS
 
     def __init__(
         self,
@@ -57,15 +58,22 @@ class StreamedImages(ImageData):
         test_split: str,
         preprocessing: Preprocessing,
         workers: int,
+        train_image_size: int | None = None,
         skip_unreadable: bool = False,
         places: Sequence[int] | None = None,
     ):
         self.name, self.preprocessing = name, preprocessing
+        self._training = at_size(preprocessing, train_image_size)
         self._class_map = None if places is None else dict(enumerate(places))
         self._root, self._train_split, self._test_split, self._workers = root, train_split, test_split, workers
         self.tested, self.unreadable, self._skip = f"the split {test_split} of {root}", [], skip_unreadable
         self.train_size = len(self._dataset(train_split)) if train_split else 0
         self.test_size = len(self._dataset(test_split))
+
+    @property
+    def train_image_size(self) -> tuple[int, int]:
+        """See ``ImageData.train_image_size``."""
+        return self._training.size[1:]
 
     def _train_batches(
         self,
@@ -87,7 +95,7 @@ class StreamedImages(ImageData):
         if shards < world:
             raise UserError(f"{self.name}: {world} processes need as many training shards, and there are {shards}")
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, world
-        transform = train_transform(self.preprocessing, augmentation)
+        transform = train_transform(self._training, augmentation)
         stream = _Stream(dataset, transform, self.in_chans, seed=(seed, epoch, rank))
         # Workers beyond the number of batches would split the images of a data set that makes one batch.
         loader = self._loader(

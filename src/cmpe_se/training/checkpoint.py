@@ -1,7 +1,7 @@
 """Checkpoints that survive a torn write and are read without unpickling anything.
 
-A checkpoint is a tree of dicts, lists, numbers, strings and tensors. Its tensors become a safetensors file, and the
-rest, with a mark where each tensor was, becomes JSON in that file's header.
+A checkpoint is a tree of dicts, lists, tuples, numbers, strings, tensors and their data types. Its tensors become a
+safetensors file, and the rest, with a mark where each tensor was, becomes JSON in that file's header.
 """
 
 import json
@@ -18,7 +18,8 @@ from cmpe_se.utils.files import written_whole
 from cmpe_se.utils.records import check_shape, parse_json
 from cmpe_se.utils.tensor_files import UnreadableFileError, load_header, load_tensors, save_tensors
 
-_TENSOR, _PAIRS, _TREE = "__tensor__", "__pairs__", "tree"
+_TENSOR, _PAIRS, _TUPLE, _DTYPE, _TREE = "__tensor__", "__pairs__", "__tuple__", "__dtype__", "tree"
+_DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
 class Checkpoints:
@@ -106,8 +107,12 @@ def _strip(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return {_TENSOR: key}
     if isinstance(tree, dict):
         return {_PAIRS: [[key, _strip(value, tensors)] for key, value in tree.items()]}
-    if isinstance(tree, list | tuple):
+    if isinstance(tree, tuple):
+        return {_TUPLE: [_strip(value, tensors) for value in tree]}
+    if isinstance(tree, list):
         return [_strip(value, tensors) for value in tree]
+    if isinstance(tree, torch.dtype):  # of an optimiser's state
+        return {_DTYPE: str(tree)}
     return tree
 
 
@@ -115,6 +120,10 @@ def _restore(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(tree, dict):
         if _TENSOR in tree:
             return tensors[tree[_TENSOR]]
+        if _TUPLE in tree:
+            return tuple(_restore(value, tensors) for value in tree[_TUPLE])
+        if _DTYPE in tree:
+            return _DTYPES[tree[_DTYPE]]
         return {key: _restore(value, tensors) for key, value in tree[_PAIRS]}
     if isinstance(tree, list):
         return [_restore(value, tensors) for value in tree]

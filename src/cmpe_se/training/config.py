@@ -41,8 +41,8 @@ class TrainingConfig:
         pretrained: weights to start from, a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
             model's own. A run's start, reduction, min_hidden, bias and static come along. The classifier is
             re-initialised if the number of classes differs.
-        data: data set, one of digits, cifar10, cifar100, svhn, fashion_mnist, folder (class folders), imagenet,
-            hfds/NAME (Hugging Face) or wds/NAME (WebDataset).
+        data: data set, one of digits, cifar10, cifar100, svhn, svhn_extra (with SVHN's extra set),
+            fashion_mnist, folder (class folders), imagenet, hfds/NAME (Hugging Face) or wds/NAME (WebDataset).
         data_dir: folder of the data set.
         image_column: column of the images (Hugging Face); null for the only one.
         label_column: column of the classes (Hugging Face); null for label, or the only one of the type ClassLabel.
@@ -51,6 +51,10 @@ class TrainingConfig:
         test_split: split to test on, or its folder; null for test, or else validation.
         download: download torchvision's data sets if they are missing.
         image_size: side of the images in pixels; null for the data set's own.
+        test_image_size: side of the images in pixels when they are tested, and afterwards (large images); null for
+            image_size.
+        test_crop: part of the resized image's shorter side that the crop of a test takes, above 0 and at most 1 (large
+            images); null for 0.875.
         validation: share of each class's training images, from 0 to below 1, that are held out for validation and
             tested in the place of the test images after each epoch. The epoch with the best validation accuracy is
             what the run keeps, and the only one whose network is tested. 0 keeps the last epoch.
@@ -63,6 +67,8 @@ class TrainingConfig:
         optimizer: name of an optimizer in timm; sgd has Nesterov momentum.
         lr: highest learning rate.
         momentum: momentum of the optimizer, from 0 to below 1.
+        optimizer_args: the optimizer's other arguments by name, such as '{eps: 1e-6, betas: [0.9, 0.98]}'; null for
+            none.
         weight_decay: weight decay, which norms and biases are exempt from.
         layer_decay: factor on the learning rate from each layer to the one before it; 1 for the same rate everywhere.
         freeze_epochs: number of epochs at the start, with pretrained weights, in which only the classifier and the
@@ -77,6 +83,9 @@ class TrainingConfig:
         class_weights: balanced for a loss in which each class weighs the same, however many training images it has
             (each image weighs images / (classes * images of its class)); null for each image the same. Test metrics
             are unweighted in any case.
+        loss: training loss, cross_entropy, or bce for binary cross-entropy of each class. Tests report cross-entropy.
+        bce_threshold: with bce, classes whose target is above it get the target 1 and the others 0, from 0 to below 1;
+            null for targets as label smoothing, mixup and CutMix make them.
         label_smoothing: amount of label smoothing, from 0 to below 1.
         mixup: alpha of mixup; 0 for off.
         cutmix: alpha of CutMix; 0 for off.
@@ -85,8 +94,14 @@ class TrainingConfig:
         clip_grad: largest norm of the gradient; 0 for no clipping.
         ema: decay of the exponential moving average of the weights; 0 for off. If it is on, the averaged weights are
             tested and saved.
+        ema_batch_size: batch size that ema is meant for; at another batch size the decay is
+            ema ** (batch_size / ema_batch_size), so that the average reaches back over as many images (arXiv
+            2307.13813). null for the decay as it is.
         crop_padding: padding in pixels before a random crop (small images).
         flip: mirror images at random.
+        repeated_augmentation: number of copies of an image in an epoch, each augmented by itself, and most of them in
+            one batch (arXiv 1902.05509); an epoch has as many images as without, so that part of different ones. 1 for
+            off.
         cutout: side in pixels of a randomly placed blank square (small images); 0 for off.
         scale: smallest and largest area of a random crop, as fractions of the image (large images).
         ratio: smallest and largest width / height of a random crop (large images).
@@ -121,6 +136,8 @@ class TrainingConfig:
     test_split: str | None = None
     download: bool = False
     image_size: int | None = None
+    test_image_size: int | None = None
+    test_crop: float | None = None
     validation: float = 0.0
     patience: int = 0
     workers: int = 2
@@ -131,6 +148,7 @@ class TrainingConfig:
     optimizer: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
+    optimizer_args: dict[str, Any] | None = None
     weight_decay: float = 5e-4
     layer_decay: float = 1.0
     freeze_epochs: int = 0
@@ -142,6 +160,8 @@ class TrainingConfig:
     decay_epochs: int = 30
     decay_rate: float = 0.1
     class_weights: str | None = None
+    loss: str = "cross_entropy"
+    bce_threshold: float | None = None
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -149,8 +169,10 @@ class TrainingConfig:
     drop_path_rate: float = 0.0
     clip_grad: float = 0.0
     ema: float = 0.0
+    ema_batch_size: int | None = None
     crop_padding: int = 0
     flip: bool = False
+    repeated_augmentation: int = 1
     cutout: int = 0
     scale: tuple[float, float] | None = None
     ratio: tuple[float, float] | None = None
@@ -171,7 +193,8 @@ class TrainingConfig:
             if value is not None and not value >= least:
                 raise UserError(f"{name} is {value}, should be at least {least}")
         for name, value in asdict(self).items():
-            numbers = value if isinstance(value, list | tuple) else [value]
+            several = value.values() if isinstance(value, dict) else value
+            numbers = several if isinstance(value, list | tuple | dict) else [value]
             if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
                 raise UserError(f"{name} is {value}, should be a finite number")
         for name in ("momentum", "mask", "label_smoothing", "drop_rate", "drop_path_rate", "ema", "validation"):
@@ -198,6 +221,19 @@ class TrainingConfig:
             raise UserError(
                 "patience waits for a better validation accuracy, and no image is held out: give --validation 0.1 too"
             )
+        if self.test_image_size is not None and self.image_size is None:
+            raise UserError(
+                f"test_image_size is {self.test_image_size}, and the side of training images is not said: give "
+                "--image-size too"
+            )
+        if self.test_crop is not None and not 0 < self.test_crop <= 1:
+            raise UserError(f"test_crop is {self.test_crop}, should be above 0 and at most 1")
+        if self.bce_threshold is not None and not 0 <= self.bce_threshold < 1:
+            raise UserError(f"bce_threshold is {self.bce_threshold}, should be at least 0 and below 1")
+        if self.bce_threshold is not None and self.loss != "bce":
+            raise UserError("bce_threshold is for the loss bce; add --loss bce, or leave it out")
+        if self.ema_batch_size is not None and not self.ema:
+            raise UserError("ema_batch_size is for the moving average; add --ema 0.9999, or leave it out")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"batch_size {self.batch_size} does not divide into accumulate={self.accumulate} gradient-accumulation "
@@ -278,6 +314,9 @@ _LEAST = {
     "min_hidden": 1,
     "batch_size": 1,
     "accumulate": 1,
+    "test_image_size": 1,
+    "ema_batch_size": 1,
+    "repeated_augmentation": 1,
     "seed": 0,
     "workers": 0,
     "lr": 0.0,
@@ -293,7 +332,11 @@ _LEAST = {
     "test_interval": 1,
 }
 CLASS_WEIGHTS = ("balanced",)
-_CHOICES = {"precision": ("float32", "bfloat16", "float16"), "device": ("auto", "cpu")}
+_CHOICES = {
+    "precision": ("float32", "bfloat16", "float16"),
+    "device": ("auto", "cpu"),
+    "loss": ("cross_entropy", "bce"),
+}
 
 
 def recipe_names() -> list[str]:

@@ -1,5 +1,6 @@
 """Optimiser, learning rate schedule and mixup of a configuration: timm's."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ def create_optimizer(
     """The optimiser, and the schedule that sets its learning rate at every step."""
     try:
         parameters = _parameters(config, network)
-        optimizer = create_optimizer_v2(parameters, config.optimizer, config.lr, config.weight_decay, config.momentum)
+        optimizer = create_optimizer_v2(
+            parameters, config.optimizer, config.lr, config.weight_decay, config.momentum, **_arguments(config)
+        )
         schedule, _ = create_scheduler_v2(
             optimizer,
             config.schedule,
@@ -37,9 +40,39 @@ def create_optimizer(
         )
     except (AssertionError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"optimizer '{config.optimizer}' or schedule '{config.schedule}': {error}") from None
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(
+            f"optimizer '{config.optimizer}' needs second derivatives, which are not computed; adamw is near to it"
+        )
     if schedule is None:  # what "none" gives
         raise UserError(f"schedule '{config.schedule}' sets no learning rate; for an unchanged one use constant")
     return optimizer, schedule
+
+
+_OWN_FIELDS = ("lr", "momentum", "weight_decay", "layer_decay")
+
+
+def _arguments(config: TrainingConfig) -> dict[str, Any]:
+    """The optimiser's arguments beyond those that have a field of their own."""
+    arguments = config.optimizer_args or {}
+    if own := [name for name in arguments if name in _OWN_FIELDS]:
+        raise UserError(f"optimizer_args holds {own[0]}, which is a setting of its own; give --{own[0]} instead")
+    return {name: _as_python(value) for name, value in arguments.items()}
+
+
+def _as_python(value: Any) -> Any:
+    """Optimisers take tuples, and YAML has lists; YAML takes 1e-6, without a point, for text."""
+    if isinstance(value, list):
+        return tuple(map(_as_python, value))
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
+
+
+def ema_decay(config: TrainingConfig) -> float:
+    """The decay of the moving average for each step (arXiv 2307.13813: the scaling rule, where a batch is meant)."""
+    return config.ema ** (config.batch_size / config.ema_batch_size) if config.ema_batch_size else config.ema
 
 
 def _parameters(config: TrainingConfig, network: nn.Module) -> nn.Module | list[dict[str, Any]]:

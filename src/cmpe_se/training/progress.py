@@ -39,13 +39,15 @@ def opening(
     own = f" with view {view}" if view else ""
     gates = f" converted to {config.convert}" if config.convert else own
     threads = f" ({counted(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else ""
-    height, width = data.image_size
+    height, width = data.train_image_size
+    tested = "" if data.image_size == data.train_image_size else " (tested at {}x{})".format(*data.image_size)
     held_out = f", {counted(validation_images, 'validation image')}" if validation_images else ""
     return (
         f"{config.model}{gates}{gate_words(config.gate_settings)}{pruned_word(config.widths)} ({params:,} parameters) "
         f"on {data_name(config.data, config.data_dir)}: {counted(data.train_size, 'training image')}{held_out} and "
-        f"{counted(data.test_size, 'test image')} of {height}x{width} pixels, {counted(config.epochs, 'epoch')} of "
-        f"{counted(steps_per_epoch, 'step')} of {counted(config.batch_size, 'image')} on {device.type}{threads}, "
+        f"{counted(data.test_size, 'test image')} of {height}x{width} pixels{tested}, "
+        f"{counted(config.epochs, 'epoch')} of {counted(steps_per_epoch, 'step')} of "
+        f"{counted(config.batch_size, 'image')} on {device.type}{threads}, "
         f"run folder {run}"
     )
 

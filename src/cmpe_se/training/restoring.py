@@ -56,7 +56,11 @@ def restore(
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = in_one_line(error, most=200)
         raise UserError(f"{path} does not fit these settings: {reason}") from None
-    for parameter, kept in optimizer.state.items():
-        for name, value in kept.items():
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, saved in optimizer_state["state"].items():
+        parameter = parameters[number]
+        for name, value in saved.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                kept[name] = torch.empty_like(parameter).copy_(value)  # the parameter's memory format, for speed
+                # The parameter's memory format, for speed; and the type that was saved, which PyTorch makes the
+                # parameter's own.
+                optimizer.state[parameter][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -30,6 +30,10 @@ def load_configured(config: TrainingConfig, load: Callable[..., ImageData] | Non
         UserError: as ``load_data``.
     """
     settings: dict[str, Any] = {"workers": config.workers, "options": config.data_options}
+    if options.get("preprocessing") is None:
+        settings |= {"test_image_size": config.test_image_size, "test_crop": config.test_crop}
+    elif config.test_image_size is not None:  # the preprocessing is that of tests
+        settings["image_size"] = config.image_size
     return (load or load_data)(config.data, config.data_dir, **(settings | options))
 
 
@@ -155,6 +159,9 @@ def _warn_of_training_images(folder: RunFolder, config: TrainingConfig, other: I
         )
 
 
+_OF_PREPROCESSING = ("data", "image_size", "test_image_size", "test_crop")
+
+
 def image_options(config: TrainingConfig, folder: RunFolder, before: TrainingConfig) -> dict[str, Any]:
     """What ``load_data`` needs to know of a run's images, to resume the run with the same images.
 
@@ -170,7 +177,7 @@ def image_options(config: TrainingConfig, folder: RunFolder, before: TrainingCon
         UserError: none of the checkpoints can be read.
     """
     loaded = folder.checkpoints.load(tensors=False)  # the trainer reads the rest
-    if loaded is None or (config.data, config.image_size) != (before.data, before.image_size):
+    if loaded is None or any(getattr(config, name) != getattr(before, name) for name in _OF_PREPROCESSING):
         return {"image_size": config.image_size}
     tree, path = loaded
     if "preprocessing" in tree:

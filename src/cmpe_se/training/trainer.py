@@ -8,7 +8,6 @@ import copy
 import math
 import time
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +21,10 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.freezing import Backbone
 from cmpe_se.training.interruption import Interruption, TrainingInterrupted
-from cmpe_se.training.loss import balanced_class_weights, cross_entropy
+from cmpe_se.training.loss import balanced_class_weights, create_loss
 from cmpe_se.training.model_choice import BestEpoch
 from cmpe_se.training.network import count_gates
-from cmpe_se.training.optimisation import create_mixup, create_optimizer, learning_rate
+from cmpe_se.training.optimisation import create_mixup, create_optimizer, ema_decay, learning_rate
 from cmpe_se.training.progress import TensorBoardLogs, TrainingProgress, only_warmup, opening
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.restoring import check_place, restore
@@ -78,8 +77,8 @@ class Trainer:
         self.network = model.to(accelerator.device).to(memory_format=self.layout)
         self.backbone = Backbone(self.network, config.model) if config.freeze_epochs else None
         weights = balanced_class_weights(data).to(accelerator.device) if config.class_weights else None
-        self.loss = partial(cross_entropy, weights=weights)
-        self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
+        self.loss = create_loss(config, weights)
+        self.ema = ModelEmaV3(self.network, decay=ema_decay(config), use_warmup=True) if config.ema else None
         self.optimizer, self.schedule = create_optimizer(config, self.network, self.steps_per_epoch)
         if config.compile:
             self.network.compile()

@@ -15,7 +15,7 @@ from cmpe_se.commands.compare.compare import compare
 from cmpe_se.commands.compare.grid import VARIED, Entry, Grid, parse_entries
 from cmpe_se.commands.compare.networks import check_networks
 from cmpe_se.commands.compare.outcomes import collect
-from cmpe_se.commands.compare.presets import COLUMNS, PRESETS, preset_grids
+from cmpe_se.commands.compare.presets import PRESETS, preset_grids, without_published
 from cmpe_se.commands.compare.running import _job
 from cmpe_se.commands.train import train
 from cmpe_se.data import load_data
@@ -253,10 +253,11 @@ def test_runs_made_with_other_settings_are_refused(tmp_path):
         grid(tmp_path, epochs=4).check_runs()
 
 
-@pytest.mark.parametrize("preset", slow_but(PRESETS, ["paper-wrn"]))
+@pytest.mark.parametrize("preset", slow_but(["paper-resnet", "paper-wrn"], ["paper-wrn"]))
 def test_presets_are_the_papers_tables(preset, tmp_path):
     grids = preset_grids(preset, tmp_path, range(1), {})
     assert len(grids) == len({grid.folder for grid in grids}) == {"paper-resnet": 8, "paper-wrn": 12}[preset]
+    assert without_published(preset) is None
     for own in grids:
         assert (own.config.epochs, own.config.lr, own.config.batch_size, own.config.flip) == (200, 0.1, 128, True)
         assert own.config.weight_decay == (1e-4 if preset == "paper-resnet" else 5e-4)
@@ -269,11 +270,37 @@ def test_presets_are_the_papers_tables(preset, tmp_path):
             )
 
 
+@pytest.mark.parametrize("preset", ["paper-svhn", "paper-imagenet", "imagenet-classic", "imagenet-a2", "imagenet-a3"])
+def test_presets_without_published_figures(preset, tmp_path):
+    grids = preset_grids(preset, tmp_path, range(2), {})
+    assert len(grids) == (4 if preset == "paper-svhn" else 1)
+    assert not any(grid.published for grid in grids)
+    note = without_published(preset)
+    assert ("not at hand" in note) if preset.startswith("paper") else note is None
+    for own in grids:
+        assert own.entries[0] == Entry(own.entries[0].model)
+        assert own.config.data in ("svhn", "svhn_extra", "imagenet")
+        assert own.config.mixup == (0.1 if preset in ("imagenet-a2", "imagenet-a3") else 0.0)
+        assert not own.config.flip if "svhn" in own.config.data else own.config.flip
+        for entry in own.entries[1:]:
+            settings = entry.settings
+            assert entry.has_gates
+            assert settings["convert"] == (entry.view if own.config.data == "imagenet" else None)
+
+
+def test_imagenets_presets_are_one_network_in_several_ways(tmp_path):
+    (own,) = preset_grids("imagenet-a3", tmp_path, range(1), {})
+    assert [entry.label for entry in own.entries] == ["resnet50", "resnet50:se", "resnet50:folded_3x3"]
+    assert (own.config.image_size, own.config.test_image_size, own.config.loss) == (160, 224, "bce")
+
+
 def test_published_figures():
     """A few of the paper's numbers, as accuracies."""
     figures = {
-        grid.folder.name: grid.published for preset in PRESETS for grid in preset_grids(preset, Path("x"), range(1), {})
-    }  # fmt: skip
+        grid.folder.name: grid.published
+        for preset in PRESETS[:2]
+        for grid in preset_grids(preset, Path("x"), range(1), {})
+    }
     assert figures["preact_resnet164-cifar10"]["preact_resnet164"] == 94.54
     assert figures["preact_resnet164-cifar100-mixup"]["cmpe_se_preact_resnet164:double_fc"] == 80.42
     assert figures["wrn28_10-cifar10"]["cmpe_se_wrn28_10:pair_view_1x1"] == 96.42
@@ -288,11 +315,12 @@ def test_a_presets_columns_are_chosen_by_data_and_mixup(tmp_path):
     assert all("cifar100" in name for name in folders)
     (both,) = {g.config.mixup for g in preset_grids("paper-wrn", tmp_path, range(1), {"data": "cifar10", "mixup": 1.0})}
     assert both == 1.0
-    with pytest.raises(UserError, match="the paper has cifar10 and cifar100"):
+    with pytest.raises(UserError, match="paper-wrn is for data cifar10 or cifar100 and mixup 0 or 1; give such"):
         preset_grids("paper-wrn", tmp_path, range(1), {"data": "svhn"})
-    with pytest.raises(UserError, match="no preset 'paper'; choose of paper-resnet, paper-wrn"):
+    with pytest.raises(UserError, match="imagenet-a3 is for data imagenet; give such"):
+        preset_grids("imagenet-a3", tmp_path, range(1), {"data": "folder"})
+    with pytest.raises(UserError, match="no preset 'paper'; choose one of paper-resnet, paper-wrn, paper-svhn"):
         preset_grids("paper", tmp_path, range(1), {})
-    assert len(COLUMNS) == 4
 
 
 @pytest.mark.parametrize(

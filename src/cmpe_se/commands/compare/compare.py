@@ -14,7 +14,7 @@ from cmpe_se.commands.compare.networks import check_networks
 from cmpe_se.commands.compare.outcomes import Latency, collect
 from cmpe_se.commands.compare.places import Machine, Place, RayCluster
 from cmpe_se.commands.compare.power import POWER, seeds_needed
-from cmpe_se.commands.compare.presets import preset_grids
+from cmpe_se.commands.compare.presets import preset_grids, without_published
 from cmpe_se.commands.compare.report import write_report
 from cmpe_se.commands.compare.running import finish_or_complain, run_cells
 from cmpe_se.data import ImageData
@@ -66,9 +66,11 @@ def compare(
         views: views to train each of the networks named cmpe_se_... with, separated by commas.
         seeds: number of seeds.
         first_seed: first seed; the others follow it.
-        preset: paper-resnet or paper-wrn, for the paper's networks, recipe and published results instead of models,
-            views and recipe; one comparison for each base network and column. --data and --mixup choose columns.
-        recipe: name of a recipe (cifar-fast, cifar-paper, digits, finetune or imagenet), or path of a YAML file.
+        preset: networks and recipe under one word, instead of models, views and recipe; one comparison for each base
+            network and column, and --data and --mixup choose columns. paper-resnet, paper-wrn, paper-svhn and
+            paper-imagenet have the paper's networks, and its published results where they are at hand;
+            imagenet-classic, imagenet-a3 and imagenet-a2 have ResNet-50 plain, with SE and with competitive gates.
+        recipe: name of a recipe (`cmpe-se train --help` lists them), or path of a YAML file.
         output: folder of the comparison; runs/compare-DATA if left out.
         jobs: number of runs at a time; one on each GPU, or one on each core, if left out.
         part: part of the runs to train, I/N for every N-th run from the I-th on (for SLURM arrays). A last call without
@@ -122,8 +124,10 @@ def compare(
         grids = preset_grids(preset, Path(output or f"runs/compare-{preset}"), numbers, settings)
     else:
         grids = [_own_grid(models, views, numbers, recipe, output, settings)]
-    if preset is not None and primary is not None:
-        raise UserError("primary is for one comparison, and a preset has several; leave --primary out")
+    if len(grids) > 1 and primary is not None:
+        raise UserError(f"primary is for one comparison, and {preset} has {len(grids)}; choose one column by --data")
+    if preset is not None and (note := without_published(preset)):
+        console.print(note, soft_wrap=True)
     question = ask(primary, margin, [entry.label for entry in grids[0].entries])
     own, parts = _part(part)
     shares: dict[Path, list[Cell]] = {}

@@ -7,8 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cmpe_se.commands.compare.grid import Cell, Grid
+from cmpe_se.layers.precision import emulation_warning
 from cmpe_se.runtimes.engines import make_step
 from cmpe_se.runtimes.timing import keep_heap, take_turns
+from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.network import create_network
 from cmpe_se.training.run_data import load_configured
 from cmpe_se.utils.devices import choose_device
@@ -17,6 +19,7 @@ from cmpe_se.utils.tables import number_table
 from cmpe_se.utils.text import counted, data_name
 
 _TURNS = 3
+_MOST_PIXELS = 2**17  # of a measured step on a CPU: 128 images of 32x32, 2 of 224x224
 
 
 class Shape(NamedTuple):
@@ -24,23 +27,40 @@ class Shape(NamedTuple):
 
     classes: tuple[str, ...]
     in_chans: int
+    train_image_size: tuple[int, int]
     image_size: tuple[int, int]
     train_size: int
     test_size: int
 
 
-_CIFAR = {
-    name: Shape(("",) * count, 3, (32, 32), 50_000, 10_000) for name, count in (("cifar10", 10), ("cifar100", 100))
+_KNOWN = {  # classes, training images, test images, side
+    "cifar10": (10, 50_000, 10_000, 32),
+    "cifar100": (100, 50_000, 10_000, 32),
+    "svhn": (10, 73_257, 26_032, 32),
+    "svhn_extra": (10, 604_388, 26_032, 32),
+    "imagenet": (1000, 1_281_167, 50_000, 224),
 }
 
 
 def shape_of(grid: Grid) -> Shape:
-    """Of the grid's data; CIFAR's need not be there."""
+    """Of the grid's data; those that are the same everywhere need not be there, ImageNet where no folder is named."""
     config = grid.config
-    if config.data in _CIFAR:
-        return _CIFAR[config.data]
+    if config.data in _KNOWN and (config.data != "imagenet" or config.data_dir is None):
+        classes, train_size, test_size, side = _KNOWN[config.data]
+        trained = config.image_size or side
+        tested = config.test_image_size or trained
+        return Shape(("",) * classes, 3, (trained, trained), (tested, tested), train_size, test_size)
     data = load_configured(config, image_size=config.image_size)
-    return Shape(data.classes, data.in_chans, data.image_size, data.train_size, data.test_size)
+    return Shape(data.classes, data.in_chans, data.train_image_size, data.image_size, data.train_size, data.test_size)
+
+
+def _images_at_a_time(config: TrainingConfig, shape: Shape, device: torch.device) -> int:
+    """Images of a measured step: a part of the batch as accumulation makes it, and on a CPU what its memory holds."""
+    part = -(-min(config.batch_size, shape.train_size) // config.accumulate)
+    if device.type != "cpu":
+        return part
+    height, width = shape.image_size
+    return max(2, min(part, _MOST_PIXELS // (height * width)))
 
 
 def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, Any]]:
@@ -48,7 +68,7 @@ def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, 
 
     Returns:
         A row for each network: ``model``, ``runs`` (unfinished), ``milliseconds`` of a training step (median of three),
-        ``hours`` for all its runs.
+        ``hours`` for all its runs. A step of more images than fit is measured with fewer and multiplied.
     """
     shape, config = shape_of(grid), grid.config
     device = choose_device(config.device)
@@ -56,9 +76,15 @@ def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, 
         keep_heap()
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     batch = min(config.batch_size, shape.train_size)
-    images = torch.randn(batch, shape.in_chans, *shape.image_size).to(device, memory_format=layout)
-    labels = torch.randint(len(shape.classes), (batch,)).to(device)
+    measured = _images_at_a_time(config, shape, device)
+    images = {
+        mode: torch.randn(measured, shape.in_chans, *size).to(device, memory_format=layout)
+        for mode, size in (("training", shape.train_image_size), ("forward", shape.image_size))
+    }
+    labels = torch.randint(len(shape.classes), (measured,)).to(device)
     dtype = "float32" if config.precision == "float32" else "bfloat16"
+    if warning := emulation_warning(config.precision, device.type):
+        console.print(warning, soft_wrap=True)
     engine = "compiled" if config.compile else "eager"
     rows = []
     for entry in with_progress(grid.entries, "measuring", console=console):
@@ -67,8 +93,11 @@ def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, 
         for mode in ("training", "forward"):
             network, _ = create_network(config.changed(**entry.settings, pretrained=None), shape)
             network = network.to(device).to(memory_format=layout)
-            steps[mode] = make_step(network, images, labels, engine if mode == "training" else "eager", mode, dtype)
-        median = {mode: sorted(times)[_TURNS // 2] for mode, times in take_turns(steps, range(_TURNS), device).items()}
+            steps[mode] = make_step(
+                network, images[mode], labels, engine if mode == "training" else "eager", mode, dtype
+            )
+        taken = take_turns(steps, range(_TURNS), device)
+        median = {mode: batch / measured * sorted(times)[_TURNS // 2] for mode, times in taken.items()}
         tests = -(-config.epochs // config.test_interval)
         training = config.epochs * max(1, shape.train_size // batch) * median["training"]
         seconds = training + tests * shape.test_size / batch * median["forward"]
