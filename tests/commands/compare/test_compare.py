@@ -4,6 +4,7 @@ import csv
 import functools
 import importlib.util
 import json
+import os
 import re
 import shutil
 import signal
@@ -126,6 +127,21 @@ def test_ctrl_c_saves_and_the_same_command_goes_on():
     assert "0 of 2 runs are finished, 2 to go" in again.err
     again.send(signal.SIGTERM)
     assert all("resuming after step" in path.read_text() for path in folder.glob("cells/*.log"))
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_takes_its_runs_along_and_they_go_on_from_there():
+    folder = empty_folder() / "comparison"
+    command = [*short("test_resnet,test_resnet:se", epochs=100), "--seeds=1", "--jobs=2", "--output", folder]
+    running = start(*command, before=warm_starts)
+    running.until(lambda: len(list(folder.glob("cells/*/metrics.jsonl"))) == 2)
+    os.kill(running.process.pid, signal.SIGKILL)
+    succeed(*command, before=warm_starts)  # at once, while they are saving
+    for log in folder.glob("cells/*.log"):
+        text = log.read_text()
+        assert "stopped and saved after step" in text or "epoch 100" in text, text
+        assert "another process" not in text, text
+    assert len(cells(folder)) == 2
 
 
 @pytest.mark.slow
