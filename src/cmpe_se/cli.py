@@ -117,8 +117,8 @@ def _takes_settings(function: Callable) -> bool:
 
 
 def _switches(function: Callable) -> set[str]:
-    """Names of the flags that need no value, which are those of parameters that are true or false."""
-    own = {one.name for one in _parameters(function) if one.annotation is bool}
+    """Names of the flags that need no value, which are those of parameters that are, or may be, true or false."""
+    own = {one.name for one in _parameters(function) if one.annotation in (bool, bool | str | None)}
     settings = fields(TrainingConfig) if _takes_settings(function) else ()
     return own | {field.name for field in settings if field.type in (bool, "bool")}
 

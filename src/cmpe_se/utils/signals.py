@@ -38,6 +38,18 @@ def handled(handler: Handler) -> Iterator[None]:
             signal.signal(number, was)
 
 
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Take away the handlers of stop signals that the block, code of others, has set."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS if main}
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
+
+
 class Repeats:
     """Tells a second wish to stop from the same one that came twice.
 
