@@ -194,7 +194,8 @@ def _connect(ray: Any, address: str | bool) -> None:
             ray.init(address="auto", **quiet)
         except ConnectionError:
             ray.init(address="local", **quiet, **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises this very class where its processes do not start in time
+        ray.shutdown()
         where = f"no Ray cluster at '{address}'" if isinstance(address, str) else "Ray does not start here"
         reason = in_one_line(error, most=200)
         raise UserError(f"{where}: {reason}; start one with `ray start --head`") from None
