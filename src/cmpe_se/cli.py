@@ -21,7 +21,7 @@ from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
 from cmpe_se.training.launching import is_main_process, lost, may_speak, processes_left_out
 from cmpe_se.utils.packages import import_asked_for
-from cmpe_se.utils.signals import handled, raised
+from cmpe_se.utils.signals import end_with_parent, handled, raised
 from cmpe_se.utils.terminal import print_plainly
 from cmpe_se_command import complain
 
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     command, *arguments = arguments
     print_plainly()
+    end_with_parent()
     if not is_main_process():  # of several processes one warns
         logging.getLogger("cmpe_se").setLevel(logging.ERROR)
     try:
@@ -116,8 +117,8 @@ def _takes_settings(function: Callable) -> bool:
 
 
 def _switches(function: Callable) -> set[str]:
-    """Names of the flags that need no value, which are those of parameters that are true or false."""
-    own = {one.name for one in _parameters(function) if one.annotation is bool}
+    """Names of the flags that need no value, which are those of parameters that are, or may be, true or false."""
+    own = {one.name for one in _parameters(function) if one.annotation in (bool, bool | str | None)}
     settings = fields(TrainingConfig) if _takes_settings(function) else ()
     return own | {field.name for field in settings if field.type in (bool, "bool")}
 

@@ -19,6 +19,12 @@ def with_whole_paths(config: TrainingConfig) -> TrainingConfig:
     return config.changed(**{key: str(whole_path(path).absolute()) for key, path in paths.items() if path})
 
 
+def paths_of(config: TrainingConfig) -> list[str]:
+    """What a run reads from the disk, of a configuration :func:`with_whole_paths`; another machine needs it too."""
+    named = [config.data_dir, config.pretrained, config.data.partition("/")[2]]  # the last of wds/ and hfds/
+    return [path for path in named if path and path.startswith("/") and whole_path(path).exists()]
+
+
 def refuse_idle_folder(data: str, data_dir: str | None) -> None:
     """Raise UserError for a folder of images that a data set without any would not look at."""
     if data == "digits" and data_dir is not None:

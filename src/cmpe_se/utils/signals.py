@@ -1,5 +1,6 @@
 """Signals that ask a process to stop: Ctrl-C, SIGTERM, and SIGHUP of a terminal that was closed."""
 
+import os
 import signal
 import threading
 import time
@@ -9,6 +10,9 @@ from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+PARENT = "CMPE_SE_PARENT"
+"""Environment variable with the id of the process that starts a command, and without which it is not to go on."""
+_LOOK = 1.0  # seconds between two looks at whether it is there
 _REPEATED = 1.0  # seconds: a launcher hands on a signal that the whole process group had already
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -27,6 +31,18 @@ def handled(handler: Handler) -> Iterator[None]:
             del before[signal.SIGHUP]
     for number in before:
         signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
+
+
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Take away the handlers of stop signals that the block, code of others, has set."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS if main}
     try:
         yield
     finally:
@@ -94,3 +110,22 @@ def ignore_in_worker(_: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def end_with_parent() -> None:
+    """Where ``CMPE_SE_PARENT`` asks for it, send this process SIGTERM once its parent has ended.
+
+    A parent that is killed cannot tell its children to save and stop. They would go on unseen, beside whatever takes
+    their work up.
+    """
+    parent = os.environ.pop(PARENT, "")  # what this process starts has another parent
+    if not parent.isdigit():
+        return
+
+    def watch() -> None:
+        time.sleep(_LOOK)
+        while os.getppid() == int(parent):
+            time.sleep(_LOOK)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()

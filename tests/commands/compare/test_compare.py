@@ -1,16 +1,24 @@
-"""The command in real processes: from a question to a table, killed and resumed, in parts, and on a Ray cluster."""
+"""The command in real processes: from a question to a table, killed and resumed, and in parts."""
 
 import csv
 import functools
-import importlib.util
+import io
 import json
+import os
 import re
 import shutil
 import signal
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from cmpe_se.commands.compare import running
+from cmpe_se.commands.compare.estimate import hours_on_machines, line_about_machines
+from cmpe_se.commands.compare.grid import Grid, parse_entries
+from cmpe_se.training.config import TrainingConfig
 from tests.training.conftest import write_digits
 from tests.training.processes import complaint_of, empty_folder, run, shown_on_terminal, start, succeed
 from tests.training.warm import warm_starts
@@ -129,6 +137,21 @@ def test_ctrl_c_saves_and_the_same_command_goes_on():
 
 
 @pytest.mark.slow
+def test_a_killed_comparison_takes_its_runs_along_and_they_go_on_from_there():
+    folder = empty_folder() / "comparison"
+    command = [*short("test_resnet,test_resnet:se", epochs=100), "--seeds=1", "--jobs=2", "--output", folder]
+    running = start(*command, before=warm_starts)
+    running.until(lambda: len(list(folder.glob("cells/*/metrics.jsonl"))) == 2)
+    os.kill(running.process.pid, signal.SIGKILL)
+    succeed(*command, before=warm_starts)  # at once, while they are saving
+    for log in folder.glob("cells/*.log"):
+        text = log.read_text()
+        assert "stopped and saved after step" in text or "epoch 100" in text, text
+        assert "another process" not in text, text
+    assert len(cells(folder)) == 2
+
+
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_the_others_are_finished():
     folder = empty_folder() / "comparison"
     (folder / "cells").mkdir(parents=True)
@@ -158,7 +181,44 @@ def test_a_dry_run_says_what_it_would_cost():
     done = succeed(*short(TWO), "--seeds=2", "--dry-run", "--output", folder)
     assert "total" in done.out
     assert "on 1 CPU thread" in " ".join(done.out.split())
+    assert re.search(r"4 runs, \d+\.\d\d machine-hours: .* on one such machine, a run at a time; .* h on 2, ", done.out)
     assert not folder.exists()
+
+
+def test_hours_on_several_machines():
+    rows = [{"runs": 2, "hours": 6.0}, {"runs": 0, "hours": 0.0}, {"runs": 3, "hours": 3.0}]  # two of 3 h, three of 1 h
+    assert [hours_on_machines(rows, machines) for machines in (1, 2, 3, 5)] == [9, 5, 3, 3]
+    assert line_about_machines(rows) == (
+        "5 runs, 9.00 machine-hours: 9.00 h on one such machine, a run at a time; 5.00 h on 2, 3.00 h on 4, 3.00 h on 5"
+    )
+    assert line_about_machines([{"runs": 1, "hours": 6.0}]) is None
+
+
+def test_the_log_says_how_far_runs_are(finished, monkeypatch):
+    folder = shutil.copytree(finished[0], empty_folder() / "copy")
+    monkeypatch.setattr(running, "_SAID", 0)
+    monkeypatch.setattr(running, "_LOOK", 0)
+    cell = folder / "cells" / "preact_resnet20-seed0"
+    kept = (cell / "result.json").rename(folder / "kept.json")
+
+    class Place:
+        """Finishes its run at the second look."""
+
+        def describe(self):
+            return "here"
+
+        def submit(self, job):
+            future = Future()
+            threading.Timer(0.3, lambda: (kept.rename(cell / "result.json"), future.set_result(None))).start()
+            return future
+
+    config = TrainingConfig.from_recipe(folder / "recipe.yaml")
+    grid = Grid(folder, parse_entries(MODELS.split(","), []), range(2), config, {})
+    console = Console(file=io.StringIO(), width=200)
+    assert running.run_cells(grid, grid.cells, Place(), console) == {}
+    said = console.file.getvalue()
+    assert "preact_resnet20 seed 0: 1/1\n" in said
+    assert said.count("seed") == said.count("preact_resnet20 seed 0")
 
 
 def test_a_plan_is_a_number_of_seeds():
@@ -184,20 +244,3 @@ def test_a_presets_missing_data_is_found_before_anything_is_made(tmp_path):
     )
     assert str(nowhere) in complaint
     assert not folder.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'cmpe-se[ray]')")
-def test_a_ray_cluster_does_the_runs(monkeypatch):
-    folder = empty_folder() / "comparison"
-    done = succeed(*short(TWO), "--seeds=1", "--ray=local", "--output", folder, env={"RAY_USAGE_STATS_ENABLED": "0"})
-    assert "a Ray cluster with" in done.err
-    assert len(cells(folder)) == 2
-    assert len(table(folder / "compare.csv")) == 2
-
-
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'cmpe-se[ray]')")
-def test_no_cluster_is_a_sentence():
-    folder = empty_folder() / "comparison"
-    complaint = complaint_of(*short(MODELS), "--seeds=1", "--ray=127.0.0.1:1", "--output", folder)
-    assert "no Ray cluster at '127.0.0.1:1'" in complaint

@@ -5,15 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from cmpe_se.utils.signals import PARENT
+
 _LOOK = 0.2  # seconds between two looks at a process
 # glibc otherwise gives large blocks back to the system at once, which costs a network on a CPU up to a third.
 _KEPT_HEAP = {"MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_MMAP_THRESHOLD_": "2147483647"}
+_ORPHAN = 120.0  # seconds that a process whose starter was killed may take to save a checkpoint
 # A launcher's settings are for this process, not for the single ones that it starts.
 _FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION")
 
@@ -46,13 +50,17 @@ def _as_flag(value: str | float | bool | None) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def run_job(job: Job, environment: dict[str, str], wants_stop: Callable[[], bool]) -> str | None:
+def run_job(
+    job: Job, environment: dict[str, str], wants_stop: Callable[[], bool], *, patience: float = 0
+) -> str | None:
     """Train one cell to its end.
 
     Args:
         job: which.
         environment: more variables for the process, such as the device it may see.
         wants_stop: polled; once it is true, the process gets SIGTERM, saves and ends.
+        patience: seconds to wait for another command that trains the same cell, or for the lock of a machine that is
+            gone.
 
     Returns:
         None if it has finished, otherwise why it has not, in one line.
@@ -62,12 +70,26 @@ def run_job(job: Job, environment: dict[str, str], wants_stop: Callable[[], bool
         return f"{job.recipe} is not there; all machines need to see the comparison's folder"
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(f"{folder}.lock", timeout=0):
+        with FileLock(f"{folder}.lock", timeout=patience):
+            _let_orphan_end(folder, wants_stop)
             if (folder / "result.json").is_file():
                 return None
-            return _watch(job, environment, wants_stop)
+            return STOPPED if wants_stop() else _watch(job, environment, wants_stop)
     except Timeout:
         return ELSEWHERE
+
+
+def _let_orphan_end(folder: Path, wants_stop: Callable[[], bool]) -> None:
+    """Wait while a training whose starter was killed saves its checkpoint: it holds the run's own lock until then."""
+    end = time.monotonic() + _ORPHAN
+    while (folder / ".lock").exists() and time.monotonic() < end and not wants_stop():
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                return
+        except Timeout:
+            time.sleep(_LOOK)
+        except (OSError, NotImplementedError):  # no locks here, of which the training itself warns
+            return
 
 
 def _watch(job: Job, environment: dict[str, str], wants_stop: Callable[[], bool]) -> str | None:
@@ -76,7 +98,11 @@ def _watch(job: Job, environment: dict[str, str], wants_stop: Callable[[], bool]
     with open(log, "a") as output:
         # In a session of its own: Ctrl-C reaches only this process, which sends one SIGTERM.
         process = subprocess.Popen(
-            job.command, stdout=output, stderr=output, start_new_session=True, env=_KEPT_HEAP | inherited | environment
+            job.command,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=_KEPT_HEAP | inherited | environment | {PARENT: str(os.getpid())},
         )
         stopped = False
         try:

@@ -7,20 +7,21 @@ from rich.console import Console
 
 from cmpe_se.commands.compare.corruptions import CorruptionOutcomes, measure_corruptions
 from cmpe_se.commands.compare.differences import USUAL, Question, ask
-from cmpe_se.commands.compare.estimate import estimate, table_of_costs
+from cmpe_se.commands.compare.estimate import estimate, line_about_machines, table_of_costs
 from cmpe_se.commands.compare.grid import VARIED, Cell, Grid, parse_entries
 from cmpe_se.commands.compare.latency import measure_latencies
 from cmpe_se.commands.compare.networks import check_networks
 from cmpe_se.commands.compare.outcomes import Latency, collect
-from cmpe_se.commands.compare.places import Machine, Place, RayCluster
+from cmpe_se.commands.compare.places import Machine, Place
 from cmpe_se.commands.compare.power import POWER, seeds_needed
 from cmpe_se.commands.compare.presets import preset_grids, without_published
+from cmpe_se.commands.compare.ray_cluster import OnRay, RayCluster
 from cmpe_se.commands.compare.report import write_report
 from cmpe_se.commands.compare.running import finish_or_complain, run_cells
 from cmpe_se.data import ImageData
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, recipe_names
-from cmpe_se.training.data_settings import refuse_idle_folder, with_whole_paths, without_foreign_augmentation
+from cmpe_se.training.data_settings import paths_of, refuse_idle_folder, with_whole_paths, without_foreign_augmentation
 from cmpe_se.training.gate_settings import without_recipe_gates
 from cmpe_se.training.run_data import load_configured
 from cmpe_se.utils.files import os_errors_as, write_text
@@ -39,7 +40,9 @@ def compare(
     output: str | Path | None = None,
     jobs: int | None = None,
     part: str = "1/1",
-    ray: str | None = None,
+    ray: bool | str | None = None,
+    ray_cpus: int | None = None,
+    ray_gpus: float | None = None,
     primary: str | None = None,
     margin: float = USUAL.margin,
     corruptions: bool = False,
@@ -75,7 +78,11 @@ def compare(
         jobs: number of runs at a time; one on each GPU, or one on each core, if left out.
         part: part of the runs to train, I/N for every N-th run from the I-th on (for SLURM arrays). A last call without
             it writes the report.
-        ray: address of a Ray cluster to train on, such as auto.
+        ray: train on a Ray cluster: of this machine, started here if there is none, or of an address that follows. All
+            its machines need to see the output folder.
+        ray_cpus: CPU cores of a run on the cluster, and its threads; 1 if left out.
+        ray_gpus: GPUs of a run on the cluster, such as 0.5 for two runs on each; 1 if the cluster has any, else 0, if
+            left out.
         primary: planned comparison, A:B (or A,B) for network A against network B. It is reported first and without
             adjustment; all others become secondary.
         margin: largest difference, in percentage points, that the equivalence test counts as none.
@@ -101,6 +108,7 @@ def compare(
     planned = {name: value for name, value in (("effect", effect), ("sd", sd), ("power", power)) if value is not None}
     if plan:
         others = {"models": models, "views": views, "preset": preset, "jobs": jobs, "ray": ray, "primary": primary}
+        others |= {"ray_cpus": ray_cpus, "ray_gpus": ray_gpus is not None}
         others |= {"corruptions": corruptions, "dry_run": dry_run, "seeds": seeds != 3, "first_seed": first_seed}
         others |= {"part": part != "1/1", "margin": margin != USUAL.margin, "recipe": recipe != DEFAULT_RECIPE}
         others |= settings
@@ -119,6 +127,7 @@ def compare(
         raise UserError(f"first_seed is {first_seed}, should be at least 0")
     if preset is not None and (models or views):
         raise UserError("a preset has its own networks; leave --models and --views out")
+    on_ray = OnRay.of(ray, ray_cpus, ray_gpus)
     numbers = range(first_seed, first_seed + seeds)
     if preset is not None:
         grids = preset_grids(preset, Path(output or f"runs/compare-{preset}"), numbers, settings)
@@ -143,7 +152,7 @@ def compare(
             _load(config)
     for grid in grids:
         _prepare(grid)
-    place = _place(grids, shares, jobs, ray)
+    place = _place(grids, shares, jobs, on_ray, console)
     rows = []
     try:
         for grid in grids:
@@ -214,6 +223,8 @@ def _estimate_all(grids: list[Grid], shares: dict[Path, list[Cell]], console: Co
         rows += costs
     if len(grids) > 1:
         Terminal().print(f"total: {sum(row['hours'] for row in rows):,.1f} hours", highlight=False)
+    if line := line_about_machines(rows):
+        Terminal().print(line, highlight=False, soft_wrap=True)
     return rows
 
 
@@ -223,11 +234,15 @@ def _prepare(grid: Grid) -> None:
     write_text(grid.recipe, grid.config.to_yaml())
 
 
-def _place(grids: list[Grid], shares: dict[Path, list[Cell]], jobs: int | None, ray: str | None) -> Place:
+def _place(
+    grids: list[Grid], shares: dict[Path, list[Cell]], jobs: int | None, on_ray: OnRay | None, console: Console
+) -> Place:
     cpu = grids[0].config.device == "cpu"
-    if ray is not None:
-        return RayCluster(ray, jobs, cpu=cpu)
-    return Machine(jobs, max(len(cells) for cells in shares.values()), cpu=cpu)
+    runs = max(len(cells) for cells in shares.values())
+    if on_ray is None:
+        return Machine(jobs, runs, cpu=cpu)
+    read = {path for grid in grids for path in paths_of(grid.config)}
+    return RayCluster(on_ray, jobs, runs, cpu=cpu, folder=grids[0].folder, read=sorted(read), console=console)
 
 
 def _report(grid: Grid, question: Question, console: Console, *, corruptions: bool) -> list[dict[str, Any]]:

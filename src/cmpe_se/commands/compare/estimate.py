@@ -1,5 +1,7 @@
 """Cost of a comparison, estimated from a few steps of each network."""
 
+import heapq
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -130,3 +132,28 @@ def table_of_costs(grid: Grid, rows: list[dict[str, Any]]) -> Table:
     table.add_section()
     table.add_row("total", str(sum(row["runs"] for row in rows)), "", f"{sum(row['hours'] for row in rows):.2f}")
     return table
+
+
+def hours_on_machines(rows: Sequence[Mapping[str, Any]], machines: int) -> float:
+    """Hours until all runs of the rows are done on so many machines like this one, a run at a time on each.
+
+    The runs begin with the longest ones, each on the machine that is free first. A comparison begins with the first
+    seed, and may take up to a run longer.
+    """
+    free_at = [0.0] * machines
+    runs = [row["hours"] / row["runs"] for row in rows for _ in range(row["runs"])]
+    for hours in sorted(runs, reverse=True):
+        heapq.heapreplace(free_at, free_at[0] + hours)
+    return max(free_at)
+
+
+def line_about_machines(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The hours on more machines, up to one for each run; None where there is one run, or none."""
+    runs = sum(row["runs"] for row in rows)
+    if runs < 2:
+        return None
+    numbers = sorted({2**power for power in range(1, 11) if 2**power < runs} | {runs})
+    times = ", ".join(f"{hours_on_machines(rows, number):.2f} h on {number:,}" for number in numbers)
+    total = sum(row["hours"] for row in rows)
+    alone = f"{total:,.2f} h on one such machine, a run at a time"
+    return f"{counted(runs, 'run')}, {total:,.2f} machine-hours: {alone}; {times}"

@@ -1,7 +1,7 @@
 """The runs of a comparison, with a table of their progress."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from statistics import fmean
 
@@ -17,6 +17,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.interruption import Interrupted, Interruption
 
 _LOOK = 0.5  # seconds between two looks at the runs
+_SAID = 60.0  # seconds between two lines about them, where there is no terminal to redraw
 
 
 class ComparisonInterrupted(Interrupted):
@@ -43,7 +44,7 @@ def run_cells(grid: Grid, cells: Sequence[Cell], place: Place, console: Console)
     board = _Board(grid, failures)
     with Interruption() as interruption, Live(console=console, transient=True, auto_refresh=False) as live:
         futures = {place.submit(_job(grid, cell)): cell for cell in waiting}
-        stopping = False
+        stopping, said = False, time.monotonic()
         while futures:
             if interruption.requested and not stopping:
                 stopping = True
@@ -58,6 +59,9 @@ def run_cells(grid: Grid, cells: Sequence[Cell], place: Place, console: Console)
                     console.print(board.line(cell), highlight=False, soft_wrap=True)
             if console.is_terminal:
                 live.update(board.table(), refresh=True)
+            elif time.monotonic() - said > _SAID and (line := board.begun(futures.values())):
+                said = time.monotonic()
+                console.print(line, highlight=False, soft_wrap=True)
             time.sleep(_LOOK if futures else 0)
     if interruption.requested:
         raise ComparisonInterrupted(sum(cell.run.result.exists() for cell in cells), len(cells))
@@ -100,6 +104,11 @@ class _Board:
     def line(self, cell: Cell) -> str:
         """A run that has ended, where there is no terminal to redraw."""
         return f"{cell.entry.label} seed {cell.seed}: {self.failures.get(cell) or self.state(cell) + ' %'}"
+
+    def begun(self, cells: Iterable[Cell]) -> str:
+        """The epochs of those of ``cells`` that have begun, in one line; empty if none has."""
+        states = ((cell, self.state(cell)) for cell in cells)
+        return ", ".join(f"{cell.entry.label} seed {cell.seed}: {state}" for cell, state in states if "/" in state)
 
     def state(self, cell: Cell) -> str:
         """Accuracy of a finished run, epochs of one under way."""
