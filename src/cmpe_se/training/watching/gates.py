@@ -22,7 +22,7 @@ from cmpe_se.utils.files import write_text
 from cmpe_se.utils.records import check_shape, parse_json
 
 _STEPS_BETWEEN_LOOKS = 10  # at the gradients
-_FEWEST, _MOST, _PART = 16, 256, 60  # images that are looked at: a part of those of the epoch, within bounds
+_FEWEST, _MOST, _PART = 16, 256, 90  # images that are looked at: a part of those of the epoch, within bounds
 NO_NUMBERS, ASLEEP, NO_GRADIENT = "not finite", "asleep", "no gradient"
 
 
