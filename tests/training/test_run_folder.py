@@ -75,6 +75,8 @@ LEFT = {
     "curves.png": lambda run: run.curves.write_bytes(b""),
     "corruptions.json": lambda run: run.corruptions.write_text("{}"),
     "tensorboard": lambda run: run.logs.mkdir(),
+    "gates.jsonl": lambda run: run.gates.write_text(""),
+    "trackers.json": lambda run: run.trackers.write_text("{}"),
 }
 
 

@@ -6,7 +6,6 @@ it gets residual and identity whole. Our own blocks hand it squeezes alone; ther
 added to its shortcut.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from cmpe_se.conversion.convolutions import axes_of
 from cmpe_se.errors import UserError
+from cmpe_se.inspecting.listening import in_eval_mode, listen_to_factors, mean_factor
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.layers.gated_addition import squeeze
 from cmpe_se.layers.merged_gate import MergedGate
@@ -105,12 +105,9 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
     if not isinstance(images, Tensor) or images.ndim < 2 or not images.is_floating_point() or not len(images):
         raise _not_images(model, images)
     like = next(model.parameters())
-    modes = {module: module.training for module in model.modules()}
     seen: list[dict[str, Any]] = []
     handles = []
     try:
-        for module in modes:
-            module.training = False
         for name, gate in gates.items():
             ours = gate.takes_squeezes and isinstance(model.get_submodule(name), PreActBlock)
             handles += _listen(name, gate, seen, called=not ours)
@@ -121,7 +118,8 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
                 if kind.mixed or "residual" not in kind.reads:  # r by itself is nowhere but where the residual is made
                     handles.append(block.last_conv.register_forward_hook(partial(_keep_squeeze, made)))
                 handles.append(block.register_forward_hook(partial(_after_block, seen, gates[name], made)))
-        output = model(images.to(like))
+        with in_eval_mode(model):
+            output = model(images.to(like))
     except Exception as error:
         if images.ndim == _usual_axes(model) + 2 or isinstance(error, torch.OutOfMemoryError):
             raise
@@ -129,8 +127,6 @@ def look(model: nn.Module, images: Tensor) -> tuple[Any, list[BlockView]]:
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return output, [_view(record) for record in seen]
 
 
@@ -198,31 +194,20 @@ def _listen(name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, An
 def _listen_to_maps(
     name: str, gate: CompetitiveSE | MergedGate, seen: list[dict[str, Any]], parts: dict[str, Tensor]
 ) -> list[Any]:
-    """Hooks on a gate that takes whole maps: every module called ``gate`` inside it puts out factors on them."""
+    """Hooks on a gate that takes whole maps."""
     layers = find_view(gate.view).layers
-    factors: list[Tensor] = []  # (N, C, 1, ...), (N, 1, ...) or (N, C, ...)
-
-    def keep_factor(_: nn.Module, __: object, output: Tensor) -> None:
-        of_channels = output.ndim == 3 and getattr(layers, "takes", None) != "all"  # ECA's are (N, 1, C)
-        factors.append(output.detach().transpose(1, 2) if of_channels else output.detach())
+    factors: list[Tensor] = []
 
     def added(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         kept = inputs[1]
         if layers.scales_identity:
             kept = (gate.gain * (1 - factors[0]).flatten(2) * kept.flatten(2)).unflatten(2, kept.shape[2:])
-        total = math.prod(factor.flatten(2).mean(2) for factor in factors)
-        record: dict[str, Any] = {"name": name, "module": gate, "gate": gate.gain * total, **parts}
+        record: dict[str, Any] = {"name": name, "module": gate, "gate": gate.gain * mean_factor(factors), **parts}
         seen.append(record | {"identity": _energy(kept), "residual": _energy(output - kept)})
         parts.clear()
         factors.clear()
 
-    inner = [module for path, module in gate.named_modules() if path.split(".")[-1] == "gate"]
-    if not inner:
-        raise UserError(
-            f"{name}: the module of view '{gate.view}' has no part called 'gate' that puts out its factors, so they "
-            "cannot be seen"
-        )
-    return [module.register_forward_hook(keep_factor) for module in inner] + [gate.register_forward_hook(added)]
+    return [*listen_to_factors(name, gate, factors), gate.register_forward_hook(added)]
 
 
 def _keep_squeeze(made: dict[str, Tensor], _: nn.Module, __: object, output: Tensor) -> None:

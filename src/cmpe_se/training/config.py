@@ -114,7 +114,10 @@ class TrainingConfig:
         device: cpu, or auto for the accelerator if there is one.
         checkpoint_steps: number of steps between two checkpoints; each epoch ends with one in any case.
         test_interval: number of epochs between two tests; the last epoch is tested in any case.
-        tensorboard: write TensorBoard logs into the run folder.
+        tensorboard: write TensorBoard logs into the run folder; the same as tensorboard in log_to.
+        log_to: names of trackers, with commas between them, that get the metrics of each epoch (tensorboard, wandb,
+            mlflow, trackio; also aim, clearml, comet_ml, dvclive or swanlab); null for none.
+        profile: write a trace of ten training steps into the run folder, and print the ten costliest operations.
     """
 
     model: str = "cmpe_se_preact_resnet20"
@@ -186,6 +189,8 @@ class TrainingConfig:
     checkpoint_steps: int = 500
     test_interval: int = 1
     tensorboard: bool = False
+    log_to: str | None = None
+    profile: bool = False
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

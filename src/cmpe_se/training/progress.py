@@ -1,4 +1,4 @@
-"""Progress of a training run on the terminal and in TensorBoard."""
+"""Progress of a training run on the terminal."""
 
 from pathlib import Path
 
@@ -6,7 +6,6 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cmpe_se.data import ImageData
-from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.summary import EpochRecord
 from cmpe_se.utils.terminal import Terminal
@@ -121,32 +120,3 @@ class TrainingProgress:
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         self.console.print(message, soft_wrap=True)
-
-
-class TensorBoardLogs:
-    """Event files for TensorBoard: the metrics of each epoch over the steps.
-
-    Args:
-        folder: where to write them.
-    """
-
-    def __init__(self, folder: Path):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "TensorBoard is not installed; pip install 'cmpe-se[tensorboard]', or leave it off"
-            ) from None
-        self.writer = SummaryWriter(folder)
-
-    def __enter__(self) -> "TensorBoardLogs":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.writer.close()
-
-    def write(self, record: EpochRecord) -> None:
-        """Add a finished epoch."""
-        for name, value in sorted(record.items()):
-            if name not in ("epoch", "step") and value is not None:
-                self.writer.add_scalar(name, value, record["step"])

@@ -25,6 +25,7 @@ from cmpe_se.training.run_images import read_listing, warn_of_copies, write_list
 from cmpe_se.training.seeding import seed_everything
 from cmpe_se.training.summary import RunResult
 from cmpe_se.training.trainer import Trainer
+from cmpe_se.training.watching import check_trackers
 from cmpe_se.utils.devices import choose_device
 
 _log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def train(
             )
         refuse_idle_folder(config.data, config.data_dir)
 
+    check_trackers(config)
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
     # Without an accelerator it joins processes only if told that the CPU is meant.

@@ -1,7 +1,8 @@
 """The run folder: all that a training run leaves, readable by people and programs.
 
 ``config.yaml`` repeats the run, ``metrics.jsonl`` has a record per epoch, ``result.json`` the final metrics,
-``curves.png`` shows them, ``model/`` loads with ``timm.create_model("local-dir:...")``, ``state/`` is for resuming.
+``curves.png`` shows them, ``progress.html`` while the run goes on, ``gates.jsonl`` has statistics of the gates per
+epoch, ``model/`` loads with ``timm.create_model("local-dir:...")``, ``state/`` is for resuming.
 """
 
 import errno
@@ -69,6 +70,8 @@ class RunFolder:
         self.result, self.curves = self.path / "result.json", self.path / "curves.png"
         self.model, self.logs = self.path / "model", self.path / "tensorboard"
         self.corruptions = self.path / "corruptions.json"
+        self.gates, self.progress = self.path / "gates.jsonl", self.path / "progress.html"
+        self.trackers, self.trace = self.path / "trackers.json", self.path / "trace.json.gz"
         self.lock = self.path / ".lock"
         self.checkpoints = Checkpoints(self.path / "state", CheckpointTree)
 
@@ -81,7 +84,7 @@ class RunFolder:
             raise UserError(f"{path} holds a run already; resume it with --resume {path}, or name another --output")
         if run.checkpoints.exist():  # training would resume from them, with other settings than theirs
             raise UserError(f"{path} holds {_ORPHANED} name another --output")
-        traces = (run.metrics, run.result, run.model, run.curves, run.corruptions, run.logs)
+        traces = (run.metrics, run.result, run.model, run.curves, run.corruptions, run.logs, run.gates, run.trackers)
         if left := [trace.name for trace in traces if trace.exists()]:  # they would be taken for the new run's
             raise UserError(
                 f"{path} holds what is left of another run ({', '.join(left)}); delete that, or name another --output"

@@ -25,7 +25,7 @@ from cmpe_se.training.loss import balanced_class_weights, create_loss
 from cmpe_se.training.model_choice import BestEpoch
 from cmpe_se.training.network import count_gates
 from cmpe_se.training.optimisation import create_mixup, create_optimizer, ema_decay, learning_rate
-from cmpe_se.training.progress import TensorBoardLogs, TrainingProgress, only_warmup, opening
+from cmpe_se.training.progress import TrainingProgress, only_warmup, opening
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.restoring import check_place, restore
 from cmpe_se.training.run_folder import RunFolder
@@ -43,6 +43,7 @@ from cmpe_se.training.summary import (
     validation_record,
 )
 from cmpe_se.training.tester import Tester, shard_of
+from cmpe_se.training.watching import Watch
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.plots import plot_curves
 from cmpe_se.utils.tensor_files import not_finite
@@ -107,10 +108,13 @@ class Trainer:
         main = self.accelerator.is_main_process
         self._restore()
         total = self.config.epochs * self.steps_per_epoch
-        logs = TensorBoardLogs(self.run.logs) if self.config.tensorboard and main else None
-        if main:
-            self.run.write_config(self.config)  # now that the settings are known to work
-        with TrainingProgress(self.config.epochs, total, enabled=main) as self.progress, logs or nullcontext():
+        watched = (self.config, self.data, self.network, self.run, self.accelerator)
+        with (
+            TrainingProgress(self.config.epochs, total, enabled=main) as self.progress,
+            Watch(*watched, self.progress.say, history=self.history, step=self.step, steps=total) as self.watch,
+        ):
+            if main:
+                self.run.write_config(self.config)  # now that the settings are known to work
             self.progress.say(
                 opening(
                     self.config,
@@ -137,12 +141,12 @@ class Trainer:
                 if self._is_tested():
                     record = {**record, **(self._validate() if self.best else self._test())}
                 self.history.append(record)
+                self.watch.measure_gates()
                 self._save_checkpoint()
                 if main:
                     self.run.write_metrics(self.history)
-                if logs:
-                    logs.write(record)
                 self.progress.end_epoch(record)
+                self.watch.end_epoch()
             return self._finish()
 
     def _train_epoch(self) -> EpochRecord:
@@ -161,7 +165,9 @@ class Trainer:
         )
         try:
             for images, labels in batches:
+                self.watch.before_step(images, last=self.batch + 1 == self.steps_per_epoch)
                 self._train_step(images, labels)
+                self.watch.after_step()
                 self.batch += 1
                 self.epoch_seconds = self._seconds_before + time.perf_counter() - started
                 looked = self.step % _STEPS_BETWEEN_LOOKS == 0
@@ -207,6 +213,7 @@ class Trainer:
                 self.accelerator.backward(loss * (len(part) / len(images)))
             sums += part_sums(logits.detach(), part_targets, loss.detach())
         self.sums.add(self.step + 1, self._rate, sums)
+        self.watch.after_backward(self.step + 1)
         if self.config.clip_grad:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
         self.prepared_optimizer.step()
@@ -234,6 +241,7 @@ class Trainer:
         self.progress.update(
             self.epoch + 1, self.step, metrics["train_loss"], metrics["train_top1"], metrics["images_per_second"]
         )
+        self.watch.looked(self.step, metrics)
 
     def _metrics(self) -> TrainingMetrics:
         return self.sums.metrics(self.epoch_seconds, accuracy=not self.mixup)
@@ -352,5 +360,6 @@ class Trainer:
             title = f"{self.config.model} on {name}: top-1 {record['test_top1']:.2f} %"
             plot_curves(self.history, title, self.run.curves)
             self.run.write_result(result)
+            self.watch.finish(record)
         self.accelerator.wait_for_everyone()
         return result
