@@ -127,7 +127,7 @@ def test_a_class_without_images():
 def answers(predicted, labels, confidence):
     logits = torch.zeros(len(labels), 4)
     logits[range(len(labels)), predicted] = torch.tensor(confidence)
-    return Gathered(logits, torch.tensor(labels), [])
+    return Gathered.of_logits(logits, torch.tensor(labels))
 
 
 def test_chosen_images_are_sure_and_of_different_classes():
