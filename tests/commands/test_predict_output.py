@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from cmpe_se.data import Preprocessing
 from cmpe_se.errors import UserError
 from cmpe_se.training.interruption import Interrupted
 from cmpe_se.training.run_folder import RunFolder
-from tests.training.processes import start, succeed
 from tests.training.written import write_run
 
 COUNT = 61
@@ -135,30 +133,6 @@ def test_ctrl_c_leaves_whole_lines_and_says_how_to_go_on(run, images, records, t
     assert lines(output) == records[:24]
     write(run, images, output)
     assert lines(output) == records
-
-
-@pytest.mark.slow
-def test_a_process_that_is_stopped_and_one_that_is_killed(run, tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    photo = Image.fromarray(load_sample_image("china.jpg"))
-    for number in range(400):
-        photo.save(folder / f"{number:03d}.jpg")
-    output, command = (
-        tmp_path / "out.jsonl",
-        ("predict", run, folder, "--batch-size", 8, "--output", tmp_path / "out.jsonl"),
-    )
-    for number in (signal.SIGINT, signal.SIGKILL):
-        before = output.read_bytes().count(b"\n") if output.exists() else 0
-        running = start(*command).until(lambda: output.exists() and output.read_bytes().count(b"\n") > before + 8)  # noqa: B023
-        running.send(number)
-        done = running.wait()
-        if number == signal.SIGINT:
-            assert done.status == 130
-            assert "of 400 images are in" in done.err
-    assert len(lines(output)) < 400
-    succeed(*command)
-    assert [Path(record["image"]).name for record in lines(output)] == [f"{number:03d}.jpg" for number in range(400)]
 
 
 def refusal(run, images, output, **settings) -> str:
