@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cmpe_se.commands.compare.compare import compare as compare
     from cmpe_se.commands.evaluate import evaluate as evaluate
     from cmpe_se.commands.export.export import export as export
-    from cmpe_se.commands.predict import predict as predict
+    from cmpe_se.commands.predict.predict import predict as predict
     from cmpe_se.commands.train import train as train
 
 moved.install()

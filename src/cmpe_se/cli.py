@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         if command == "train" and (warning := processes_left_out()):
             complain(warning, 0)
         with raised():
-            result = function(**_values(function, parsed, arguments))
+            result = _as_command(command, function)(**_values(function, parsed, arguments))
             _flush()
         if message := _complaint_about(command, result):
             return _say(f"error: {message}", _FAILED)
@@ -99,6 +99,11 @@ def _flush() -> None:
 def _function(command: str) -> Callable:
     """Only the command that is asked for is imported: all of them together take as long as PyTorch."""
     return getattr(import_module(f"cmpe_se.commands.{command}"), command)
+
+
+def _as_command(command: str, function: Callable) -> Callable:
+    """What a command line runs: its module may have a function that keeps nothing of what it prints."""
+    return getattr(import_module(f"cmpe_se.commands.{command}"), "as_command", function)
 
 
 def _complaint_about(command: str, result: Any) -> str | None:

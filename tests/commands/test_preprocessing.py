@@ -107,7 +107,7 @@ def test_evaluate_is_predict(run):
 def test_every_command_makes_the_same_tensors(run):
     images, _ = of_evaluate(run)
     own, data = run.preprocessing(), load_run_data(run)
-    tested = Gathered(torch.zeros(data.test_size, 2), torch.zeros(data.test_size, dtype=torch.int64), [])
+    tested = Gathered.of_logits(torch.zeros(data.test_size, 2), torch.zeros(data.test_size, dtype=torch.int64))
     network = Network(run)
     in_report = _test_photos(data, tested, range(data.test_size))
     for index, path in enumerate(files()):

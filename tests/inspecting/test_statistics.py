@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from cmpe_se import PreActResNet
 from cmpe_se.errors import UserError
 from cmpe_se.exhibits.choosing import choose_blocks, choose_images, confused_pairs, named_blocks
 from cmpe_se.exhibits.depth import class_differences, standstill, telling_channels
 from cmpe_se.exhibits.drawing.depth import highest
 from cmpe_se.inspecting import BlockView
-from cmpe_se.inspecting.gathering import Gathered
+from cmpe_se.inspecting.gathering import Gathered, gather
 from cmpe_se.inspecting.statistics import BlockStatistics
 
 CLASSES = 3
@@ -127,7 +128,7 @@ def test_a_class_without_images():
 def answers(predicted, labels, confidence):
     logits = torch.zeros(len(labels), 4)
     logits[range(len(labels)), predicted] = torch.tensor(confidence)
-    return Gathered(logits, torch.tensor(labels), [])
+    return Gathered.of_logits(logits, torch.tensor(labels))
 
 
 def test_chosen_images_are_sure_and_of_different_classes():
@@ -172,3 +173,18 @@ def test_named_blocks():
         named_blocks("d", ["a", "b"])
     with pytest.raises(UserError, match="empty"):
         named_blocks(",", ["a", "b"])
+
+
+def test_a_pass_in_batches_keeps_three_numbers_of_an_image():
+    network, images = PreActResNet(11, view="folded_3x3", num_classes=7).eval(), torch.randn(11, 3, 16, 16)
+    labels = torch.arange(11) % 7
+    tested = gather(network, zip(images.split(4), labels.split(4), strict=True), 7)
+    with torch.no_grad():
+        probabilities = network(images).softmax(1)
+    assert tested.predicted.tolist() == probabilities.argmax(1).tolist()
+    torch.testing.assert_close(tested.confidence, probabilities.amax(1))
+    assert tested.labels.tolist() == labels.tolist()
+    kept = [part for block in tested.blocks for part in block._shares]
+    assert sum(part.numel() for part in kept) == 11 * len(tested.blocks)
+    sizes = [value.numel() for value in vars(tested).values() if isinstance(value, torch.Tensor)]
+    assert sizes == [11, 11, 11]

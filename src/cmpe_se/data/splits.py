@@ -1,8 +1,12 @@
 """Names of the parts of a data set: which one is trained on, and which one is tested."""
 
+import logging
 from collections.abc import Collection, Sequence
 
+from cmpe_se.data.imagenet import places_by_imagenet
 from cmpe_se.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _ROLES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -73,18 +77,26 @@ def places_of(
 ) -> list[int]:
     """The index in ``known``, a network's classes, of each of ``classes``, which are those of the data ``where``.
 
-    Raises UserError, which names them, for classes that the network does not have. Only those of the indices ``used``
-    have images, where that is known: the others get -1 then.
+    Where a name is none of the network's, all of them can be ImageNet's in other words (``data/imagenet.py``), and the
+    log says so. Only the classes of the indices ``used`` have images, where that is known: the others get -1.
+
+    Raises UserError, which names them, for classes that the network does not have.
     """
     indices = {name: index for index, name in enumerate(known)}
-    if unknown := [
-        name for index, name in enumerate(classes) if name not in indices and (used is None or index in used)
-    ]:
-        named, others = ", ".join(unknown[:5]), len(unknown) - 5
-        more = f" and {others} more" if others > 0 else ""
-        own = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
-        raise UserError(
-            f"{where} has images of {named}{more}, and the network was trained on {len(known)} other classes ({own}); "
-            "leave those out, or give the classes the same names: test on the same classes"
-        )
-    return [indices.get(name, -1) for name in classes]
+    needed = [index for index in range(len(classes)) if used is None or index in used]
+    unknown = [classes[index] for index in needed if classes[index] not in indices]
+    if not unknown:
+        return [indices.get(name, -1) for name in classes]
+    if found := places_by_imagenet([classes[index] for index in needed], known):
+        _log.warning(f"{where}: its classes are read as ImageNet's {found[1]}")
+        places = dict(zip(needed, found[0], strict=True))
+        return [places.get(index, -1) for index in range(len(classes))]
+    named, others = ", ".join(unknown[:5]), len(unknown) - 5
+    more = f" and {others} more" if others > 0 else ""
+    own = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+    numbers = all(name.isascii() and name.isdigit() for name in unknown)
+    hint = " (numbers stand for class indices, 0 to 999, only for a network of ImageNet's 1,000 classes)" * numbers
+    raise UserError(
+        f"{where} has images of {named}{more}, and the network was trained on {len(known)} other classes ({own}); "
+        f"leave those out, or give the classes the same names: test on the same classes{hint}"
+    )

@@ -34,8 +34,8 @@ class BlockStatistics:
         self._sums = torch.zeros(classes, self.channels, dtype=torch.float64)
         self._squares, self._closed, self._open = torch.zeros(3, self.channels, dtype=torch.float64)
         self._histogram = torch.zeros(_BINS, dtype=torch.float64)
-        self._shares: list[Tensor] = []
-        self._share_labels: list[Tensor] = []
+        self._shares: list[Tensor] = []  # 8 bytes an image, for exact quantiles
+        self._class_shares = torch.zeros(classes, dtype=torch.float64)
 
     def add(self, view: BlockView, labels: Tensor) -> None:
         """Count the images of a batch; labels (N,), on the CPU."""
@@ -49,7 +49,7 @@ class BlockStatistics:
         self._histogram += torch.bincount(bins, minlength=_BINS)
         if view.residual_share is not None:
             self._shares.append(view.residual_share.double().cpu())
-            self._share_labels.append(labels)
+            self._class_shares.index_add_(0, labels, self._shares[-1])
 
     @property
     def mean(self) -> Tensor:
@@ -140,9 +140,7 @@ class BlockStatistics:
     @property
     def class_residual_shares(self) -> list[float | None]:
         """Mean residual share of each class's images; None of a class without images."""
-        shares = self.residual_shares
-        if shares is None:
+        if not self._shares:
             return [None] * len(self.images)
-        sums = torch.zeros_like(self.images).index_add_(0, torch.cat(self._share_labels), shares)
-        pairs = zip(sums.tolist(), self.images.tolist(), strict=True)
+        pairs = zip(self._class_shares.tolist(), self.images.tolist(), strict=True)
         return [total / count if count else None for total, count in pairs]

@@ -1,6 +1,6 @@
 """Test metrics of a network: logits over batches, accuracy and cross-entropy."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict
 
 import torch
@@ -46,6 +46,13 @@ def test_metrics(logits: Tensor, labels: Tensor) -> EvaluationMetrics:
     """
     total, loss, top1, top5 = count_correct(logits, labels).tolist()
     return {"test_top1": 100 * top1 / total, "test_top5": 100 * top5 / total, "test_loss": loss / total}
+
+
+def among(logits: Tensor, classes: Sequence[int]) -> Tensor:
+    """Logits (N, K) with those of all but ``classes`` minus infinity: softmax and ranks are among these alone."""
+    kept = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    kept[list(classes)] = True
+    return logits.masked_fill(~kept, -torch.inf)
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def block(gate, labels, *, name="block", gain=1.0, energies=(None, None)) -> Blo
 
 def section(*gates, labels, gain=1.0):
     blocks = [block(gate, labels, name=f"layer{place}", gain=gain) for place, gate in enumerate(gates)]
-    tested = Gathered(torch.eye(CLASSES)[labels], labels, blocks)
+    tested = Gathered.of_logits(torch.eye(CLASSES)[labels], labels, blocks)
     return _gates(tested, load_data("digits"), None if any(each.varies for each in blocks) else "still")
 
 

@@ -270,7 +270,7 @@ def test_mistakes(arguments, message, folded, tmp_path):
 def test_no_mistakes(folded):
     data = load_data("digits")
     labels = torch.arange(10).repeat(3)
-    perfect = Gathered(torch.eye(10)[labels], labels, [])
+    perfect = Gathered.of_logits(torch.eye(10)[labels], labels)
     section = _mistakes(data, perfect)
     assert section.text == "All test images are classified correctly."
     assert [exhibit.name for exhibit in section.exhibits] == ["confusion"]

@@ -126,7 +126,7 @@ class Network:
             return gather(self.model, batches, len(self.classes))
         pairs = [(self.model(images.to(self._device)).float().cpu(), labels) for images, labels in batches]
         logits, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
-        return Gathered(logits, labels, [])
+        return Gathered.of_logits(logits, labels)
 
     def unheld(self, block: str) -> str:
         """A sentence for visitors where the gates of a block cannot be held; nothing where they can."""

@@ -281,7 +281,7 @@ def _listed(channels: Sequence[int]) -> str:
 
 
 def _mistakes(data: ImageData, tested: Gathered) -> Section:
-    counts = multiclass_confusion_matrix(tested.logits, tested.labels, num_classes=len(data.classes))
+    counts = multiclass_confusion_matrix(tested.predicted, tested.labels, num_classes=len(data.classes))
     exhibits = [photo_exhibits.confusion(counts, data.classes)]
     confused = confused_pairs(tested)
     text = "All test images are classified correctly."
