@@ -9,7 +9,6 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import torch
 import torch.multiprocessing as multiprocessing
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, default_collate
 
@@ -18,8 +17,9 @@ from cmpe_se.data.interface import Batch, ImageData, Unreadable
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image, read_image
 from cmpe_se.data.seeds import derive_seed
+from cmpe_se.data.train_transform import TrainPixels, TrainTransform, collate, finish
 from cmpe_se.errors import UserError
-from cmpe_se.utils.randomness import seeded
+from cmpe_se.utils.randomness import random_states_kept, seed_all
 from cmpe_se.utils.signals import held, ignore_in_worker
 
 _log = logging.getLogger(__name__)
@@ -115,8 +115,9 @@ class LargeImages(ImageData):
         device: torch.device,
     ) -> Iterator[Batch]:
         plan = [batch[rank::world].tolist() for _, batch in self.epoch_indices(epoch, batch_size, seed, start)]
-        samples = _Samples(self._train, train_transform(self.preprocessing, augmentation), self.in_chans, (seed, epoch))
-        return self._load(samples, plan, device)
+        samples = _TrainSamples(self._train, TrainTransform(self.preprocessing, augmentation), (seed, epoch))
+        batches = self._load(samples, plan, device, collate_fn=collate)
+        return (finish(*batch, preprocessing=self.preprocessing) for batch in batches)
 
     def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         pixels = self._load_test(range(rank, self.test_size, world), rank_batch_size, device)
@@ -242,25 +243,45 @@ def batches_on(device: torch.device, loader: DataLoader) -> Iterator:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True), *others
 
 
-class _Samples(Dataset):
-    """Decoded, transformed images; with ``seeds`` the transform's randomness comes from them and the image's index."""
+class _TrainSamples(Dataset):
+    """Training images, each with random numbers that come from ``seeds`` and its index."""
 
-    def __init__(self, source: Source, transform: Transform, in_chans: int, seeds: tuple[int, int] | None = None):
-        self.source, self.transform, self.in_chans, self.seeds = source, transform, in_chans, seeds
+    def __init__(self, source: Source, transform: TrainTransform, seeds: tuple[int, int]):
+        self.source, self.transform, self.seeds = source, transform, seeds
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[TrainPixels, int]]:
+        """What a DataLoader asks for; putting the generators back takes time, so a batch does it once."""
+        with random_states_kept():
+            return [self._sample(index) for index in indices]
+
+    def _sample(self, index: int) -> tuple[TrainPixels, int]:
+        file, label = self.source[index]
+        seed_all(derive_seed("sample", *self.seeds, index))
+        if isinstance(file, str | Image.Image):
+            return self.transform(file), label
+        with file:
+            return self.transform(file), label
+
+
+class _Samples(Dataset):
+    """Decoded, transformed images."""
+
+    def __init__(self, source: Source, transform: Transform, in_chans: int):
+        self.source, self.transform, self.in_chans = source, transform, in_chans
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image, label = _read(self.source, index, self.in_chans)
-        if self.seeds is None:
-            try:
-                return self.transform(image), label
-            except UserError as error:  # which of the files it was, the transform does not know
-                file = self.source[index][0]
-                raise UserError(f"{getattr(file, 'name', file)}: {error}") from None
-        with seeded(derive_seed("sample", *self.seeds, index)):
+        try:
             return self.transform(image), label
+        except UserError as error:  # which of the files it was, the transform does not know
+            file = self.source[index][0]
+            raise UserError(f"{getattr(file, 'name', file)}: {error}") from None
 
 
 class _Failure(NamedTuple):
@@ -302,27 +323,3 @@ def _read(source: Source, index: int, in_chans: int) -> tuple[Image.Image, int]:
         return convert_image(file, in_chans=in_chans), label
     with file:
         return read_image(file, in_chans=in_chans), label
-
-
-def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
-    """timm's training transform: PIL image to normalised float32 (C, H, W). UserError for an unknown auto_augment."""
-    try:
-        return create_transform(
-            preprocessing.size,
-            is_training=True,
-            mean=preprocessing.mean,
-            std=preprocessing.std,
-            scale=augmentation.scale,
-            ratio=augmentation.ratio,
-            hflip=0.5 if augmentation.flip else 0.0,
-            color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
-            auto_augment=augmentation.auto_augment,
-            interpolation=preprocessing.interpolation,
-            re_prob=augmentation.random_erasing,
-            re_mode="pixel",
-        )
-    except (AssertionError, KeyError, ValueError, IndexError, TypeError) as error:
-        raise UserError(
-            f"augmentation: auto_augment is {augmentation.auto_augment!r}, which timm does not support "
-            f"({error or type(error).__name__}); examples are 'rand-m9-mstd0.5', 'original' and 'augmix-m3-w3'"
-        ) from None
