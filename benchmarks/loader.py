@@ -14,8 +14,8 @@ to normalised batches of 224 pixels. Contenders take turns, and ratios are of th
     decoder       Pillow decodes each file whole, in as many processes, and nothing else is done
 
 The training loaders crop at random (8 to 100 % of the area), flip and normalise; the testing loaders resize to 256
-pixels and crop the centre. The files are made here: random crops of scikit-learn's two photographs, brought to the size,
-with a little noise, since the photographs are smaller, as JPEG of quality 90.
+pixels and crop the centre. The files are made here: random crops of scikit-learn's two photographs, brought to the
+size, with a little noise, since the photographs are smaller, as JPEG of quality 90.
 
 Give the machine nothing else to do. Where that cannot be, look at the processor time: of this process and its workers
 together, for an image. All contenders keep their processes busy, so on a free machine speed goes by it.

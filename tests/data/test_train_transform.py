@@ -144,7 +144,7 @@ def test_flips_colours_and_erased_rectangles_are_timm_s(augmentation):
         with seeded(seed):
             expected.append(timm(image))
     assert 5 < sum(sample.erased is not None for sample, _ in samples) < 20
-    images, labels = finish(*collate(samples), preprocessing=PHOTOS)
+    images, labels = finish(collate(samples), PHOTOS)
     assert labels.tolist() == list(range(20))
     torch.testing.assert_close(images, torch.stack(expected), rtol=0, atol=2e-6)
 

@@ -17,7 +17,7 @@ from cmpe_se.data.interface import Batch, ImageData, Unreadable
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image, read_image
 from cmpe_se.data.seeds import derive_seed
-from cmpe_se.data.train_transform import TrainPixels, TrainTransform, collate, finish
+from cmpe_se.data.train_transform import TrainBatch, TrainPixels, TrainTransform, collate, finish
 from cmpe_se.errors import UserError
 from cmpe_se.utils.randomness import random_states_kept, seed_all
 from cmpe_se.utils.signals import held, ignore_in_worker
@@ -117,7 +117,7 @@ class LargeImages(ImageData):
         plan = [batch[rank::world].tolist() for _, batch in self.epoch_indices(epoch, batch_size, seed, start)]
         samples = _TrainSamples(self._train, TrainTransform(self.preprocessing, augmentation), (seed, epoch))
         batches = self._load(samples, plan, device, collate_fn=collate)
-        return (finish(*batch, preprocessing=self.preprocessing) for batch in batches)
+        return (finish(TrainBatch(*batch), self.preprocessing) for batch in batches)
 
     def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         pixels = self._load_test(range(rank, self.test_size, world), rank_batch_size, device)

@@ -21,9 +21,9 @@ from cmpe_se.data.large import batches_on
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image
 from cmpe_se.data.seeds import derive_seed, generator
-from cmpe_se.data.train_transform import TrainTransform, collate, finish
+from cmpe_se.data.train_transform import TrainBatch, TrainTransform, collate, finish
 from cmpe_se.errors import UserError
-from cmpe_se.utils.randomness import seeded
+from cmpe_se.utils.randomness import seed_all, seeded
 from cmpe_se.utils.signals import ignore_in_worker
 
 _log = logging.getLogger(__name__)
@@ -53,6 +53,10 @@ class StreamedImages(ImageData):
     """
 
     augmentation_fields = LARGE_FIELDS
+    resume_note = (
+        "the shards are read again from the start of this epoch; its other batches are the same to the bit with as "
+        "many processes and --workers as before, and with others some of its images come twice and some not at all"
+    )
 
     def __init__(
         self,
@@ -99,7 +103,7 @@ class StreamedImages(ImageData):
         random = generator("stream", seed, epoch, rank)
         loader = self._loader(stream, share, workers, device, random, collate_fn=collate)
         batches = islice(batches_on(device, loader), start, steps)
-        return (finish(*batch, preprocessing=self.preprocessing) for batch in batches)
+        return (finish(TrainBatch(*batch), self.preprocessing) for batch in batches)
 
     def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         dataset = self._dataset(self._test_split)
@@ -215,7 +219,7 @@ class _Stream(IterableDataset):
             content = next((sample[ending] for ending in endings if ending in sample), None)
             # Where there is no label or no image, timm says so in the log.
             labelled = next(iter(decode([sample if content is None else sample | {endings[0]: _PIXEL}])), None)
-            if labelled is None:
+            if content is None or labelled is None:
                 continue
             file = io.BytesIO(content)
             file.name = f"the image {sample['__key__']} in {sample['__url__']}"
@@ -230,5 +234,9 @@ class _Stream(IterableDataset):
     def _taken(self, file: BinaryIO) -> Any:
         if self._seeds is None:
             return self.take(file)
-        with seeded(derive_seed("sample", *self._seeds, self._place)):
+        seed = derive_seed("sample", *self._seeds, self._place)
+        if get_worker_info() is not None:  # nobody else draws from a worker's generators
+            seed_all(seed)
+            return self.take(file)
+        with seeded(seed):
             return self.take(file)
