@@ -27,7 +27,7 @@ def hugging_face(tmp_path, monkeypatch):
         others = {column: datasets.Image() for column in images}
         features = datasets.Features({image: datasets.Image(), label: feature, **dict(more), **others})
         folder = tmp_path / name
-        folder.mkdir()
+        folder.mkdir(parents=True)
         for split, labels in splits.items():
             rows = {image: [{"bytes": encoded(grey(index)), "path": None} for index in range(len(labels))]}
             rows |= {label: labels} | {name: [1] * len(labels) for name, _ in more}
@@ -54,6 +54,15 @@ def test_parquet(workers, hugging_face, tmp_path):
     images, labels = next(data.train_batches(0, batch_size=7, seed=0, augmentation=PLAIN))
     assert sorted(zip(index_of(images), labels.tolist(), strict=True)) == list(enumerate([0, 1, 1, 0, 1, 0, 0]))
     assert data.test_image(2).getpixel((0, 0)) == (8, 8, 8)
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_parquet_files_in_data_dir_need_no_hub(below, hugging_face, tmp_path):
+    files = hugging_face({"train": [0, 1, 1], "test": [1, 0]}, name="clone/data" if below else "clone")
+    data = load_data("hfds/owner/pets", files.parent if below else files, image_size=112, workers=0)
+    assert (data.name, data.classes, data.train_size) == ("hfds/owner/pets", ("cat", "dog"), 3)
+    assert next(data.test_batches(batch_size=2))[1].tolist() == [1, 0]
+    assert sorted(path.suffix for path in files.iterdir()) == [".parquet"] * 2  # no copy among them
 
 
 def test_small_images_are_held_in_memory(hugging_face, tmp_path, monkeypatch):

@@ -103,6 +103,7 @@ def test_training_is_repeatable_and_resumes(workers, shards):
 
     first = train()
     assert len(first) == data.steps_per_epoch(5) == 4
+    assert "the same to the bit with as many processes and --workers" in data.resume_note
     state = torch.get_rng_state()
     for again, expected in ((train(), first), (train(start=2), first[2:])):
         assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(again, expected, strict=True))

@@ -48,6 +48,8 @@ class ImageData(ABC):
     """Which images the test part is, in words for a sentence."""
     unreadable: list[Unreadable]
     """Test images that were passed over, where that was asked for; complete after a pass over the test images."""
+    resume_note: str | None = None
+    """What a run that resumes within an epoch should know; None where its batches are the same whatever has changed."""
     folders: ClassFolders | None = None
     """The files of class folders; None for other data."""
 

@@ -4,13 +4,11 @@ import functools
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import torch
 import torch.multiprocessing as multiprocessing
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, default_collate
 
@@ -19,8 +17,9 @@ from cmpe_se.data.interface import Batch, ImageData, Unreadable
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image, read_image
 from cmpe_se.data.seeds import derive_seed
+from cmpe_se.data.train_transform import TrainBatch, TrainPixels, TrainTransform, collate, finish
 from cmpe_se.errors import UserError
-from cmpe_se.utils.randomness import seeded
+from cmpe_se.utils.randomness import random_states_kept, seed_all
 from cmpe_se.utils.signals import held, ignore_in_worker
 
 _log = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ class LargeImages(ImageData):
         skip_unreadable: bool = False,
     ):
         self.name, self.preprocessing = name, preprocessing
-        self._training = at_size(preprocessing, train_image_size)
+        self._training = preprocessing.of_side(train_image_size)
         self.train_size, self.test_size = len(train), len(test)
         self.tested, self.unreadable, self._skip = f"the test images of {name}", [], skip_unreadable
         self._train, self._test, self._workers = train, test, workers
@@ -118,11 +117,11 @@ class LargeImages(ImageData):
         world: int,
         device: torch.device,
     ) -> Iterator[Batch]:
-        copies = augmentation.repeated_augmentation
-        indices = self.epoch_indices(epoch, batch_size, seed, start, copies)
+        indices = self.epoch_indices(epoch, batch_size, seed, start, augmentation.repeated_augmentation)
         plan = [batch[rank::world].tolist() for _, batch in indices]
-        samples = _Samples(self._train, train_transform(self._training, augmentation), self.in_chans, (seed, epoch))
-        return self._load(samples, plan, device)
+        samples = _TrainSamples(self._train, TrainTransform(self._training, augmentation), (seed, epoch))
+        batches = self._load(samples, plan, device, collate_fn=collate)
+        return (finish(TrainBatch(*batch), self._training) for batch in batches)
 
     def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         pixels = self._load_test(range(rank, self.test_size, world), rank_batch_size, device)
@@ -260,29 +259,49 @@ def batches_on(device: torch.device, loader: DataLoader) -> Iterator:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True), *others
 
 
-class _Samples(Dataset):
-    """Decoded, transformed images; with ``seeds`` the transform's randomness comes from them and the image's index.
+class _TrainSamples(Dataset):
+    """Training images, each with random numbers that come from ``seeds`` and its index.
 
     An index beyond the source's length is another copy of an image, as of ``ImageData.epoch_indices``.
     """
 
-    def __init__(self, source: Source, transform: Transform, in_chans: int, seeds: tuple[int, int] | None = None):
-        self.source, self.transform, self.in_chans, self.seeds = source, transform, in_chans, seeds
+    def __init__(self, source: Source, transform: TrainTransform, seeds: tuple[int, int]):
+        self.source, self.transform, self.seeds = source, transform, seeds
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[TrainPixels, int]]:
+        """What a DataLoader asks for; putting the generators back takes time, so a batch does it once."""
+        with random_states_kept():
+            return [self._sample(index) for index in indices]
+
+    def _sample(self, index: int) -> tuple[TrainPixels, int]:
+        copy, index = divmod(index, len(self.source))
+        file, label = self.source[index]
+        seed_all(derive_seed("sample", *self.seeds, index, *([copy] if copy else [])))
+        if isinstance(file, str | Image.Image):
+            return self.transform(file), label
+        with file:
+            return self.transform(file), label
+
+
+class _Samples(Dataset):
+    """Decoded, transformed images."""
+
+    def __init__(self, source: Source, transform: Transform, in_chans: int):
+        self.source, self.transform, self.in_chans = source, transform, in_chans
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        copy, index = divmod(index, len(self.source))
         image, label = _read(self.source, index, self.in_chans)
-        if self.seeds is None:
-            try:
-                return self.transform(image), label
-            except UserError as error:  # which of the files it was, the transform does not know
-                file = self.source[index][0]
-                raise UserError(f"{getattr(file, 'name', file)}: {error}") from None
-        with seeded(derive_seed("sample", *self.seeds, index, *([copy] if copy else []))):
+        try:
             return self.transform(image), label
+        except UserError as error:  # which of the files it was, the transform does not know
+            file = self.source[index][0]
+            raise UserError(f"{getattr(file, 'name', file)}: {error}") from None
 
 
 class _Failure(NamedTuple):
@@ -324,32 +343,3 @@ def _read(source: Source, index: int, in_chans: int) -> tuple[Image.Image, int]:
         return convert_image(file, in_chans=in_chans), label
     with file:
         return read_image(file, in_chans=in_chans), label
-
-
-def at_size(preprocessing: Preprocessing, side: int | None) -> Preprocessing:
-    """The same for squares of another side in pixels; None leaves it as it is."""
-    return preprocessing if side is None else replace(preprocessing, size=(preprocessing.size[0], side, side))
-
-
-def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
-    """timm's training transform: PIL image to normalised float32 (C, H, W). UserError for an unknown auto_augment."""
-    try:
-        return create_transform(
-            preprocessing.size,
-            is_training=True,
-            mean=preprocessing.mean,
-            std=preprocessing.std,
-            scale=augmentation.scale,
-            ratio=augmentation.ratio,
-            hflip=0.5 if augmentation.flip else 0.0,
-            color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
-            auto_augment=augmentation.auto_augment,
-            interpolation=preprocessing.interpolation,
-            re_prob=augmentation.random_erasing,
-            re_mode="pixel",
-        )
-    except (AssertionError, KeyError, ValueError, IndexError, TypeError) as error:
-        raise UserError(
-            f"augmentation: auto_augment is {augmentation.auto_augment!r}, which timm does not support "
-            f"({error or type(error).__name__}); examples are 'rand-m9-mstd0.5', 'original' and 'augmix-m3-w3'"
-        ) from None

@@ -65,7 +65,8 @@ def load_data(
       of one size of at most 96 pixels a side, and when the whole takes at most 4 GiB. Otherwise ``LargeImages``.
     - ``imagenet``: ``data_dir``/train/<class>/ and ``data_dir``/val/<class>/, always ``LargeImages``.
     - ``hfds/NAME``: a Hugging Face data set, or the path of a local folder of parquet files or images in NAME;
-      ``data_dir`` is where ``datasets`` keeps it. It fetches what is not there, whatever ``download`` says. The test
+      ``data_dir`` is where ``datasets`` keeps it, or a folder that has its Parquet files: nothing is fetched then. It
+      fetches what is not there, whatever ``download`` says. The test
       part is the split test, or validation where the test has no labels or is not there. Held in memory as ``folder``.
     - ``wds/NAME``: WebDataset shards with timm's ``_info.json`` in ``data_dir``, or in the folder NAME.
 

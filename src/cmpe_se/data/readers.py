@@ -34,15 +34,18 @@ def open_hugging_face(
 ) -> tuple[tuple[str, ...], "_HuggingFaceSource | None", "_HuggingFaceSource"]:
     """Class names, training and test part of what ``datasets`` finds at ``path``, on the hub or in a folder.
 
-    ``data_dir`` is where it is kept. It needs a split train and one for the test (``choose_splits``), one column of
-    images, and one of classes: ``label``, or the only one of the type ClassLabel; ``options`` name others. A
-    ``hold_out`` has no training part.
+    ``data_dir`` is where it is kept, or, if it has Parquet files in it or in its subfolders and ``path`` is no folder,
+    the data set itself, and then nothing is fetched. It needs a split train and one for the test (``choose_splits``),
+    one column of images, and one of classes: ``label``, or the only one of the type ClassLabel; ``options`` name
+    others. A ``hold_out`` has no training part.
     """
     if not find_spec("datasets"):
         raise UserError(f"{name} needs the package datasets: pip install 'cmpe-se[hfds]'")
     import datasets
 
     cache = None if data_dir is None else str(data_dir)
+    if cache and not Path(path).exists() and _has_parquet(Path(cache)):
+        path, cache = cache, None
     folder = Path(path).resolve()
     kept = Path(cache or "", folder.name).resolve()
     if cache and folder.is_dir() and folder in (kept, *kept.parents):
@@ -59,9 +62,9 @@ def open_hugging_face(
         image, label = _columns(name, first.features, options, datasets)
         if train_name:
             _refuse_overlap(name, path, cache, train_name, test_names[0], datasets)
-        train = _HuggingFaceSource(name, train_name, cache, image, label) if train_name else None
+        train = _HuggingFaceSource(name, path, train_name, cache, image, label) if train_name else None
         # The hub's test parts often come without labels, as -1: then the validation part has to do.
-        tests = (_HuggingFaceSource(name, split, cache, image, label) for split in test_names)
+        tests = (_HuggingFaceSource(name, path, split, cache, image, label) for split in test_names)
         test = next((source for source in tests if source.labelled), None)
     except UserError:
         raise
@@ -89,6 +92,10 @@ def open_hugging_face(
             f"{classes[unseen[0]]}"
         )
     return classes, train, test
+
+
+def _has_parquet(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))
 
 
 def _columns(name: str, features: Mapping[str, Any], options: DataOptions, datasets: ModuleType) -> tuple[str, str]:
@@ -136,10 +143,10 @@ def _refuse_overlap(name: str, path: str, cache: str | None, train: str, test: s
 class _HuggingFaceSource:
     """Items of (opened file, class index), by timm's reader."""
 
-    def __init__(self, name: str, split: str, cache: str | None, image: str, label: str):
+    def __init__(self, name: str, path: str, split: str, cache: str | None, image: str, label: str):
         options: dict[str, Any] = {"split": split, "input_key": image, "target_key": label}
         self.name, self.split = name, split
-        self.reader = create_dataset(name, root=cache, **options).reader
+        self.reader = create_dataset(f"hfds/{path}", root=cache, **options).reader
         labels = np.asarray(self.reader.dataset.with_format("numpy")[label])
         self.labelled = len(labels) > 0 and labels.dtype.kind in "iu" and labels.min() >= 0
         self.largest = int(labels.max()) if self.labelled else -1

