@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cmpe_se.errors import UserError
 from cmpe_se.training.summary import CheckpointTree
+from cmpe_se.utils.sharding import part_like
 from cmpe_se.utils.tensor_files import load_exactly
 from cmpe_se.utils.text import in_one_line
 
@@ -59,4 +60,5 @@ def restore(
     for parameter, kept in optimizer.state.items():
         for name, value in kept.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                kept[name] = torch.empty_like(parameter).copy_(value)  # the parameter's memory format, for speed
+                # The parameter's memory format, for speed; where it is shared out, this process's part.
+                kept[name] = torch.empty_like(parameter).copy_(part_like(value, parameter))
