@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -33,8 +34,21 @@ def torchrun(options: tuple[str, ...], arguments: list[str]) -> None:
     main([*options, "-m", "cmpe_se", *arguments])
 
 
+def accelerate(arguments: list[str]) -> None:
+    from accelerate.commands.accelerate_cli import main
+
+    sys.argv = ["accelerate", "launch", "--config_file", "machines.yaml", "-m", "cmpe_se", *arguments]
+    main()
+
+
 def alone(processes: int, *options: str) -> partial:
     return partial(torchrun, ("--standalone", f"--nproc-per-node={processes}", *options))
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def start_nodes(*arguments, fixed: bool = False, folders: list[Path] | None = None, options=()) -> list[Running]:
@@ -46,10 +60,7 @@ def start_nodes(*arguments, fixed: bool = False, folders: list[Path] | None = No
         folders: working directory of each machine; empty ones if left out.
         options: more of torchrun.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
+    port, running = free_port(), []
     for node, folder in enumerate(folders or [empty_folder(), empty_folder()]):
         meeting = ("--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=test")
         if fixed:
@@ -194,3 +205,29 @@ def test_a_mistake_is_said_once():
     (said,) = lines_of_ours("".join(one.err for one in done))
     assert "nowhere is no run folder" in said
     assert "cmpe_se/" not in "".join(one.err for one in done)
+
+
+CONFIGURATION = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 2
+num_processes: 2
+machine_rank: {rank}
+main_process_ip: 127.0.0.1
+main_process_port: {port}
+mixed_precision: "no"
+"""
+
+
+def test_accelerates_configuration_file_for_two_machines():
+    """Without GPUs too: MULTI_GPU makes Accelerate start torchrun, and the run is told that the CPU is meant."""
+    port, running, folders = free_port(), [], [empty_folder(), empty_folder()]
+    for rank, folder in enumerate(folders):
+        (folder / "machines.yaml").write_text(CONFIGURATION.format(rank=rank, port=port))
+        command = ("train", *NETWORK, "--epochs=1", "--batch-size=256")
+        running.append(start(*command, cwd=folder, program=accelerate, **WARM))
+    done = [one.wait() for one in running]
+    assert [one.status for one in done] == [0, 0], [one.err for one in done]
+    folder = folder_with_run(folders)
+    assert (result(folder)["processes"], result(folder)["test_images"]) == (2, 360)
+    assert sum(one.out.count('"test_top1"') for one in done) == 1
