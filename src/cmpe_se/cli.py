@@ -190,6 +190,8 @@ def _recipe_values(arguments: Sequence[str]) -> dict:
         named, _ = first_look.parse_known_args(arguments)
     except argparse.ArgumentError:
         return {}  # the whole parser will say what is wrong
+    if not is_main_process():  # on a machine that may have neither; the main process reads it, and shows the defaults
+        return {}
     if named.resume:
         from cmpe_se.training.run_folder import RunFolder
 

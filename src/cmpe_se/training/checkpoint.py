@@ -47,7 +47,7 @@ class Checkpoints:
             UserError: it cannot be written (a full disk); the checkpoints that exist are untouched.
         """
         tensors: dict[str, torch.Tensor] = {}
-        skeleton = json.dumps(_strip(tree, tensors))
+        skeleton = json.dumps(with_marks(tree, tensors))
         torn = any(reason.startswith(str(self.newest)) for reason in self.unreadable)
         try:
             self.newest.parent.mkdir(parents=True, exist_ok=True)
@@ -93,38 +93,39 @@ class Checkpoints:
         if _TREE not in texts:
             raise UnreadableFileError("it is not a checkpoint of a run")
         try:
-            tree = _restore(parse_json(texts[_TREE], finite=False), found)
+            tree = without_marks(parse_json(texts[_TREE], finite=False), found)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise UnreadableFileError(f"its tree is damaged ({type(error).__name__}: {error})") from None
         return check_shape(tree, self._kind)
 
 
-def _strip(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def with_marks(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """The tree with marks for its tensors, which go to ``tensors``; dicts become pairs: JSON's keys are text."""
     if isinstance(tree, torch.Tensor):
         key = str(len(tensors))
         tensors[key] = tree
         return {_TENSOR: key}
     if isinstance(tree, dict):
-        return {_PAIRS: [[key, _strip(value, tensors)] for key, value in tree.items()]}
+        return {_PAIRS: [[key, with_marks(value, tensors)] for key, value in tree.items()]}
     if isinstance(tree, tuple):
-        return {_TUPLE: [_strip(value, tensors) for value in tree]}
+        return {_TUPLE: [with_marks(value, tensors) for value in tree]}
     if isinstance(tree, list):
-        return [_strip(value, tensors) for value in tree]
+        return [with_marks(value, tensors) for value in tree]
     if isinstance(tree, torch.dtype):  # of an optimiser's state
         return {_DTYPE: str(tree)}
     return tree
 
 
-def _restore(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def without_marks(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The tree that :func:`with_marks` was given."""
     if isinstance(tree, dict):
         if _TENSOR in tree:
             return tensors[tree[_TENSOR]]
         if _TUPLE in tree:
-            return tuple(_restore(value, tensors) for value in tree[_TUPLE])
+            return tuple(without_marks(value, tensors) for value in tree[_TUPLE])
         if _DTYPE in tree:
             return _DTYPES[tree[_DTYPE]]
-        return {key: _restore(value, tensors) for key, value in tree[_PAIRS]}
+        return {key: without_marks(value, tensors) for key, value in tree[_PAIRS]}
     if isinstance(tree, list):
-        return [_restore(value, tensors) for value in tree]
+        return [without_marks(value, tensors) for value in tree]
     return tree

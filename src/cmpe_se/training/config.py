@@ -113,6 +113,12 @@ class TrainingConfig:
         channels_last: channels-last memory format of images and weights, faster on most devices.
         compile: compile the network with torch.compile.
         device: cpu, or auto for the accelerator if there is one.
+        parallel: how several processes train one network, ddp (each has all of it) or fsdp (each has a part of the
+            weights and of the optimizer's state, by FSDP2).
+        gradient_compression: how gradients are sent between processes with ddp, fp16, bf16, power_sgd or
+            batched_power_sgd; null for as they are.
+        sync_batchnorm: batch norms over the images of all processes, on accelerators; else each process normalises
+            its own.
         checkpoint_steps: number of steps between two checkpoints; each epoch ends with one in any case.
         test_interval: number of epochs between two tests; the last epoch is tested in any case.
         tensorboard: write TensorBoard logs into the run folder; the same as tensorboard in log_to.
@@ -187,6 +193,9 @@ class TrainingConfig:
     channels_last: bool = True
     compile: bool = False
     device: str = "auto"
+    parallel: str = "ddp"
+    gradient_compression: str | None = None
+    sync_batchnorm: bool = False
     checkpoint_steps: int = 500
     test_interval: int = 1
     tensorboard: bool = False
@@ -216,6 +225,7 @@ class TrainingConfig:
             ("convert", tuple(TABLE)),
             ("start", STARTS),
             ("class_weights", CLASS_WEIGHTS),
+            ("gradient_compression", COMPRESSIONS),
         ):
             if (value := getattr(self, name)) is not None and value not in known:
                 raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(known)}")
@@ -338,9 +348,11 @@ _LEAST = {
     "test_interval": 1,
 }
 CLASS_WEIGHTS = ("balanced",)
+COMPRESSIONS = ("fp16", "bf16", "power_sgd", "batched_power_sgd")
 _CHOICES = {
     "precision": ("float32", "bfloat16", "float16"),
     "device": ("auto", "cpu"),
+    "parallel": ("ddp", "fsdp"),
     "loss": ("cross_entropy", "bce"),
 }
 

@@ -1,6 +1,7 @@
 """A run of several processes, which ``torchrun`` or ``accelerate launch`` has started."""
 
 import os
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -9,6 +10,7 @@ import torch.distributed
 from cmpe_se.data.large import lost_worker
 
 _PATIENCE = timedelta(seconds=5)
+_start: int | None = None
 
 
 def processes_left_out() -> str | None:
@@ -45,9 +47,39 @@ def may_speak() -> bool:
         store = _store()
         if store is None:
             return is_main_process()
-        return store.add(f"cmpe_se/ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+        # Of torchrun's own count each machine has another: a machine whose processes were well counts no restart.
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0) if _start is None else f"start-{_start}"
+        return store.add(f"cmpe_se/ended/{start}", 1) == 1
     except (RuntimeError, ValueError):  # of the store: PyTorch's DistError is a RuntimeError
         return False
+
+
+def note_start(number: int) -> None:
+    """Keep which start of the job this is, for :func:`may_speak`."""
+    global _start
+    _start = number
+
+
+def is_started_again() -> bool:
+    """Whether torchrun starts all processes again if this run fails now."""
+    count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return count < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+
+
+def remember(name: str, value: str) -> None:
+    """Keep a word for the next starts of the same job, where torchrun has a store that outlives its processes."""
+    with suppress(RuntimeError, ValueError):
+        if (store := agent_store()) is not None:
+            store.set(f"cmpe_se/{name}", value)
+
+
+def remembered(name: str) -> str | None:
+    """What an earlier start of the same job has kept under a name; None for a first start, or without a store."""
+    with suppress(RuntimeError, ValueError):
+        store = agent_store()
+        if store is not None and store.check([f"cmpe_se/{name}"]):
+            return store.get(f"cmpe_se/{name}").decode()
+    return None
 
 
 def lost(error: Exception) -> str | None:
@@ -63,10 +95,17 @@ def lost_process(error: Exception) -> bool:
     return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in words)
 
 
+def agent_store() -> torch.distributed.Store | None:
+    """The store of torchrun, which is there before the processes meet and after they have ended; None without."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return torch.distributed.TCPStore(address, port, is_master=False, timeout=_PATIENCE, wait_for_workers=False)
+
+
 def _store() -> torch.distributed.Store | None:
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun has one, from before the processes met
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return torch.distributed.TCPStore(address, port, is_master=False, timeout=_PATIENCE, wait_for_workers=False)
+    if (store := agent_store()) is not None:
+        return store
     if torch.distributed.is_initialized():
         return torch.distributed.distributed_c10d._get_default_store()
     return None

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from cmpe_se.training.summary import BestState, ValidationRecord
+from cmpe_se.utils.sharding import shared_out_like, whole
 
 
 class BestEpoch:
@@ -21,7 +22,7 @@ class BestEpoch:
         score = (record["validation_top1"], -record["validation_loss"])
         if score > self._score:
             self.epoch, self._score = epoch, score
-            self._weights = copy.deepcopy(network.state_dict())
+            self._weights = copy.deepcopy(whole(network.state_dict()))
 
     def waited(self, epoch: int) -> int:
         """Epochs since the best one."""
@@ -29,7 +30,7 @@ class BestEpoch:
 
     def load_into(self, network: nn.Module) -> None:
         """Give a network the weights of the best epoch."""
-        network.load_state_dict(self._weights)
+        network.load_state_dict(shared_out_like(self._weights, network.state_dict()))
 
     def state_dict(self) -> BestState | None:
         """For a checkpoint; None before the first epoch."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cmpe_se.errors import UserError
 from cmpe_se.training.summary import CheckpointTree
+from cmpe_se.utils.sharding import part_like
 from cmpe_se.utils.tensor_files import load_exactly
 from cmpe_se.utils.text import in_one_line
 
@@ -61,6 +62,7 @@ def restore(
         parameter = parameters[number]
         for name, value in saved.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                # The parameter's memory format, for speed; and the type that was saved, which PyTorch makes the
-                # parameter's own.
-                optimizer.state[parameter][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                # The parameter's memory format, for speed, and the type that was saved, which PyTorch makes the
+                # parameter's own; where it is shared out, this process's part.
+                like = torch.empty_like(parameter, dtype=value.dtype)
+                optimizer.state[parameter][name] = like.copy_(part_like(value, parameter))

@@ -2,34 +2,36 @@
 
 import logging
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from cmpe_se.data import validation_split
 from cmpe_se.errors import UserError
 from cmpe_se.layers.precision import emulation_warning
-from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig
-from cmpe_se.training.data_settings import refuse_idle_folder, with_whole_paths, without_foreign_augmentation
-from cmpe_se.training.gate_settings import with_pretrained_gates, without_foreign_gates
+from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
+from cmpe_se.training.data_settings import without_foreign_augmentation
 from cmpe_se.training.interruption import Interruption
-from cmpe_se.training.launching import lost
+from cmpe_se.training.launching import is_started_again, lost
+from cmpe_se.training.meeting import meet
 from cmpe_se.training.network import create_network
-from cmpe_se.training.run_data import image_options, load_configured
+from cmpe_se.training.parallel import create_accelerator
+from cmpe_se.training.run_data import load_configured
 from cmpe_se.training.run_folder import RunFolder
-from cmpe_se.training.run_images import read_listing, warn_of_copies, write_listing
+from cmpe_se.training.run_images import warn_of_copies, write_listing
 from cmpe_se.training.seeding import seed_everything
+from cmpe_se.training.sharing import one_first, refuse_other_images, send_weights, told_by_main
+from cmpe_se.training.starting import Job, plan
 from cmpe_se.training.summary import RunResult
 from cmpe_se.training.trainer import Trainer
 from cmpe_se.training.watching import check_trackers
 from cmpe_se.utils.devices import choose_device
 
 _log = logging.getLogger(__name__)
-_MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def train(
@@ -56,66 +58,49 @@ def train(
             finite.
         TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
-    before: TrainingConfig | None = None
-    if resume is not None:
-        if output is not None:
-            raise UserError(f"a resumed run stays in its folder {resume}; leave --output {output} out")
-        run = RunFolder.open(resume)
-        before = run.read_config(as_written=True)
-        config = before.changed(**settings)
-        if config.data == before.data and config.validation != before.validation:
-            raise UserError(
-                f"{resume} was trained with --validation {before.validation:g}: another share would validate images "
-                "that it has been trained on; begin a new run for that"
-            )
-        if run.result.exists() and config.epochs <= run.read_result()["epochs"] and not _waits_longer(config, before):
-            if config != before:
-                raise UserError(f"{resume} has finished its {before.epochs} epochs; continue it with a larger --epochs")
-            return run.read_result()
-        run.check_continues()
-        images = image_options(config, run, before) | {"listing": read_listing(run)}
-    else:
-        run, config = None, TrainingConfig.from_recipe(recipe, **settings)
-        config = with_pretrained_gates(without_foreign_gates(with_whole_paths(config), recipe, settings), settings)
-        images = {"image_size": config.image_size}
-        if config.freeze_epochs and not config.pretrained:
-            raise UserError(
-                "freeze_epochs freezes what pretrained weights are loaded into, and there are none; give --pretrained, "
-                "or --freeze-epochs 0"
-            )
-        refuse_idle_folder(config.data, config.data_dir)
+    arguments = {"recipe": recipe, "resume": resume, "output": output, **settings}
+    # The processes meet before anything is decided, and they need to know on what.
+    cpu = choose_device("cpu" if _device(recipe, resume, settings) == "cpu" else "auto").type == "cpu"
+    meet(cpu=cpu)
+    PartialState(cpu=cpu)
+    job = Job(arguments)
+    start = told_by_main(partial(plan, job, recipe, resume, output, settings))
+    if start.result is not None:
+        return start.result
+    config, run = start.config, RunFolder(start.path)
+    if (choose_device(config.device).type == "cpu") != cpu:
+        raise UserError(f"the run is set to --device {config.device}; give it on every machine")
 
     check_trackers(config)
     # Accelerate keeps its settings for the life of the process; a second run may have others.
     AcceleratorState._reset_state()
-    # Without an accelerator it joins processes only if told that the CPU is meant.
-    cpu = choose_device(config.device).type == "cpu"
     if cpu and config.precision == "float16":
         raise UserError("precision float16 needs an accelerator; on a CPU take bfloat16 or float32")
-    # Frozen parameters get no gradient for the other processes to wait for.
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if config.freeze_epochs else None
-    accelerator = Accelerator(cpu=cpu, mixed_precision=_MIXED_PRECISION[config.precision], kwargs_handlers=handlers)
+    accelerator = create_accelerator(config, cpu=cpu, processes=PartialState().num_processes)
     if (warning := emulation_warning(config.precision, accelerator.device.type)) and accelerator.is_main_process:
         _log.warning(warning)
-    with accelerator.main_process_first():  # the first one downloads and fills the cache
-        whole = load_configured(config, download=config.download, **images)
+    with one_first(accelerator):  # it downloads and fills the cache
+        whole = load_configured(config, download=config.download, **start.images)
+    refuse_other_images(accelerator, whole)
     data, validation = validation_split(whole, config.validation) if config.validation else (whole, None)
-    if run is None:
-        config = without_foreign_augmentation(config, TrainingConfig.from_recipe(recipe), data)
+    if start.recipe is not None:
+        config = without_foreign_augmentation(config, start.recipe, data)
     seed_everything(config.seed)
-    # A checkpoint has the weights already, and what the run started from may be gone.
-    started = run is not None and run.checkpoints.exist()
-    model, model_args = create_network(config.changed(pretrained=None) if started else config, data)
-    if run is None:
-        run = _new_run(output, config, accelerator)
+    # A checkpoint has the weights already, and what the run started from may be gone; the main process sends its own.
+    has_weights = start.has_checkpoint or not accelerator.is_main_process
+    model, model_args = create_network(config.changed(pretrained=None) if has_weights else config, data)
+    send_weights(accelerator, model)
+    if start.before is None:
+        told_by_main(lambda: RunFolder.new(run.path).path)
     try:
         with Interruption() as interruption:
             trainer = Trainer(config, data, validation, model, model_args, run, accelerator, interruption)
             # Only now: locking makes the run's folder, which wrong settings shall not leave.
             with run.locked() if accelerator.is_main_process else nullcontext():
                 if accelerator.is_main_process:
-                    _check_again(run, before)
-                    if before is None:
+                    _check_again(run, start.before)
+                    job.begin(run)
+                    if start.before is None:
                         write_listing(run, whole, warn_of_copies(whole))
                 return trainer.fit()
     except torch.OutOfMemoryError as error:
@@ -123,10 +108,24 @@ def train(
     except RuntimeError as error:
         if (reason := lost(error)) is None:
             raise
-        advice = (
-            f"resume with: cmpe-se train --resume {run.path}" if run.checkpoints.exist() else "nothing is saved yet"
-        )
-        raise UserError(f"{reason}; {advice}") from None
+        raise UserError(f"{reason}; {_advice(run)}") from None
+
+
+def _device(recipe: str | Path, resume: str | Path | None, settings: dict[str, Any]) -> str:
+    """The device of a run, as far as this process can tell: another machine may have the recipe or the run's folder."""
+    if (given := settings.get("device")) is not None:
+        return str(given)
+    try:
+        return RunFolder.open(resume).read_config().device if resume else str(read_recipe(recipe).get("device", "auto"))
+    except UserError:
+        return "auto"
+
+
+def _advice(run: RunFolder) -> str:
+    """What to do after the end of another process."""
+    if is_started_again():
+        return "torchrun starts all of them again, and training continues from the last checkpoint"
+    return f"resume with: cmpe-se train --resume {run.path}" if run.checkpoints.exist() else "nothing is saved yet"
 
 
 def _check_again(run: RunFolder, before: TrainingConfig | None) -> None:
@@ -135,28 +134,3 @@ def _check_again(run: RunFolder, before: TrainingConfig | None) -> None:
         RunFolder.new(run.path)
     elif run.read_config() != before:
         raise UserError(f"{run.path} has got other settings meanwhile, by another command; give this one again")
-
-
-def _waits_longer(config: TrainingConfig, before: TrainingConfig) -> bool:
-    """Whether a run that may have stopped early is to go on: with more patience, or with none."""
-    return bool(before.patience) and (config.patience == 0 or config.patience > before.patience)
-
-
-def _new_run(output: str | Path | None, config: TrainingConfig, accelerator: Accelerator) -> RunFolder:
-    """The run folder to make; without a name, the main process chooses one and the others learn it."""
-    if output is not None:
-        return RunFolder.new(output)
-    view = f"-{config.view or config.convert}" if config.view or config.convert else ""
-    name = f"{config.model}{view}-{config.data}-seed{config.seed}".replace("/", "_")
-    path = [str(_unused(Path("runs") / name))]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(path)
-    return RunFolder.new(path[0])
-
-
-def _unused(base: Path) -> Path:
-    """The folder, or the first of base-2, base-3, ... that does not exist."""
-    path, number = base, 2
-    while path.exists():
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return path

@@ -8,6 +8,7 @@ import copy
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +26,13 @@ from cmpe_se.training.loss import balanced_class_weights, create_loss
 from cmpe_se.training.model_choice import BestEpoch
 from cmpe_se.training.network import count_gates
 from cmpe_se.training.optimisation import create_mixup, create_optimizer, ema_decay, learning_rate
+from cmpe_se.training.parallel import is_sharded_run, shard, with_synchronised_norms
 from cmpe_se.training.progress import TrainingProgress, only_warmup, opening
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.restoring import check_place, restore
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.seeding import seed_everything
+from cmpe_se.training.sharing import load_checkpoint
 from cmpe_se.training.step_sums import StepSums, TrainingMetrics, part_sums
 from cmpe_se.training.summary import (
     UNTESTED,
@@ -46,6 +49,7 @@ from cmpe_se.training.tester import Tester, shard_of
 from cmpe_se.training.watching import Watch
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.plots import plot_curves
+from cmpe_se.utils.sharding import whole
 from cmpe_se.utils.tensor_files import not_finite
 from cmpe_se.utils.text import data_name, shortened
 
@@ -70,21 +74,31 @@ class Trainer:
         self.accelerator, self.interruption = accelerator, interruption
         self.shard = shard_of(accelerator)
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
+        # Gradients are averaged over processes, whose shares may differ by an image: each image weighs the same.
+        self.images_per_step = min(config.batch_size, data.train_size)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         config.augmentation.only(data.augmentation_fields, f"the images of {data.name}")
         self.mixup = create_mixup(config, data, accelerator.num_processes)
 
         self.params, self.macs = count_parameters(model), count_multiply_adds(model, (data.in_chans, *data.image_size))
-        self.network = model.to(accelerator.device).to(memory_format=self.layout)
+        model = with_synchronised_norms(model, accelerator) if config.sync_batchnorm else model
+        sharded = is_sharded_run(accelerator)  # FSDP2 takes contiguous weights alone
+        self.network = model.to(accelerator.device).to(
+            memory_format=torch.contiguous_format if sharded else self.layout
+        )
+        whole_copy = copy.deepcopy(self.network) if sharded else None
         self.backbone = Backbone(self.network, config.model) if config.freeze_epochs else None
         weights = balanced_class_weights(data).to(accelerator.device) if config.class_weights else None
         self.loss = create_loss(config, weights)
-        self.ema = ModelEmaV3(self.network, decay=ema_decay(config), use_warmup=True) if config.ema else None
+        average = partial(ModelEmaV3, decay=ema_decay(config), use_warmup=True, foreach=not sharded)
+        self.ema = average(self.network) if config.ema else None
         self.optimizer, self.schedule = create_optimizer(config, self.network, self.steps_per_epoch)
         if config.compile:
             self.network.compile()
         self.parallel, self.prepared_optimizer = accelerator.prepare(self.network, self.optimizer)
-        self.tester = Tester(config, accelerator, self.network, self.ema.module if self.ema else None)
+        if self.ema and sharded:
+            shard(self.ema.module)
+        self.tester = Tester(config, accelerator, self.network, self.averaged, whole_copy)
 
         self.epoch = self.batch = 0  # finished epochs, and finished batches of the one under way
         self.sums = StepSums(accelerator)
@@ -97,6 +111,11 @@ class Trainer:
     def step(self) -> int:
         """Finished steps of the run."""
         return self.epoch * self.steps_per_epoch + self.batch
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The network with the moving average of the weights."""
+        return self.ema.module if self.ema else None
 
     @property
     def _rate(self) -> float:
@@ -212,7 +231,7 @@ class Trainer:
             with self.accelerator.no_sync(self.parallel) if not last else nullcontext():
                 logits = self._forward(part)  # (B, classes)
                 loss = self.loss(logits.float(), part_targets, label_smoothing=smoothing)
-                self.accelerator.backward(loss * (len(part) / len(images)))
+                self.accelerator.backward(loss * (len(part) * self.shard["world"] / self.images_per_step))
             sums += part_sums(logits.detach(), part_targets, loss.detach())
         self.sums.add(self.step + 1, self._rate, sums)
         self.watch.after_backward(self.step + 1)
@@ -225,7 +244,9 @@ class Trainer:
 
     def _forward(self, images: Tensor) -> Tensor:
         try:
-            return self.parallel(images)
+            # DDP's forward is in there already, FSDP2's is not.
+            with self.accelerator.autocast() if is_sharded_run(self.accelerator) else nullcontext():
+                return self.parallel(images)
         except ValueError as error:  # a norm that would see one value
             raise UserError(
                 f"{self.config.model} cannot train on {len(images)} image(s) of {tuple(images.shape[1:])} at a time: "
@@ -283,16 +304,18 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         """Write a checkpoint, a good one: every loss before it has been finite, and weights and statistics are."""
         self._look()
-        for module in (self.network, *([self.ema.module] if self.ema else [])):
-            if name := not_finite(module.state_dict()):
+        network, averaged = (whole(one.state_dict()) if one else None for one in (self.network, self.averaged))
+        for weights in filter(None, (network, averaged)):
+            if name := not_finite(weights):
                 self._refuse(f"some weights are not finite, of {name}", self.step, self._rate)
+        optimizer = whole(self.optimizer.state_dict())
         if not self.accelerator.is_main_process:
             return
         self.run.checkpoints.save(
             {
-                "network": self.network.state_dict(),
-                "ema": self.ema.module.state_dict() if self.ema else None,
-                "optimizer": self.optimizer.state_dict(),
+                "network": network,
+                "ema": averaged,
+                "optimizer": optimizer,
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
                 "epoch": self.epoch,
                 "batch": self.batch,
@@ -307,14 +330,14 @@ class Trainer:
         self.last_checkpoint = self.run.checkpoints.newest
 
     def _restore(self) -> None:
-        loaded = self.run.checkpoints.load()
+        loaded = load_checkpoint(self.accelerator, self.run.checkpoints)
         if loaded is None:
             return
         tree, self.last_checkpoint = cast(CheckpointTree, loaded[0]), loaded[1]
         check_place(tree, self.config.batch_size, self.steps_per_epoch, self.last_checkpoint)
         weights = [(self.network, tree["network"])]
-        if self.ema:
-            weights.append((self.ema.module, tree["ema"] or tree["network"]))
+        if self.averaged:
+            weights.append((self.averaged, tree["ema"] or tree["network"]))
         restore(weights, self.optimizer, tree["optimizer"], self.last_checkpoint)
         if self.accelerator.scaler and tree["scaler"]:
             self.accelerator.scaler.load_state_dict(tree["scaler"])
@@ -353,9 +376,9 @@ class Trainer:
             "run": str(self.run.path),
             **provenance(),
         }
+        tested = self.tester.whole()
         if self.accelerator.is_main_process:
             self.run.write_metrics(self.history)  # a kill may have come between the last checkpoint and this
-            tested = self.ema.module if self.ema else self.accelerator.unwrap_model(self.parallel, False)
             tested = copy.deepcopy(tested).cpu().to(memory_format=torch.contiguous_format)
             self.run.save_model(tested, model_args=self.model_args, data=self.data)
             name = shortened(data_name(self.config.data, self.config.data_dir))

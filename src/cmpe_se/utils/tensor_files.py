@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cmpe_se.utils.sharding import shared_out_like
 from cmpe_se.utils.text import in_one_line
 
 CHECKSUM = "cmpe_se_sha256"
@@ -127,7 +128,7 @@ def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(reason)
     if name := not_finite(tensors):
         raise ValueError(f"{name} holds values that are not finite")
-    network.load_state_dict(dict(tensors))
+    network.load_state_dict(shared_out_like(tensors, network.state_dict()))
 
 
 def _type_name(tensor: Tensor) -> str:
