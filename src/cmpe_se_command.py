@@ -21,7 +21,7 @@ COMMANDS = {
     "train": "Train a network and write a run folder: settings, metrics, curves and weights.",
     "compare": "Train networks under one recipe with several seeds, and compare them seed by seed.",
     "evaluate": "Test a finished run's network: accuracy overall and by class, confusion matrix, calibration.",
-    "predict": "Print the predictions of a finished run's network for images.",
+    "predict": "Print the predictions of a finished run's network for images, as they come.",
     "report": "Write an HTML page on a finished run and the competition in its network, with plots as PNG and CSV.",
     "explore": "Serve a page for exploring finished runs on this machine: predictions, pictures, gates, their effects.",
     "export": "Export a finished run's network to ONNX, torch.export, OpenVINO or AOTInductor, and verify it.",

@@ -82,7 +82,7 @@ def test_flags_as_parsed(command, typed):
 def test_switches_are_the_parameters_that_are_true_or_false():
     of_training = {"bias", "download", "flip", "channels_last", "compile", "tensorboard", "sync_batchnorm", "profile"}
     assert _switches(train.train) == of_training
-    assert _switches(compare.compare) == of_training | {"corruptions", "dry_run", "plan"}
+    assert _switches(compare.compare) == of_training | {"corruptions", "dry_run", "plan", "ray"}
     assert _switches(evaluate.evaluate) == {"corruptions", "fail_fast", "real_labels"}
     assert _switches(predict.predict) == {"as_json", "fail_fast", "trust_pickle"}
     assert _switches(models.models) == {"as_json"}

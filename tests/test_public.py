@@ -144,4 +144,5 @@ def test_extras_are_what_the_code_looks_for():
     for extra in users:
         assert "cmpe-se[train]" in project["optional-dependencies"][extra]
     (everything,) = project["optional-dependencies"]["all"]
-    assert set(everything.removeprefix("cmpe-se[").rstrip("]").split(",")) == users
+    services = {"mlflow", "trackio", "wandb"}  # of which a person has one, and MLflow alone brings forty packages
+    assert set(everything.removeprefix("cmpe-se[").rstrip("]").split(",")) == users - services

@@ -31,7 +31,8 @@ def train(
     launch --num_processes 2 -m cmpe_se train`.
 
     Args:
-        recipe: name of a recipe (cifar-fast, cifar-paper, digits, finetune or imagenet), or path of a YAML file.
+        recipe: name of a recipe (cifar-fast, cifar-paper, cifar100-fast, digits, finetune, imagenet, imagenet-a2,
+            imagenet-a3, imagenet-classic or svhn), or path of a YAML file.
         resume: run folder to continue, with its own settings.
         output: run folder to write; runs/MODEL-DATA-seedN if left out.
         settings: fields of :class:`cmpe_se.training.config.TrainingConfig`; they win over the recipe.

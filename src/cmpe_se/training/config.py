@@ -68,7 +68,7 @@ class TrainingConfig:
         optimizer: name of an optimizer in timm; sgd has Nesterov momentum.
         lr: highest learning rate.
         momentum: momentum of the optimizer, from 0 to below 1.
-        optimizer_args: the optimizer's other arguments by name, such as '{eps: 1e-6, betas: [0.9, 0.98]}'; null for
+        optimizer_args: more arguments of the optimizer by name, such as '{eps: 1e-6, betas: [0.9, 0.98]}'; null for
             none.
         weight_decay: weight decay, which norms and biases are exempt from.
         layer_decay: factor on the learning rate from each layer to the one before it; 1 for the same rate everywhere.
@@ -85,7 +85,7 @@ class TrainingConfig:
             (each image weighs images / (classes * images of its class)); null for each image the same. Test metrics
             are unweighted in any case.
         loss: training loss, cross_entropy, or bce for binary cross-entropy of each class. Tests report cross-entropy.
-        bce_threshold: with bce, classes whose target is above it get the target 1 and the others 0, from 0 to below 1;
+        bce_threshold: largest target of a class that becomes 0 with bce, where those above become 1; from 0 to below 1,
             null for targets as label smoothing, mixup and CutMix make them.
         label_smoothing: amount of label smoothing, from 0 to below 1.
         mixup: alpha of mixup; 0 for off.

@@ -73,7 +73,8 @@ def compare(
             network and column, and --data and --mixup choose columns. paper-resnet, paper-wrn, paper-svhn and
             paper-imagenet have the paper's networks, and its published results where they are at hand;
             imagenet-classic, imagenet-a3 and imagenet-a2 have ResNet-50 plain, with SE and with competitive gates.
-        recipe: name of a recipe (`cmpe-se train --help` lists them), or path of a YAML file.
+        recipe: name of a recipe (cifar-fast, cifar-paper, cifar100-fast, digits, finetune, imagenet, imagenet-a2,
+            imagenet-a3, imagenet-classic or svhn), or path of a YAML file.
         output: folder of the comparison; runs/compare-DATA if left out.
         jobs: number of runs at a time; one on each GPU, or one on each core, if left out.
         part: part of the runs to train, I/N for every N-th run from the I-th on (for SLURM arrays). A last call without
