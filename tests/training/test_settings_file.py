@@ -30,7 +30,10 @@ FIRST_VERSION = without(WHOLE, "# settings", *LATER)
 DAMAGED = {
     "empty": ("", "is empty"),
     "comments": ("# repeat\n", "is empty"),
-    "cut": (WHOLE[: WHOLE.index("lr:")], r"of the \d+ settings that were written; it lacks lr, momentum, optimizer_args, weight_decay"),
+    "cut": (
+        WHOLE[: WHOLE.index("lr:")],
+        r"of the \d+ settings that were written; it lacks lr, momentum, optimizer_args, weight",
+    ),
     "cut in a line": (WHOLE[: WHOLE.index("lr: ") + 5], "it lacks momentum"),
     "cut in a word": (WHOLE[: WHOLE.index("lr: ") + 1], "is not YAML: .* in line "),
     "a line missing": (without(WHOLE, "lr"), "it lacks lr; put it back"),
