@@ -180,8 +180,8 @@ def _role(photo: Photo, target: int, said: Said) -> str:
     return "prediction" if photo.label is None else "prediction, wrong"
 
 
-def curves(history: Sequence[EpochRecord]) -> Exhibit:
-    """Training curves."""
+def curves(history: Sequence[EpochRecord], loss: str) -> Exhibit:
+    """Training curves; ``loss`` says what the losses are."""
     tested = [(accuracy, record["epoch"]) for record in history if (accuracy := record.get("test_top1")) is not None]
     title = epochs = counted(len(history), "epoch")
     if tested:
@@ -194,7 +194,7 @@ def curves(history: Sequence[EpochRecord]) -> Exhibit:
         "curves",
         title,
         "Loss and accuracy over the epochs. This report is about the network of the last epoch.",
-        titled(draw_curves(history, ""), title),
+        titled(draw_curves(history, "", loss=loss), title),
         columns,
         [[record.get(column) for column in columns] for record in history],
     )

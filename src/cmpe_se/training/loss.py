@@ -23,6 +23,15 @@ def create_loss(config: TrainingConfig, weights: Tensor | None) -> Callable[...,
     return partial(cross_entropy, weights=weights)
 
 
+def loss_label(config: TrainingConfig) -> str:
+    """What the losses of a run are, for plots: those of tests are cross-entropy, whatever is trained with."""
+    return (
+        "cross-entropy"
+        if config.loss == "cross_entropy"
+        else "binary cross-entropy in training, cross-entropy in tests"
+    )
+
+
 def balanced_class_weights(data: ImageData) -> Tensor:
     """A weight for each class, float32 (classes,), by which all classes weigh the same in the training loss.
 

@@ -22,7 +22,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.freezing import Backbone
 from cmpe_se.training.interruption import Interruption, TrainingInterrupted
-from cmpe_se.training.loss import balanced_class_weights, create_loss
+from cmpe_se.training.loss import balanced_class_weights, create_loss, loss_label
 from cmpe_se.training.model_choice import BestEpoch
 from cmpe_se.training.network import count_gates
 from cmpe_se.training.optimisation import create_mixup, create_optimizer, ema_decay, learning_rate
@@ -383,7 +383,7 @@ class Trainer:
             self.run.save_model(tested, model_args=self.model_args, data=self.data)
             name = shortened(data_name(self.config.data, self.config.data_dir))
             title = f"{self.config.model} on {name}: top-1 {record['test_top1']:.2f} %"
-            plot_curves(self.history, title, self.run.curves)
+            plot_curves(self.history, title, self.run.curves, loss=loss_label(self.config))
             self.run.write_result(result)
             self.watch.finish(record)
         self.accelerator.wait_for_everyone()

@@ -16,21 +16,22 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # distinguishable without 
 _LINE_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9")
 
 
-def plot_curves(history: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+def plot_curves(history: Sequence[Mapping[str, Any]], title: str, path: Path, *, loss: str = "cross-entropy") -> None:
     """Write :func:`draw_curves` as PNG."""
-    save_figure(draw_curves(history, title), path, dpi=150)
+    save_figure(draw_curves(history, title, loss=loss), path, dpi=150)
 
 
-def draw_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def draw_curves(history: Sequence[Mapping[str, Any]], title: str, *, loss: str = "cross-entropy") -> Figure:
     """Loss and accuracy over the epochs.
 
     Args:
         history: the records of ``metrics.jsonl``.
         title: of the whole plot.
+        loss: what the losses are.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    for axes, kind, label in ((loss, "loss", "cross-entropy"), (accuracy, "top1", "top-1 accuracy, %")):
+    losses, accuracy = figure.subplots(1, 2)
+    for axes, kind, label in ((losses, "loss", loss.replace(", ", ",\n")), (accuracy, "top1", "top-1 accuracy, %")):
         for part, colour in (("train", GREY), ("validation", ORANGE), ("test", BLUE)):
             values = {record["epoch"]: record.get(f"{part}_{kind}") for record in history}
             known = {epoch: value for epoch, value in values.items() if value is not None}
@@ -44,8 +45,8 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
         epoch_axis(axes, [record["epoch"] for record in history])
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    highest = max((max(line.get_ydata()) for line in loss.lines), default=1.0)  # nothing clips the curves
-    loss.set_ylim(0, 1.05 * (highest or 1.0))
+    highest = max((max(line.get_ydata()) for line in losses.lines), default=1.0)  # nothing clips the curves
+    losses.set_ylim(0, 1.05 * (highest or 1.0))
     percent_axis(accuracy)
     figure.suptitle(title)
     return figure

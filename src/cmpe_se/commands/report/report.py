@@ -33,6 +33,7 @@ from cmpe_se.inspecting.gathering import Gathered, gather
 from cmpe_se.inspecting.statistics import BlockStatistics
 from cmpe_se.layers.views import TABLE
 from cmpe_se.static_gates import Calibration
+from cmpe_se.training.loss import loss_label
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
@@ -110,7 +111,7 @@ def report(
     worth = [] if still else _worth(model, data, [block.name for block in tested.blocks])
     with console.status("drawing"):
         sections = [
-            Section("run", "The run", exhibits=[photo_exhibits.curves(folder.read_metrics())]),
+            Section("run", "The run", exhibits=[photo_exhibits.curves(folder.read_metrics(), loss_label(config))]),
             *_pruning(folder),
             _gates(tested, data, still, worth),
             _competition(tested.blocks, still),

@@ -43,6 +43,7 @@ def render_page(
     history: Sequence[EpochRecord],
     gates: Sequence[GatesRecord],
     ranges: Mapping[str, tuple[float, float]],
+    loss: str = "cross-entropy",
 ) -> str:
     """The page.
 
@@ -53,9 +54,10 @@ def render_page(
         history: records of its finished epochs.
         gates: of the gates after them.
         ranges: block to where its gate began, and the largest value that it can have.
+        loss: what the losses are.
     """
     last = max(epochs, 1)
-    charts = [(name, legend, chart) for name, legend, chart in _charts(history, last) if chart]
+    charts = [(name, legend, chart) for name, legend, chart in _charts(history, last, loss) if chart]
     panels = [_panel(block, gates, ranges[block], last) for block in ranges] if gates else []
     return _template().render(
         title=title,
@@ -80,10 +82,10 @@ def _template() -> Any:
     return html_environment().from_string(text)
 
 
-def _charts(history: Sequence[EpochRecord], last: int) -> list[tuple[str, list[tuple[str, str]], str]]:
+def _charts(history: Sequence[EpochRecord], last: int, loss: str) -> list[tuple[str, list[tuple[str, str]], str]]:
     """Heading, legend (name and colour) and drawing of loss, accuracy and learning rate."""
     found = []
-    for heading, kind in (("Loss (cross-entropy)", "loss"), ("Top-1 accuracy, %", "top1")):
+    for heading, kind in ((f"Loss ({loss})", "loss"), ("Top-1 accuracy, %", "top1")):
         lines = {name: Line(colour, _values(history, f"{name}_{kind}")) for name, colour in _PARTS}
         lines = {name: line for name, line in lines.items() if line.points}
         drawn = line_chart(list(lines.values()), title=heading, x_range=(1, last)) if lines else ""

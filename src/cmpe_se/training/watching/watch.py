@@ -12,6 +12,7 @@ from cmpe_se.data import ImageData
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.interruption import Interrupted
+from cmpe_se.training.loss import loss_label
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.step_sums import TrainingMetrics
 from cmpe_se.training.summary import EpochRecord
@@ -199,7 +200,8 @@ class Watch:
         status = Status(state, self._all_facts(state), max(_SILENCE, 3 * per_epoch), reason)
         blocks = self._records[-1]["gates"] if self._records else {}
         ranges = {block: self._gates.range_of(block) for block in blocks} if self._gates else {}
-        parts = (title, status, self._config.epochs, self._history, self._records, ranges)
+        loss = loss_label(self._config)
+        parts = (title, status, self._config.epochs, self._history, self._records, ranges, loss)
         self._write("progress.html", lambda: write_text(self._run.progress, render_page(*parts)))
         self._page_at = time.monotonic()
         self._page_seconds = self._page_at - began
