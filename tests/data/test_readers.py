@@ -11,6 +11,7 @@ from cmpe_se.data import (
     readers,
 )
 from cmpe_se.data import shards as shards_module
+from cmpe_se.data.readers import _with_parquet
 from cmpe_se.errors import UserError
 from tests.data.greys import PLAIN, encoded, grey, index_of, network
 
@@ -63,6 +64,15 @@ def test_parquet_files_in_data_dir_need_no_hub(below, hugging_face, tmp_path):
     assert (data.name, data.classes, data.train_size) == ("hfds/owner/pets", ("cat", "dog"), 3)
     assert next(data.test_batches(batch_size=2))[1].tolist() == [1, 0]
     assert sorted(path.suffix for path in files.iterdir()) == [".parquet"] * 2  # no copy among them
+
+
+def test_parquet_files_of_another_data_set_are_not_taken(hugging_face, tmp_path):
+    """A folder that keeps several data sets: only the one that is named so."""
+    food = hugging_face({"train": [0, 1], "test": [1, 0]}, name="data/food")
+    assert _with_parquet(food.parent, "cifar100") is None
+    assert _with_parquet(food.parent, "owner/food") == food
+    assert _with_parquet(food, "cifar100") == food
+    assert _with_parquet(tmp_path / "nowhere", "food") is None
 
 
 def test_small_images_are_held_in_memory(hugging_face, tmp_path, monkeypatch):

@@ -218,6 +218,15 @@ def test_what_names_stand_for(case):
         assert places_of(names, known, "data") == places
 
 
+def test_labels_without_names_are_no_class_indices():
+    """As of shards of ImageNet-A, whose labels 0 to 199 are its own numbers, or of any other data."""
+    for known in (SYNSETS, INDICES):
+        with pytest.raises(UserError, match="data has 200 classes without names, numbered from 0, and the network has"):
+            places_of(INDICES[:200], known, "data")
+        assert places_of(INDICES, known, "data") == list(range(1000))
+        assert places_of(INDICES[:200], known, "data", of_folders=True) == list(range(200))
+
+
 def test_numbers_are_hinted_at():
     with pytest.raises(UserError, match="only for a network of ImageNet's 1,000 classes"):
         places_of(["0", "1"], ["cat", "dog"], "data")

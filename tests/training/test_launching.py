@@ -5,8 +5,11 @@ from datetime import timedelta
 import pytest
 import torch.distributed
 
+from cmpe_se.errors import UserError
 from cmpe_se.training import launching
-from cmpe_se.training.launching import lost_process, may_speak
+from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.launching import agent_store, lost_process, may_speak
+from cmpe_se.training.parallel import create_accelerator
 
 
 @pytest.fixture
@@ -63,3 +66,17 @@ def test_the_end_of_another_process_is_recognised(error, lost, two_processes, mo
     assert lost_process(error) is lost
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert not lost_process(error)
+
+
+def test_a_launchers_variables_without_a_place_to_meet(monkeypatch):
+    """As a process of a comparison that torchrun has started would have them."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert agent_store() is None
+
+
+def test_accumulation_that_accelerate_would_do_by_itself(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(UserError, match=r"asks for 4 gradient-accumulation steps.* give --accumulate 4, and 1 there"):
+        create_accelerator(TrainingConfig(), cpu=True, processes=1)

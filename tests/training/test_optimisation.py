@@ -69,6 +69,28 @@ def test_state_survives_a_checkpoint(name: str, tmp_path: Path):
         assert torch.equal(first, second)
 
 
+def test_a_resumed_run_has_the_arguments_of_its_settings(tmp_path):
+    """The state is that of the checkpoint, and what the optimiser was made with that of the settings."""
+    network = nn.Linear(2, 2)
+    before = _optimizer(network, optimizer="lamb", weight_decay=0.01)
+    network(torch.ones(1, 2)).sum().backward()
+    before.step()
+    settings = {"weight_decay": 0.3, "optimizer_args": {"eps": 0.5, "betas": (0.5, 0.6)}}
+    after = _optimizer(network, optimizer="lamb", **settings)
+    state = before.state_dict()
+    restore([(network, network.state_dict())], after, state, tmp_path)
+    assert {group["weight_decay"] for group in after.param_groups} == {0.0, 0.3}  # none for the bias
+    assert {(group["eps"], group["betas"]) for group in after.param_groups} == {(0.5, (0.5, 0.6))}
+    assert [group["step"] for group in after.param_groups] == [group["step"] for group in before.param_groups]
+    assert all(torch.equal(after.state[p]["exp_avg"], before.state[p]["exp_avg"]) for p in network.parameters())
+
+
+def test_tuples_are_what_a_file_makes_of_them(tmp_path):
+    config = TrainingConfig(optimizer="adamw", optimizer_args={"betas": (0.9, 0.98)})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert TrainingConfig.of_run(tmp_path / "config.yaml") == config
+
+
 def test_the_average_reaches_back_over_as_many_images():
     small = TrainingConfig(ema=0.999, batch_size=64)
     large = TrainingConfig(ema=0.999, batch_size=512, ema_batch_size=64)

@@ -8,7 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cmpe_se.data import LargeImages
+from cmpe_se.data.plain import plain_training_batches
 from cmpe_se.training.config import TrainingConfig
+from cmpe_se.training.data_settings import without_foreign_test_size
 from cmpe_se.training.optimisation import create_optimizer
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
@@ -134,22 +137,35 @@ def test_large_images_and_a_network_of_timm(tmp_path):
 
 
 def test_a_test_at_another_size(tmp_path):
-    """Trained at 40 pixels and tested at 64 of 66; everything after training has the size of the tests."""
+    """Trained at 40 pixels and tested at 64, uncropped; everything after training has the size of the tests."""
     data = write_digits(tmp_path / "data", {"train": 4, "val": 2}, side=128)
     flags = ["--data=folder", "--data-dir", data, "--batch-size=16", "--epochs=2", "--model=test_resnet", "--workers=0"]
-    flags += ["--image-size=40", "--test-image-size=64", "--test-crop=0.97", "--crop-padding=0"]
+    flags += ["--image-size=40", "--test-image-size=64", "--test-crop=1.0", "--crop-padding=0"]
     done = succeed("train", *flags, "--output", tmp_path / "run")
     assert "of 40x40 pixels (tested at 64x64)" in done.err
     config = RunFolder(tmp_path / "run")
-    assert (config.preprocessing().size, config.preprocessing().crop) == ((3, 64, 64), 0.97)
+    assert (config.preprocessing().size, config.preprocessing().crop) == ((3, 64, 64), 1.0)
     top1 = result(tmp_path / "run")["test_top1"]
     evaluated = succeed("evaluate", tmp_path / "run", "--output", tmp_path / "evaluation")
     assert f"{top1:.2f}" in evaluated.out
-    assert load_run_data(config).train_image_size == (40, 40)
+    images = load_run_data(config)
+    assert isinstance(images, LargeImages)
+    assert images.train_image_size == (40, 40)
+    # What looks at training images looks at them as the network is used.
+    assert next(plain_training_batches(images, 4, batch_size=4))[0].shape == (4, 3, 64, 64)
     # Longer at the same sizes goes on with them.
     succeed("train", "--resume", tmp_path / "run", "--epochs=3")
     assert load_run_data(config).train_image_size == (40, 40)
     assert config.preprocessing().size == (3, 64, 64)
+
+
+def test_another_size_than_the_recipes_takes_its_test_along(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("image_size: 40\ntest_image_size: 64\n")
+    config = TrainingConfig.from_recipe(recipe, image_size=48)
+    assert without_foreign_test_size(config, {"image_size": 48}).test_image_size is None
+    assert without_foreign_test_size(config, {"image_size": 48, "test_image_size": 64}).test_image_size == 64
+    assert without_foreign_test_size(config, {"epochs": 3}).test_image_size == 64
 
 
 def _truncate(data):

@@ -126,6 +126,12 @@ WRONG_FLAGS = {
     "image size": (["--image-size", "32"], "image_size is 32.*digits has 8"),
     "optimizer": (["--optimizer", "sgdd"], "optimizer 'sgdd'"),
     "argument that no optimizer has": (["--optimizer-args", "{betta: 1}"], "optimizer 'sgd'.*betta"),
+    "too few numbers": (["--optimizer=adamw", "--optimizer-args", "{betas: [0.9]}"], "optimizer 'adamw'"),
+    "arguments that do not go together": (
+        ["--optimizer=adamw", "--optimizer-args", "{fused: true, foreach: true}"],
+        "optimizer 'adamw'.*fused",
+    ),
+    "argument that fails in a step": (["--optimizer-args", "{differentiable: true}"], "optimizer 'sgd'.*in-place"),
     "argument that is a setting": (["--optimizer-args", "{lr: 1}"], "optimizer_args holds lr.*--lr"),
     "argument that is no number": (["--optimizer-args", "{dampening: .nan}"], "optimizer_args.*finite"),
     "arguments that are none": (["--optimizer-args", "3"], "optimizer_args.*3"),

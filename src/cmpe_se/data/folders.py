@@ -118,7 +118,7 @@ def scan_hold_out(
         )
     if empty := set(classes) - {name for name, _ in found}:
         _log.warning(f"{folder}: no images in {_names(empty)}")
-    places = places_of([name for name, _ in found], known, str(folder))
+    places = places_of([name for name, _ in found], known, str(folder), of_folders=True)
     test = [(path, place) for place, (_, paths) in zip(places, found, strict=True) for path in paths]
     return ClassFolders(root, tuple(known), [], test, f"all images in {folder}", False, broken)
 

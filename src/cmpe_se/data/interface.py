@@ -73,6 +73,10 @@ class ImageData(ABC):
         """(height, width) of every training image of a batch, which tests may take larger."""
         return self.image_size
 
+    def trained_as_tested(self) -> "ImageData":
+        """The same data, with training images of the size that tests have."""
+        return self
+
     @property
     def mean(self) -> tuple[float, ...]:
         """Mean of each channel, pixels in [0, 1]: a batch is (pixels - mean) / std."""

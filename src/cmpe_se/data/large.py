@@ -4,6 +4,7 @@ import functools
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import torch
@@ -159,6 +160,12 @@ class LargeImages(ImageData):
             self.unreadable += [failure.unreadable for failure in failures]
             good = sorted(set(range(self.test_size)) - {failure.place for failure in failures})
             self._test, self.test_size = Subset(self._test, good), len(good)  # type: ignore[arg-type]  # see joined
+
+    def trained_as_tested(self) -> "ImageData":
+        """See ``ImageData.trained_as_tested``."""
+        other = copy(self)
+        other._training = self.preprocessing
+        return other
 
     @property
     def train_image_size(self) -> tuple[int, int]:

@@ -46,6 +46,7 @@ def load_data(
     image_size: int | None = None,
     test_image_size: int | None = None,
     test_crop: float | None = None,
+    in_memory: bool = True,
     preprocessing: Preprocessing | None = None,
     resize: str = RESIZE,
     workers: int = 2,
@@ -76,9 +77,11 @@ def load_data(
         download: fetch torchvision's data sets where they are missing.
         image_size: side of the square images of a batch, for all but digits and torchvision's. Without it images held
             in memory keep their size, and large ones are brought to 224.
-        test_image_size: side of the images of a test, where training has another; then they are never held in memory.
-        test_crop: part of the resized image's shorter side that the crop of a test takes; 0.875 without. With it images
-            are never held in memory.
+        test_image_size: side of the images of a test, where training has another.
+        test_crop: part of the resized image's shorter side that the crop of a test takes; 0.875 without.
+        in_memory: hold small images in memory, but for digits and torchvision's, which always are. Those that are
+            cropped for tests in another way than for training are not: give False with either of the two above, and
+            with the preprocessing that came of them.
         preprocessing: a run's, for these images too whatever their kind and size: then they are what `cmpe-se predict`
             makes of their files. The class names are the data set's own all the same. Takes the place of
             ``test_image_size``, ``test_crop`` and ``resize``; ``image_size`` is that of training images then, and the
@@ -106,7 +109,7 @@ def load_data(
             raise UserError(f"{key} is {value}, but the images of {name} are tested as they are; leave it out")
     if hold_out and preprocessing is None:
         raise UserError("hold_out data are those of a trained network; give its preprocessing")
-    sizes = _Sizes(image_size, test_image_size, test_crop)
+    sizes = _Sizes(image_size, test_image_size, test_crop, in_memory)
     wanted = _Wanted(sizes, preprocessing, resize, workers, skip_unreadable, hold_out)
     prefix, _, rest = name.partition("/")
     _refuse_foreign(name, prefix, options)
@@ -155,6 +158,7 @@ class _Sizes(NamedTuple):
     image_size: int | None
     test_image_size: int | None
     test_crop: float | None
+    in_memory: bool
 
 
 class _Wanted(NamedTuple):
@@ -170,7 +174,7 @@ class _Wanted(NamedTuple):
     @property
     def train_image_size(self) -> int | None:
         """Side of the training images where it is not that of the tests."""
-        image_size, test_image_size, _ = self.sizes
+        image_size, test_image_size, *_ = self.sizes
         if self.preprocessing is None and test_image_size is None:
             return None
         tested = self.preprocessing.size[1:] if self.preprocessing else (test_image_size, test_image_size)
@@ -203,14 +207,12 @@ class _Wanted(NamedTuple):
 
     def in_memory(self, classes: tuple[str, ...], images: FileSource) -> Preprocessing | None:
         """For images that all are of one size or brought to one, not normalised yet; None where they are not."""
-        image_size, test_image_size, test_crop = self.sizes
-        if self.train_image_size is not None:
+        image_size, test_image_size, test_crop, in_memory = self.sizes
+        if not in_memory or (test_image_size, test_crop) != (None, None):
             return None
         if self.preprocessing is not None:
             # Cropped images in memory would be cropped again where one is shown.
             return replace(self.preprocessing, classes=classes) if self.preprocessing.crop == 1 else None
-        if test_image_size is not None or test_crop is not None:
-            return None
         size = (image_size, image_size) if image_size else common_size(images)
         if size is None:
             return None

@@ -10,10 +10,11 @@ from cmpe_se.data.small import SmallImages
 def plain_training_batches(data: ImageData, count: int, *, batch_size: int) -> Iterator[Batch]:
     """At most ``count`` training images, drawn evenly, in batches as of ``train_batches``; the same ones every time.
 
-    They are as they stand in the data set, or, where they are of many sizes, the largest square of each.
+    They are as they stand in the data set, or, where they are of many sizes, the largest square of each, at the size
+    that tests have: the network is looked at as it is used.
     """
     plain = Augmentation() if isinstance(data, SmallImages) else Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    batches = data.train_batches(0, batch_size=min(batch_size, count), seed=0, augmentation=plain)
+    batches = data.trained_as_tested().train_batches(0, batch_size=min(batch_size, count), seed=0, augmentation=plain)
     return first_images(batches, count)
 
 

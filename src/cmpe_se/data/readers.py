@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from timm.data import create_dataset
 
-from cmpe_se.data.splits import choose_splits
+from cmpe_se.data.splits import choose_splits, role_of
 from cmpe_se.errors import UserError
 from cmpe_se.utils.text import in_one_line
 
@@ -44,8 +44,9 @@ def open_hugging_face(
     import datasets
 
     cache = None if data_dir is None else str(data_dir)
-    if cache and not Path(path).exists() and _has_parquet(Path(cache)):
-        path, cache = cache, None
+    if cache and not Path(path).exists() and (own := _with_parquet(Path(cache), path)):
+        _log.warning(f"{name} is read from the Parquet files in {own}")
+        path, cache = str(own), None
     folder = Path(path).resolve()
     kept = Path(cache or "", folder.name).resolve()
     if cache and folder.is_dir() and folder in (kept, *kept.parents):
@@ -94,8 +95,19 @@ def open_hugging_face(
     return classes, train, test
 
 
-def _has_parquet(folder: Path) -> bool:
-    return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))
+def _with_parquet(folder: Path, name: str) -> Path | None:
+    """The folder that holds a data set's Parquet files, of those where people put them; None without.
+
+    They are in the folder itself, in its subfolder ``data`` or of a split, or in a subfolder of the data set's name:
+    any other may be another data set's.
+    """
+
+    def holds(place: Path) -> bool:
+        splits = [part for part in place.iterdir() if part.is_dir() and (part.name == "data" or role_of(part.name))]
+        return any(next(part.glob("*.parquet"), None) for part in (place, *splits))
+
+    own = folder / name.rsplit("/", 1)[-1]
+    return next((place for place in (own, folder) if place.is_dir() and holds(place)), None)
 
 
 def _columns(name: str, features: Mapping[str, Any], options: DataOptions, datasets: ModuleType) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection, Sequence
 
-from cmpe_se.data.imagenet import places_by_imagenet
+from cmpe_se.data.imagenet import indices_of_network, places_by_imagenet
 from cmpe_se.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -73,15 +73,28 @@ def choose_splits(
 
 
 def places_of(
-    classes: Sequence[str], known: Sequence[str], where: str, used: Collection[int] | None = None
+    classes: Sequence[str],
+    known: Sequence[str],
+    where: str,
+    used: Collection[int] | None = None,
+    *,
+    of_folders: bool = False,
 ) -> list[int]:
     """The index in ``known``, a network's classes, of each of ``classes``, which are those of the data ``where``.
 
     Where a name is none of the network's, all of them can be ImageNet's in other words (``data/imagenet.py``), and the
-    log says so. Only the classes of the indices ``used`` have images, where that is known: the others get -1.
+    log says so. Numbers are taken for ImageNet's class indices where they name folders (``of_folders``), or all 1,000
+    classes: else they are what labels without names are called, of any data set. Only the classes of the indices
+    ``used`` have images, where that is known: the others get -1.
 
     Raises UserError, which names them, for classes that the network does not have.
     """
+    if not of_folders and len(classes) != len(known) and _are_numbers(classes) and indices_of_network(known):
+        raise UserError(
+            f"{where} has {len(classes)} classes without names, numbered from 0, and the network has ImageNet's "
+            f"{len(known)}: which of them these are cannot be told (ImageNet-A and -R number 200 of their own); give "
+            "the data's class names, such as synsets"
+        )
     indices = {name: index for index, name in enumerate(known)}
     needed = [index for index in range(len(classes)) if used is None or index in used]
     unknown = [classes[index] for index in needed if classes[index] not in indices]
@@ -100,3 +113,7 @@ def places_of(
         f"{where} has images of {named}{more}, and the network was trained on {len(known)} other classes ({own}); "
         f"leave those out, or give the classes the same names: test on the same classes{hint}"
     )
+
+
+def _are_numbers(classes: Sequence[str]) -> bool:
+    return tuple(classes) == tuple(map(str, range(len(classes))))

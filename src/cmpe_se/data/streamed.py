@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -79,6 +80,12 @@ class StreamedImages(ImageData):
         self.tested, self.unreadable, self._skip = f"the split {test_split} of {root}", [], skip_unreadable
         self.train_size = len(self._dataset(train_split)) if train_split else 0
         self.test_size = len(self._dataset(test_split))
+
+    def trained_as_tested(self) -> "ImageData":
+        """See ``ImageData.trained_as_tested``."""
+        other = copy(self)
+        other._training = self.preprocessing
+        return other
 
     @property
     def train_image_size(self) -> tuple[int, int]:

@@ -203,6 +203,10 @@ class TrainingConfig:
     profile: bool = False
 
     def __post_init__(self) -> None:
+        if self.optimizer_args is not None:  # as they come back from a file
+            object.__setattr__(
+                self, "optimizer_args", {key: _listed(each) for key, each in self.optimizer_args.items()}
+            )
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
@@ -347,6 +351,13 @@ _LEAST = {
     "checkpoint_steps": 1,
     "test_interval": 1,
 }
+
+
+def _listed(value: Any) -> Any:
+    """Lists for tuples, which YAML does not have."""
+    return [_listed(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 CLASS_WEIGHTS = ("balanced",)
 COMPRESSIONS = ("fp16", "bf16", "power_sgd", "batched_power_sgd")
 _CHOICES = {

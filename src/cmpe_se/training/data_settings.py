@@ -1,7 +1,9 @@
 """Settings of a run that depend on where its data are, and what they are."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 from cmpe_se.data import Augmentation, ImageData
 from cmpe_se.errors import UserError
@@ -32,6 +34,17 @@ def refuse_idle_folder(data: str, data_dir: str | None) -> None:
             f"data_dir is {data_dir}, but digits come with scikit-learn and the folder would not be looked at; add "
             "--data folder for its images, or leave it out"
         )
+
+
+def without_foreign_test_size(config: TrainingConfig, settings: Mapping[str, Any]) -> TrainingConfig:
+    """Leave out a recipe's size of tests where the user gives another size of training images alone."""
+    if config.test_image_size is None or "image_size" not in settings or "test_image_size" in settings:
+        return config
+    _log.warning(
+        f"the recipe's test_image_size {config.test_image_size} left out: image_size {config.image_size} was given; "
+        "give --test-image-size too for tests at another size"
+    )
+    return config.changed(test_image_size=None)
 
 
 def without_foreign_augmentation(config: TrainingConfig, recipe: TrainingConfig, data: ImageData) -> TrainingConfig:

@@ -97,8 +97,8 @@ def lost_process(error: Exception) -> bool:
 
 def agent_store() -> torch.distributed.Store | None:
     """The store of torchrun, which is there before the processes meet and after they have ended; None without."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not {"MASTER_ADDR", "MASTER_PORT"} <= {*os.environ}:
+        return None  # the variables of a process that started this one are not all of them
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return torch.distributed.TCPStore(address, port, is_master=False, timeout=_PATIENCE, wait_for_workers=False)
 

@@ -38,7 +38,10 @@ def create_optimizer(
             step_on_epochs=False,
             updates_per_epoch=steps_per_epoch,
         )
-    except (AssertionError, KeyError, ValueError, TypeError) as error:
+        if config.optimizer_args:
+            _try_a_step(config, next(network.parameters()).device)
+    # What an optimiser says of arguments that it cannot use, or of those that do not go together.
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"optimizer '{config.optimizer}' or schedule '{config.schedule}': {error}") from None
     if getattr(optimizer, "is_second_order", False):
         raise UserError(
@@ -56,7 +59,8 @@ def _arguments(config: TrainingConfig) -> dict[str, Any]:
     """The optimiser's arguments beyond those that have a field of their own."""
     arguments = config.optimizer_args or {}
     if own := [name for name in arguments if name in _OWN_FIELDS]:
-        raise UserError(f"optimizer_args holds {own[0]}, which is a setting of its own; give --{own[0]} instead")
+        flag = own[0].replace("_", "-")
+        raise UserError(f"optimizer_args holds {own[0]}, which is a setting of its own; give --{flag} instead")
     return {name: _as_python(value) for name, value in arguments.items()}
 
 
@@ -68,6 +72,17 @@ def _as_python(value: Any) -> Any:
         with suppress(ValueError):
             return float(value)
     return value
+
+
+def _try_a_step(config: TrainingConfig, device: torch.device) -> None:
+    """One step on a parameter of its own: some arguments are looked at only then."""
+    parameter = nn.Parameter(torch.zeros(2, 2, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    optimizer = create_optimizer_v2(
+        [parameter], config.optimizer, config.lr, config.weight_decay, config.momentum, **_arguments(config)
+    )
+    if not getattr(optimizer, "is_second_order", False):
+        optimizer.step()
 
 
 def ema_decay(config: TrainingConfig) -> float:

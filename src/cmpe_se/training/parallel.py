@@ -98,6 +98,11 @@ def _refuse_other_plugins(config: TrainingConfig) -> None:
             )
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and config.parallel != "fsdp":
         raise UserError("Accelerate's configuration asks for FSDP; give --parallel fsdp too, or choose MULTI_GPU there")
+    if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+        raise UserError(
+            f"Accelerate's configuration asks for {steps} gradient-accumulation steps, and those of a run are its own; "
+            f"give --accumulate {steps}, and 1 there"
+        )
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", _MIXED_PRECISION[config.precision]):
         word = {value: key for key, value in _MIXED_PRECISION.items()}.get(asked)

@@ -38,7 +38,7 @@ def restore(
     optimizer_state: dict,
     path: Path,
 ) -> None:
-    """Load weights and the optimiser's state.
+    """Load weights and the optimiser's state; its arguments, such as weight decay, stay what they are.
 
     Args:
         weights: networks with their state dicts.
@@ -49,6 +49,8 @@ def restore(
     Raises:
         UserError: they do not fit, or hold values that are not finite.
     """
+    # What the optimiser was made with is as the settings have it by now; PyTorch puts back what it was.
+    made_with = [{name: group[name] for name in optimizer.defaults if name != "lr"} for group in optimizer.param_groups]
     try:
         for module, state in weights:
             load_exactly(module, state)
@@ -57,6 +59,8 @@ def restore(
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = in_one_line(error, most=200)
         raise UserError(f"{path} does not fit these settings: {reason}") from None
+    for group, own in zip(optimizer.param_groups, made_with, strict=True):
+        group.update(own)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, saved in optimizer_state["state"].items():
         parameter = parameters[number]

@@ -30,11 +30,17 @@ def load_configured(config: TrainingConfig, load: Callable[..., ImageData] | Non
         UserError: as ``load_data``.
     """
     settings: dict[str, Any] = {"workers": config.workers, "options": config.data_options}
+    settings["in_memory"] = _may_be_in_memory(config)
     if options.get("preprocessing") is None:
         settings |= {"test_image_size": config.test_image_size, "test_crop": config.test_crop}
     elif config.test_image_size is not None:  # the preprocessing is that of tests
         settings["image_size"] = config.image_size
     return (load or load_data)(config.data, config.data_dir, **(settings | options))
+
+
+def _may_be_in_memory(config: TrainingConfig) -> bool:
+    """Whether small images may be held there: not where tests crop them in another way than training does."""
+    return config.test_image_size is None and config.test_crop is None
 
 
 def load_run_data(folder: RunFolder, load: Callable[..., ImageData] = load_data) -> ImageData:
@@ -89,6 +95,7 @@ def load_tested(
         "preprocessing": preprocessing,
         "workers": workers,
         "skip_unreadable": skip_unreadable,
+        "in_memory": _may_be_in_memory(config),
     }
     if name == config.data:  # what is not said is as in training
         mixed = {key: value or getattr(config, key) for key, value in options._asdict().items()}

@@ -84,7 +84,10 @@ class RunFolder:
             raise UserError(f"{path} holds a run already; resume it with --resume {path}, or name another --output")
         if run.checkpoints.exist():  # training would resume from them, with other settings than theirs
             raise UserError(f"{path} holds {_ORPHANED} name another --output")
-        traces = (run.metrics, run.result, run.model, run.curves, run.corruptions, run.logs, run.gates, run.trackers)
+        traces = (
+            *(run.metrics, run.result, run.model, run.curves, run.corruptions),
+            *(run.logs, run.gates, run.trackers, run.trace, run.progress),
+        )
         if left := [trace.name for trace in traces if trace.exists()]:  # they would be taken for the new run's
             raise UserError(
                 f"{path} holds what is left of another run ({', '.join(left)}); delete that, or name another --output"

@@ -25,18 +25,22 @@ def told_by_main(make: Callable[[], _T]) -> _T:
 
     Raises:
         UserError: of the function, on all of them, so that none waits for another.
+        OSError: of the function, on the main process; a UserError on the others.
     """
     state = PartialState()
     if state.num_processes == 1:
         return make()
     told: list[Any] = [None, None]
+    own: Exception | None = None
     if state.is_main_process:
         try:
             told = [make(), None]
-        except UserError as error:
-            told = [None, str(error)]
+        except (UserError, OSError) as error:
+            told, own = [None, str(error)], error
     broadcast_object_list(told)
     value, mistake = told
+    if own is not None:
+        raise own
     if mistake is not None:
         raise UserError(mistake)
     return value

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
-from cmpe_se.training.data_settings import refuse_idle_folder, with_whole_paths
+from cmpe_se.training.data_settings import refuse_idle_folder, with_whole_paths, without_foreign_test_size
 from cmpe_se.training.gate_settings import with_pretrained_gates, without_foreign_gates
 from cmpe_se.training.launching import remember, remembered
 from cmpe_se.training.run_data import image_options
@@ -89,6 +89,7 @@ def plan(
         return _resumed(begun, {})  # the command's settings are the run's
     config = TrainingConfig.from_recipe(recipe, **settings)
     config = with_pretrained_gates(without_foreign_gates(with_whole_paths(config), recipe, settings), settings)
+    config = without_foreign_test_size(config, settings)
     if config.freeze_epochs and not config.pretrained:
         raise UserError(
             "freeze_epochs freezes what pretrained weights are loaded into, and there are none; give --pretrained, "

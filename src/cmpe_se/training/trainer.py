@@ -86,6 +86,13 @@ class Trainer:
         self.network = model.to(accelerator.device).to(
             memory_format=torch.contiguous_format if sharded else self.layout
         )
+        least = self.images_per_step // accelerator.num_processes
+        if (sharded or config.sync_batchnorm) and least < config.accumulate:
+            raise UserError(
+                f"accumulate is {config.accumulate}, and a process has {least} image(s) of a batch: with parallel fsdp "
+                "or sync_batchnorm processes wait for one another in each part; give a larger --batch-size, or a "
+                "smaller --accumulate"
+            )
         whole_copy = copy.deepcopy(self.network) if sharded else None
         self.backbone = Backbone(self.network, config.model) if config.freeze_epochs else None
         weights = balanced_class_weights(data).to(accelerator.device) if config.class_weights else None
@@ -224,7 +231,9 @@ class Trainer:
             (images, targets), smoothing = self.mixup(images, labels), 0.0  # targets (B, classes), smoothed already
         images = images.to(memory_format=self.layout)
 
-        parts = list(zip(images.chunk(self.config.accumulate), targets.chunk(self.config.accumulate), strict=True))
+        # As many parts on each process, which with FSDP2 wait for one another in each of them.
+        count = min(self.config.accumulate, len(images))
+        parts = list(zip(images.tensor_split(count), targets.tensor_split(count), strict=True))
         sums = torch.zeros(3, device=images.device)
         for number, (part, part_targets) in enumerate(parts, start=1):
             last = number == len(parts)

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from rich.console import Console
 
 from cmpe_se.cli import _as_parsed, _parser
+from cmpe_se.commands.compare import estimate
 from cmpe_se.commands.compare.compare import compare
 from cmpe_se.commands.compare.grid import VARIED, Entry, Grid, parse_entries
 from cmpe_se.commands.compare.networks import check_networks
@@ -390,3 +392,24 @@ def test_an_interrupted_comparison_stops_its_runs(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         compare(models="preact_resnet20,se_preact_resnet20", output=tmp_path, device="cpu")
     assert did == ["stop", "close"]
+
+
+def test_a_batch_that_does_not_fit_is_measured_in_parts(tmp_path, monkeypatch):
+    """A dry run halves the images of a step until they fit, and says what training needs."""
+    tried = []
+
+    def measure(config, shape, device, count):
+        tried.append(count)
+        if count > 20:
+            raise torch.OutOfMemoryError("no room")
+        return {"training": 0.001, "forward": 0.0005}
+
+    monkeypatch.setattr(estimate, "_measure", measure)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    grid = Grid(tmp_path, (Entry("preact_resnet20"),), range(1), TrainingConfig(data="cifar10", batch_size=128), {})
+    console = Console(record=True, width=200)
+    (row,) = estimate.estimate(grid, grid.cells, console)
+    assert tried == [128, 64, 32, 16]
+    assert "training needs --accumulate 8" in console.export_text()
+    assert row["milliseconds"] == 128.0
+    assert row["hours"] == pytest.approx(30 * (390 * 0.128 + 10_000 * 0.0005) / 3600)

@@ -232,3 +232,15 @@ def _records_of_wandb(content):
 
 
 OF_A_RUN = {"mlflow": _in_mlflow, "trackio": _in_trackio, "wandb": _in_wandb}
+
+
+def test_tensorboard_of_runs_from_before_the_note_is_told_no_epoch_twice(tmp_path):
+    """They wrote to the same folder, and had no ``trackers.json``."""
+    pytest.importorskip("tensorboard")
+    train(**QUICK, epochs=1, tensorboard=True, output=tmp_path / "run")
+    (tmp_path / "run" / "trackers.json").unlink()
+    train(resume=tmp_path / "run", epochs=2)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [5, 10]

@@ -19,7 +19,8 @@ _LOOK = 0.2  # seconds between two looks at a process
 _KEPT_HEAP = {"MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_MMAP_THRESHOLD_": "2147483647"}
 _ORPHAN = 120.0  # seconds that a process whose starter was killed may take to save a checkpoint
 # A launcher's settings are for this process, not for the single ones that it starts.
-_FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION")
+_FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_FOREIGN_BEGINNINGS = ("TORCHELASTIC_", "ACCELERATE_", "GROUP_", "ROLE_")
 
 STOPPED, ELSEWHERE = "stopped", "runs elsewhere"
 
@@ -93,7 +94,11 @@ def _let_orphan_end(folder: Path, wants_stop: Callable[[], bool]) -> None:
 
 
 def _watch(job: Job, environment: dict[str, str], wants_stop: Callable[[], bool]) -> str | None:
-    inherited = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _FOREIGN and not name.startswith(_FOREIGN_BEGINNINGS)
+    }
     log = Path(f"{job.run}.log")
     with open(log, "a") as output:
         # In a session of its own: Ctrl-C reaches only this process, which sends one SIGTERM.

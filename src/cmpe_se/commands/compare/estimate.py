@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cmpe_se.commands.compare.grid import Cell, Grid
+from cmpe_se.errors import UserError
 from cmpe_se.layers.precision import emulation_warning
 from cmpe_se.runtimes.engines import make_step
 from cmpe_se.runtimes.timing import keep_heap, take_turns
@@ -76,42 +77,56 @@ def estimate(grid: Grid, cells: list[Cell], console: Console) -> list[dict[str, 
     device = choose_device(config.device)
     if device.type == "cpu":
         keep_heap()
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    batch = min(config.batch_size, shape.train_size)
-    measured = _images_at_a_time(config, shape, device)
-    images = {
-        mode: torch.randn(measured, shape.in_chans, *size).to(device, memory_format=layout)
-        for mode, size in (("training", shape.train_image_size), ("forward", shape.image_size))
-    }
-    labels = torch.randint(len(shape.classes), (measured,)).to(device)
-    dtype = "float32" if config.precision == "float32" else "bfloat16"
     if warning := emulation_warning(config.precision, device.type):
         console.print(warning, soft_wrap=True)
-    engine = "compiled" if config.compile else "eager"
+    batch = min(config.batch_size, shape.train_size)
+    measured = _images_at_a_time(config, shape, device)
     rows = []
     for entry in with_progress(grid.entries, "measuring", console=console):
-        runs = sum(cell.entry == entry and not cell.run.result.exists() for cell in cells)
-        steps = {}
-        for mode in ("training", "forward"):
-            network, _ = create_network(config.changed(**entry.settings, pretrained=None), shape)
-            network = network.to(device).to(memory_format=layout)
-            steps[mode] = make_step(
-                network, images[mode], labels, engine if mode == "training" else "eager", mode, dtype
+        while True:
+            try:
+                seconds_an_image = _measure(config.changed(**entry.settings, pretrained=None), shape, device, measured)
+                break
+            except torch.OutOfMemoryError:
+                if measured == 1:
+                    raise UserError(f"out of memory: not even one image of {entry.label} fits on this device") from None
+            torch.accelerator.empty_cache()
+            measured = -(-measured // 2)
+            console.print(
+                f"the batch does not fit on this device: {counted(measured, 'image')} at a time are measured, and "
+                f"training needs --accumulate {-(-batch // measured)}",
+                soft_wrap=True,
             )
-        taken = take_turns(steps, range(_TURNS), device)
-        median = {mode: batch / measured * sorted(times)[_TURNS // 2] for mode, times in taken.items()}
+        runs = sum(cell.entry == entry and not cell.run.result.exists() for cell in cells)
+        step = batch * seconds_an_image["training"]
         tests = -(-config.epochs // config.test_interval)
-        training = config.epochs * max(1, shape.train_size // batch) * median["training"]
-        seconds = training + tests * shape.test_size / batch * median["forward"]
+        training = config.epochs * max(1, shape.train_size // batch) * step
+        seconds = training + tests * shape.test_size * seconds_an_image["forward"]
         rows.append(
             {
                 "model": entry.label,
                 "runs": runs,
-                "milliseconds": round(1000 * median["training"], 2),
+                "milliseconds": round(1000 * step, 2),
                 "hours": runs * seconds / 3600,
             }
         )
     return rows
+
+
+def _measure(config: TrainingConfig, shape: Shape, device: torch.device, count: int) -> dict[str, float]:
+    """Seconds an image of ``training`` and ``forward``, by steps of ``count`` images: the median of a few."""
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    dtype = "float32" if config.precision == "float32" else "bfloat16"
+    labels = torch.randint(len(shape.classes), (count,)).to(device)
+    steps = {}
+    for mode, size in (("training", shape.train_image_size), ("forward", shape.image_size)):
+        images = torch.randn(count, shape.in_chans, *size).to(device, memory_format=layout)
+        network, _ = create_network(config, shape)
+        network = network.to(device).to(memory_format=layout)
+        engine = "compiled" if config.compile and mode == "training" else "eager"
+        steps[mode] = make_step(network, images, labels, engine, mode, dtype)
+    taken = take_turns(steps, range(_TURNS), device)
+    return {mode: sorted(times)[_TURNS // 2] / count for mode, times in taken.items()}
 
 
 def table_of_costs(grid: Grid, rows: list[dict[str, Any]]) -> Table:

@@ -88,11 +88,12 @@ class Trackers:
         self._open: dict[str, Any] = {}
         self._runs: dict[str, TrackedRun] = {}
 
-    def start(self, settings: TrainingConfig) -> None:
+    def start(self, settings: TrainingConfig, epochs: int) -> None:
         """Begin a tracked run with each tracker, or continue the one that this run has begun.
 
         Args:
             settings: of the run, which become its configuration there.
+            epochs: that are finished; runs from before there was ``trackers.json`` have told TensorBoard of them.
 
         Raises:
             UserError: a tracker that does not start, such as a service that cannot be reached; none is left open.
@@ -104,6 +105,8 @@ class Trackers:
             self._runs = read_json(self._path, dict[str, TrackedRun], advice=advice)
         for name, value in _PATIENCE.items():
             os.environ.setdefault(name, value)
+        if "tensorboard" in self._names and "tensorboard" not in self._runs and (self._folder / "tensorboard").exists():
+            self._runs["tensorboard"] = {"id": None, "epochs": epochs}
         for name in self._names:
             known = self._runs.get(name)
             try:
@@ -150,9 +153,10 @@ class Trackers:
         """
         numbers = {key: value for key, value in _numbers(record).items() if key.startswith("test_")}
         for name in list(self._open):
-            if self._runs[name].get("tested") != last["epoch"]:
+            if (told := self._runs[name].get("tested", 0)) != last["epoch"]:
                 self._note(name, tested=last["epoch"])
-                self._tell(name, numbers, last["step"])
+                if not self._tell(name, numbers, last["step"]):
+                    self._note(name, tested=told)
 
     def finish(self) -> None:
         """End what was started."""
@@ -176,7 +180,7 @@ class Trackers:
         except Exception as error:
             self._say(
                 f"log_to {name} has failed and is told no more, training goes on: {in_one_line(error, most=200)}; "
-                "`cmpe-se train --resume` tells it what it missed"
+                "where the run is resumed before its end, it is told what it missed"
             )
             del self._open[name]
             return False

@@ -78,9 +78,11 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         if self._main:
-            self._trackers.start(self._config)
+            self._trackers.start(self._config, len(self._history))
             self._read_records()
-            if self._config.profile and self._step < self._steps and not self._run.trace.exists():
+            if self._config.profile and self._run.trace.exists():
+                self._say(f"profile: {self._run.trace} is there already; delete it for a new one")
+            elif self._config.profile and self._step < self._steps:
                 left, device = self._steps - self._step, self._accelerator.device
                 self._profiler = StepProfiler(self._run.trace, left, device, self._say)
             self._page("running", now=True)
