@@ -144,7 +144,8 @@ def test_model_is_the_last_state(digits_run):
 
 def test_only_what_belongs_there(digits_run):
     assert {path.name for path in digits_run.iterdir()} - {"evaluation"} == {
-        *("config.yaml", "metrics.jsonl", "result.json", "curves.png", "model", "state", ".lock")
+        *("config.yaml", "metrics.jsonl", "result.json", "curves.png", "model", "state", ".lock"),
+        *("gates.jsonl", "progress.html"),
     }
     assert {path.name for path in (digits_run / "model").iterdir()} == {"config.json", "model.safetensors"}
     assert {path.name for path in (digits_run / "state").iterdir()} == {
