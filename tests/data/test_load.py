@@ -82,7 +82,7 @@ def test_sizes_of_training_and_test(make_folder):
     tested, _ = next(data.test_batches(batch_size=4))
     assert tested.shape == (4, 3, 32, 32)
     # As a run is loaded again; and the parts of a validation split.
-    again = load_data("folder", root, image_size=24, preprocessing=data.preprocessing, workers=0)
+    again = load_data("folder", root, image_size=24, in_memory=False, preprocessing=data.preprocessing, workers=0)
     for other in (again, *data.held_out(torch.tensor([1, 4]))):
         assert (other.train_image_size, other.image_size) == ((24, 24), (32, 32))
     assert load_data("folder", root, preprocessing=data.preprocessing).train_image_size == (32, 32)

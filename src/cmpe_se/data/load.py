@@ -84,8 +84,8 @@ def load_data(
             with the preprocessing that came of them.
         preprocessing: a run's, for these images too whatever their kind and size: then they are what `cmpe-se predict`
             makes of their files. The class names are the data set's own all the same. Takes the place of
-            ``test_image_size``, ``test_crop`` and ``resize``; ``image_size`` is that of training images then, and the
-            preprocessing's where it is left out.
+            ``test_image_size``, ``test_crop`` and ``resize``; ``image_size`` is that of training images then, without
+            ``in_memory``, and the preprocessing's where it is left out.
         resize: as of ``Preprocessing``, for images that are held in memory and not of a fixed size.
         workers: processes that decode images; 0 decodes in the calling process.
         options: names of columns and splits where they are not the usual ones.
@@ -107,6 +107,8 @@ def load_data(
             raise UserError(f"{key} is {value}, but preprocessing has its own; leave one of them out")
         if value is not None and is_fixed_size(name):
             raise UserError(f"{key} is {value}, but the images of {name} are tested as they are; leave it out")
+    if image_size is not None and preprocessing is not None and in_memory:
+        raise UserError(f"image_size is {image_size}, but preprocessing has a size; leave one of them out")
     if hold_out and preprocessing is None:
         raise UserError("hold_out data are those of a trained network; give its preprocessing")
     sizes = _Sizes(image_size, test_image_size, test_crop, in_memory)
