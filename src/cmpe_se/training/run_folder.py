@@ -86,7 +86,7 @@ class RunFolder:
             raise UserError(f"{path} holds {_ORPHANED} name another --output")
         traces = (
             *(run.metrics, run.result, run.model, run.curves, run.corruptions),
-            *(run.logs, run.gates, run.trackers, run.trace, run.progress),
+            *(run.logs, run.gates, run.trackers, run.trace),
         )
         if left := [trace.name for trace in traces if trace.exists()]:  # they would be taken for the new run's
             raise UserError(

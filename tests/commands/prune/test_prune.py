@@ -116,7 +116,7 @@ def test_report_shows_what_was_pruned(pruned, tmp_path):
 def test_an_interrupted_one_goes_on(pruned, folded, tmp_path, monkeypatch):
     _, run = pruned
     shutil.copytree(run.path, tmp_path / "run")
-    for name in ("config.yaml", "result.json", "metrics.jsonl", "curves.png"):
+    for name in ("config.yaml", "result.json", "metrics.jsonl", "gates.jsonl", "curves.png"):
         (tmp_path / "run" / name).unlink()
     for name in ("model", "state"):
         shutil.rmtree(tmp_path / "run" / name)
