@@ -111,9 +111,9 @@ def evaluate(
         )
     present = _present(dataset, labels)
     chosen = _chosen(classes, present, dataset.classes)
-    seen = among(logits, present) if chosen == "present" else logits
-    metrics = _all_metrics(seen, labels, dataset.classes)
-    both = {"present": test_metrics(among(logits, present), labels), "all": test_metrics(logits, labels)}
+    ways = {"present": among(logits, present), "all": logits}
+    metrics = _all_metrics(ways[chosen], labels, dataset.classes)
+    both = {way: test_metrics(values, labels) for way, values in ways.items()}
     metrics |= {"classes": chosen, "classes_present": len(present), "among": both}
     if real_labels:
         metrics["real"] = real_metrics(logits, dataset)

@@ -15,9 +15,8 @@ class Augmentation:
 
     All images but streamed ones know ``repeated_augmentation``. Small images (``SmallImages``) know ``crop_padding``,
     ``flip`` and ``cutout``. Large ones (``LargeImages``, ``StreamedImages``) know ``flip`` and all fields from
-    ``scale`` on, and always take a random crop resized to the
-    image size; ``scale=(1.0, 1.0)`` with ``ratio=(1.0, 1.0)`` makes that the largest square. A field set for the other
-    kind is an error.
+    ``scale`` on, and always take a random crop resized to the image size; ``scale=(1.0, 1.0)`` with
+    ``ratio=(1.0, 1.0)`` makes that the largest square. A field set for the other kind is an error.
 
     Args:
         crop_padding: black pixels (0 before normalisation) put on every side before a crop of the image's size is

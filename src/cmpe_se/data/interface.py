@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,8 @@ class ImageData(ABC):
     """What a run that resumes within an epoch should know; None where its batches are the same whatever has changed."""
     folders: ClassFolders | None = None
     """The files of class folders; None for other data."""
+    _train_side: int | None = None
+    """Side of the training images in pixels, where it is not that of the preprocessing."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -71,11 +74,18 @@ class ImageData(ABC):
     @property
     def train_image_size(self) -> tuple[int, int]:
         """(height, width) of every training image of a batch, which tests may take larger."""
-        return self.image_size
+        return self._training.size[1:]
+
+    @property
+    def _training(self) -> Preprocessing:
+        """What makes a training batch of the images."""
+        return self.preprocessing.of_side(self._train_side)
 
     def trained_as_tested(self) -> "ImageData":
         """The same data, with training images of the size that tests have."""
-        return self
+        other = copy(self)
+        other._train_side = None
+        return other
 
     @property
     def mean(self) -> tuple[float, ...]:

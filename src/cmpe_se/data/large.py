@@ -4,7 +4,6 @@ import functools
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import torch
@@ -102,7 +101,7 @@ class LargeImages(ImageData):
         skip_unreadable: bool = False,
     ):
         self.name, self.preprocessing = name, preprocessing
-        self._training = preprocessing.of_side(train_image_size)
+        self._train_side = train_image_size
         self.train_size, self.test_size = len(train), len(test)
         self.tested, self.unreadable, self._skip = f"the test images of {name}", [], skip_unreadable
         self._train, self._test, self._workers = train, test, workers
@@ -122,7 +121,7 @@ class LargeImages(ImageData):
         plan = [batch[rank::world].tolist() for _, batch in indices]
         samples = _TrainSamples(self._train, TrainTransform(self._training, augmentation), (seed, epoch))
         batches = self._load(samples, plan, device, collate_fn=collate)
-        return (finish(TrainBatch(*batch), self._training) for batch in batches)
+        return (finish(TrainBatch(*batch), self.preprocessing) for batch in batches)
 
     def _test_batches(self, rank_batch_size: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
         pixels = self._load_test(range(rank, self.test_size, world), rank_batch_size, device)
@@ -161,17 +160,6 @@ class LargeImages(ImageData):
             good = sorted(set(range(self.test_size)) - {failure.place for failure in failures})
             self._test, self.test_size = Subset(self._test, good), len(good)  # type: ignore[arg-type]  # see joined
 
-    def trained_as_tested(self) -> "ImageData":
-        """See ``ImageData.trained_as_tested``."""
-        other = copy(self)
-        other._training = self.preprocessing
-        return other
-
-    @property
-    def train_image_size(self) -> tuple[int, int]:
-        """See ``ImageData.train_image_size``."""
-        return self._training.size[1:]
-
     def train_labels(self) -> Tensor:
         """See ``ImageData.train_labels``."""
         return torch.tensor(labels_of(self._train))
@@ -189,7 +177,7 @@ class LargeImages(ImageData):
             test,
             preprocessing=self.preprocessing,
             workers=self._workers,
-            train_image_size=self.train_image_size[0],
+            train_image_size=self._train_side,
         )
 
     def test_examples(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:

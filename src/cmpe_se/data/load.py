@@ -67,8 +67,8 @@ def load_data(
     - ``imagenet``: ``data_dir``/train/<class>/ and ``data_dir``/val/<class>/, always ``LargeImages``.
     - ``hfds/NAME``: a Hugging Face data set, or the path of a local folder of parquet files or images in NAME;
       ``data_dir`` is where ``datasets`` keeps it, or a folder that has its Parquet files: nothing is fetched then. It
-      fetches what is not there, whatever ``download`` says. The test
-      part is the split test, or validation where the test has no labels or is not there. Held in memory as ``folder``.
+      fetches what is not there, whatever ``download`` says. The test part is the split test, or validation where the
+      test has no labels or is not there. Held in memory as ``folder``.
     - ``wds/NAME``: WebDataset shards with timm's ``_info.json`` in ``data_dir``, or in the folder NAME.
 
     Args:
@@ -175,13 +175,8 @@ class _Wanted(NamedTuple):
 
     @property
     def train_image_size(self) -> int | None:
-        """Side of the training images where it is not that of the tests."""
-        image_size, test_image_size, *_ = self.sizes
-        if self.preprocessing is None and test_image_size is None:
-            return None
-        tested = self.preprocessing.size[1:] if self.preprocessing else (test_image_size, test_image_size)
-        trained = image_size or (_DEFAULT_SIZE if self.preprocessing is None else None)
-        return None if trained is None or (trained, trained) == tested else trained
+        """Side of the training images that are decoded as they are needed; None for that of the preprocessing."""
+        return self.sizes.image_size or (None if self.preprocessing else _DEFAULT_SIZE)
 
     @property
     def known(self) -> tuple[str, ...] | None:

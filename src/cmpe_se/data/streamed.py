@@ -3,7 +3,6 @@
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -74,23 +73,12 @@ class StreamedImages(ImageData):
         places: Sequence[int] | None = None,
     ):
         self.name, self.preprocessing = name, preprocessing
-        self._training = preprocessing.of_side(train_image_size)
+        self._train_side = train_image_size
         self._class_map = None if places is None else dict(enumerate(places))
         self._root, self._train_split, self._test_split, self._workers = root, train_split, test_split, workers
         self.tested, self.unreadable, self._skip = f"the split {test_split} of {root}", [], skip_unreadable
         self.train_size = len(self._dataset(train_split)) if train_split else 0
         self.test_size = len(self._dataset(test_split))
-
-    def trained_as_tested(self) -> "ImageData":
-        """See ``ImageData.trained_as_tested``."""
-        other = copy(self)
-        other._training = self.preprocessing
-        return other
-
-    @property
-    def train_image_size(self) -> tuple[int, int]:
-        """See ``ImageData.train_image_size``."""
-        return self._training.size[1:]
 
     def _train_batches(
         self,

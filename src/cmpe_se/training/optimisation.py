@@ -21,10 +21,7 @@ def create_optimizer(
 ) -> tuple[torch.optim.Optimizer, Scheduler]:
     """The optimiser, and the schedule that sets its learning rate at every step."""
     try:
-        parameters = _parameters(config, network)
-        optimizer = create_optimizer_v2(
-            parameters, config.optimizer, config.lr, config.weight_decay, config.momentum, **_arguments(config)
-        )
+        optimizer = _create(config, _parameters(config, network))
         schedule, _ = create_scheduler_v2(
             optimizer,
             config.schedule,
@@ -50,6 +47,12 @@ def create_optimizer(
     if schedule is None:  # what "none" gives
         raise UserError(f"schedule '{config.schedule}' sets no learning rate; for an unchanged one use constant")
     return optimizer, schedule
+
+
+def _create(config: TrainingConfig, parameters: Any) -> torch.optim.Optimizer:
+    return create_optimizer_v2(
+        parameters, config.optimizer, config.lr, config.weight_decay, config.momentum, **_arguments(config)
+    )
 
 
 _OWN_FIELDS = ("lr", "momentum", "weight_decay", "layer_decay")
@@ -78,9 +81,7 @@ def _try_a_step(config: TrainingConfig, device: torch.device) -> None:
     """One step on a parameter of its own: some arguments are looked at only then."""
     parameter = nn.Parameter(torch.zeros(2, 2, device=device))
     parameter.grad = torch.ones_like(parameter)
-    optimizer = create_optimizer_v2(
-        [parameter], config.optimizer, config.lr, config.weight_decay, config.momentum, **_arguments(config)
-    )
+    optimizer = _create(config, [parameter])
     if not getattr(optimizer, "is_second_order", False):
         optimizer.step()
 
