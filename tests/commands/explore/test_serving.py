@@ -29,7 +29,8 @@ def page(folded):
 def ask(page, path, method="GET", body=None, headers=None) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(page.address.removeprefix("http://"), timeout=30)
     try:
-        connection.request(method, path, body, headers or {})
+        # Chunks that are not encoded as such would be a bad request, which the server may see first.
+        connection.request(method, path, body, headers or {}, encode_chunked="Transfer-Encoding" in (headers or {}))
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
