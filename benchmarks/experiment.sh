@@ -22,7 +22,7 @@ script=$root/benchmarks/experiment.sh
 records=${RECORDS:-$root/results/experiments/cifar100-16px}
 home=${EXPERIMENT_HOME:-/tmp/cmpe-se-experiment}
 data=$home/data runs=$home/runs log=$home/log pid_file=$home/pid
-core=${CORE:-$(($(nproc) - 1))}
+core=${CORE:-$(($(OMP_NUM_THREADS='' nproc) - 1))} # nproc would count the threads that a shell allows
 small_files=(config.yaml metrics.jsonl result.json corruptions.json commit) # as in many_runs/table.py
 usage="start ARCHIVE | status | stop | pause | resume | collect | unpack ARCHIVE [DIR]"
 

@@ -140,6 +140,12 @@ WRONG_FLAGS = {
     "threshold": (["--loss", "bce", "--bce-threshold", "1"], "bce_threshold is 1.0.*below 1"),
     "batch size of no average": (["--ema-batch-size", "64"], "ema_batch_size.*--ema"),
     "copies": (["--repeated-augmentation", "0"], "repeated_augmentation is 0.*at least 1"),
+    "sizes first for no epoch": (["--progressive-resizing", "{4: 0}"], "progressive_resizing is {4: 0}.*at least 1"),
+    "sizes for all epochs": (
+        ["--epochs=2", "--progressive-resizing={4: 2}"],
+        "progressive_resizing has 2 epochs of 2.*--epochs 3",
+    ),
+    "no smaller size": (["--progressive-resizing", "{8: 1}"], "progressive_resizing has images of 8 pixels.*8x8"),
     "test size alone": (["--data=folder", "--test-image-size=64"], "test_image_size is 64.*--image-size"),
     "test size of small images": (["--image-size=8", "--test-image-size=16"], "test_image_size is 16.*digits"),
     "test crop of small images": (["--test-crop", "0.9"], "test_crop is 0.9.*digits"),

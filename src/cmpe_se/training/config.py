@@ -53,6 +53,8 @@ class TrainingConfig:
         image_size: side of the images in pixels; null for the data set's own.
         test_image_size: side of the images in pixels when they are tested, and afterwards (large images); null for
             image_size.
+        progressive_resizing: sides of training images in pixels to numbers of epochs, of the first epochs and in their
+            order, such as '{16: 20, 24: 6}'; the epochs that are left, one at least, see whole images. null for off.
         test_crop: part of the resized image's shorter side that the crop of a test takes, above 0 and at most 1 (large
             images); null for 0.875.
         validation: share of each class's training images, from 0 to below 1, that are held out for validation and
@@ -147,6 +149,7 @@ class TrainingConfig:
     download: bool = False
     image_size: int | None = None
     test_image_size: int | None = None
+    progressive_resizing: dict[int, int] | None = None
     test_crop: float | None = None
     validation: float = 0.0
     patience: int = 0
@@ -246,6 +249,8 @@ class TrainingConfig:
                 f"test_image_size is {self.test_image_size}, and the side of training images is not said: give "
                 "--image-size too"
             )
+        if self.progressive_resizing is not None:
+            self._check_resizing(self.progressive_resizing)
         if self.test_crop is not None and not 0 < self.test_crop <= 1:
             raise UserError(f"test_crop is {self.test_crop}, should be above 0 and at most 1")
         if self.bce_threshold is not None and not 0 <= self.bce_threshold < 1:
@@ -258,6 +263,17 @@ class TrainingConfig:
             raise UserError(
                 f"batch_size {self.batch_size} does not divide into accumulate={self.accumulate} gradient-accumulation "
                 "steps; give a multiple of accumulate"
+            )
+
+    def _check_resizing(self, epochs_at: dict[int, int]) -> None:
+        if min([*epochs_at, *epochs_at.values()], default=0) < 1:
+            raise UserError(
+                f"progressive_resizing is {epochs_at}, should map sides in pixels to epochs, both at least 1"
+            )
+        if (first := sum(epochs_at.values())) >= self.epochs:
+            raise UserError(
+                f"progressive_resizing has {first} epochs of {self.epochs}, and whole images come last; give fewer "
+                f"there, or --epochs {first + 1}"
             )
 
     @property

@@ -29,6 +29,7 @@ from cmpe_se.training.optimisation import create_mixup, create_optimizer, ema_de
 from cmpe_se.training.parallel import is_sharded_run, shard, with_synchronised_norms
 from cmpe_se.training.progress import TrainingProgress, only_warmup, opening
 from cmpe_se.training.provenance import provenance
+from cmpe_se.training.resizing import ProgressiveResizing
 from cmpe_se.training.restoring import check_place, restore
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.training.seeding import seed_everything
@@ -79,6 +80,7 @@ class Trainer:
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         config.augmentation.only(data.augmentation_fields, f"the images of {data.name}")
         self.mixup = create_mixup(config, data, accelerator.num_processes)
+        self.resizing = ProgressiveResizing(config.progressive_resizing or {}, data.train_image_size)
 
         self.params, self.macs = count_parameters(model), count_multiply_adds(model, (data.in_chans, *data.image_size))
         model = with_synchronised_norms(model, accelerator) if config.sync_batchnorm else model
@@ -101,7 +103,8 @@ class Trainer:
         self.ema = average(self.network) if config.ema else None
         self.optimizer, self.schedule = create_optimizer(config, self.network, self.steps_per_epoch)
         if config.compile:
-            self.network.compile()
+            # A kernel for each of a few sizes is faster than one for all of them.
+            self.network.compile(dynamic=False if config.progressive_resizing else None)
         self.parallel, self.prepared_optimizer = accelerator.prepare(self.network, self.optimizer)
         if self.ema and sharded:
             shard(self.ema.module)
@@ -229,7 +232,7 @@ class Trainer:
         targets, smoothing = labels, self.config.label_smoothing
         if self.mixup:
             (images, targets), smoothing = self.mixup(images, labels), 0.0  # targets (B, classes), smoothed already
-        images = images.to(memory_format=self.layout)
+        images = self.resizing(images, self.epoch).to(memory_format=self.layout)
 
         # As many parts on each process, which with FSDP2 wait for one another in each of them.
         count = min(self.config.accumulate, len(images))

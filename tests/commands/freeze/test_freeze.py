@@ -47,6 +47,7 @@ def test_a_run_with_static_gates(folded, frozen):
         "warmup_epochs",
         "freeze_epochs",
         "patience",
+        "progressive_resizing",
     }
     for name, value in vars(before).items():
         assert name in changed or name in ("reduction", "min_hidden", "bias") or getattr(config, name) == value, name

@@ -41,6 +41,7 @@ def write_recipe(config: TrainingConfig, target: RunFolder, static: Sequence[str
         warmup_epochs=0,
         freeze_epochs=0,
         patience=0,
+        progressive_resizing=None,
     )
     recipe = target.path / "frozen" / "recipe.yaml"
     write_text(recipe, changed.to_yaml())

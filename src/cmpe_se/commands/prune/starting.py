@@ -72,6 +72,7 @@ def write_recipe(config: TrainingConfig, path: Path, widths: Widths, **settings:
             "warmup_epochs": 0,
             "freeze_epochs": 0,
             "patience": 0,
+            "progressive_resizing": None,
             **settings,
         }
     )
