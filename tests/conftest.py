@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.training.processes import SHARED_FOLDER, SHORT, trained_run
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_configure(config):
@@ -84,3 +87,13 @@ def converted() -> Path:
 def short_run() -> Path:
     """Two epochs of digits on one thread, never interrupted."""
     return trained_run(*SHORT)
+
+
+@pytest.fixture(scope="session")
+def cifar10_subset(tmp_path_factory):
+    archive = SHARED / "cifar10-png-subset.tar.xz"
+    if not archive.exists():
+        pytest.skip(f"no real CIFAR-10 images: {archive} is not there")
+    root = tmp_path_factory.mktemp("cifar10")
+    subprocess.run(["tar", "xf", archive, "-C", root], check=True)
+    return root / "cifar10-png-subset"

@@ -39,4 +39,12 @@ import sklearn.datasets
 from PIL import Image
 Image.fromarray((sklearn.datasets.load_digits().images[0] * 255 / 16).astype('uint8')).save('digit.png')"
 "$work/clean/bin/cmpe-se" predict "$run" digit.png
+# What comes in the wheel: networks that need neither a run nor the internet.
+export HF_HUB_OFFLINE=1
+"$work/clean/bin/cmpe-se" predict digit.png
+"$work/clean/bin/python" -c "
+import timm, cmpe_se
+from cmpe_se.shipped import shipped_names
+for name in shipped_names():
+    print(name, timm.create_model(name, pretrained=True).pretrained_cfg['description'])"
 echo "release.sh: $(basename "$wheel") is good; the upload: twine upload dist/*"

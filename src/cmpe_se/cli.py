@@ -26,6 +26,7 @@ from cmpe_se.utils.terminal import print_plainly
 from cmpe_se_command import complain
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_NAMED_RUN = "named_run"
 _IMAGES_OR_RUNS = str | Sequence[str]
 """Type of a parameter that is one path or several: as many as are given on a command line."""
 
@@ -131,6 +132,12 @@ def _switches(function: Callable) -> set[str]:
 def _values(function: Callable, parsed: Namespace, arguments: Sequence[str]) -> dict:
     """Arguments of the command's function."""
     values = vars(parsed)
+    if _NAMED_RUN in values:
+        named, word = values.pop(_NAMED_RUN), values.pop("run", None)
+        if named and word:
+            raise UserError(f"two runs are named, {word} and {named}; name one")
+        if named or word:
+            values["run"] = named or word
     if _takes_settings(function):  # what was typed wins over the recipe, and says more than its default would
         typed = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
         values = {name: value for name, value in values.items() if name in typed}
@@ -151,18 +158,26 @@ def _parser(command: str, arguments: Sequence[str]) -> ArgumentParser:
         allow_abbrev=False,
     )
     several = [one for one in _parameters(function) if one.annotation in (_IMAGES_OR_RUNS, _IMAGES_OR_RUNS | None)]
-    skipped = [one.name for one in several] + ["settings"] * _takes_settings(function)
+    run = inspect.signature(_as_command(command, function)).parameters.get("run")
+    run_is_optional = run is not None and run.default is not run.empty
+    skipped = [one.name for one in several] + ["settings"] * _takes_settings(function) + ["run"] * run_is_optional
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*skipped})
     helps = {param.arg_name: param.description for param in documented.params}
+    if run_is_optional:
+        if not any(one.kind is one.POSITIONAL_OR_KEYWORD for one in several):  # else it is the first word of the list
+            parser.add_argument("run", type=str, nargs="?", help=helps["run"])
+        parser.add_argument("--run", dest=_NAMED_RUN, type=str, metavar="RUN", help=helps["run"])
     for one in several:  # a list on the command line, which no type says
         required, positional = one.default is one.empty, one.kind is not one.KEYWORD_ONLY
-        default: dict[str, Any] = {} if required else {"default": list(one.default) if positional else one.default}
+        options: dict[str, Any] = {} if required else {"default": list(one.default) if positional else one.default}
+        if run_is_optional and positional:
+            parser.usage = f"%(prog)s [--FLAG VALUE ...] [run] {one.name} [{one.name} ...]"
         parser.add_argument(
             one.name if positional else f"--{one.name}",
             type=str,
             nargs="+" if required or not positional else "*",
             help=helps[one.name],
-            **default,
+            **options,
         )
     if _takes_settings(function):
         _add_settings(parser, command, arguments)
@@ -220,6 +235,23 @@ def _with_dashes(text: str) -> str:
     return re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), text)
 
 
+def _words_together(arguments: Sequence[str]) -> list[str]:
+    """Words behind the flags: argparse takes those of one list from one place alone."""
+    flags: list[str] = []
+    words: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            words += rest
+        elif argument.startswith("--"):
+            flags.append(argument)
+            if "=" not in argument and argument != "--help" and (value := next(rest, None)) is not None:
+                flags.append(value)
+        else:
+            (flags if argument.startswith("-") else words).append(argument)
+    return [*flags, *(["--"] if words else []), *words]
+
+
 def _as_parsed(function: Callable, arguments: Sequence[str]) -> list[str]:
     """--batch-size=8 as --batch_size=8, the parameter's name, and a lone --flip as --flip=true."""
     switches, old_names = _switches(function), renamed(function)
@@ -238,4 +270,5 @@ def _as_parsed(function: Callable, arguments: Sequence[str]) -> list[str]:
             if argument[2:] in switches and not value_follows:
                 argument += "=true"
         parsed.append(argument)
-    return parsed
+    words = [one for one in _parameters(function) if one.kind is one.POSITIONAL_OR_KEYWORD]
+    return _words_together(parsed) if len(words) > 1 and words[-1].annotation == _IMAGES_OR_RUNS else parsed

@@ -1,6 +1,5 @@
 """Small real image files, in the formats that data sets come in."""
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +35,3 @@ def make_folder(tmp_path):
 def two_classes(make_folder):
     """A train/test folder of two classes: 12 and 5 training images, 4 and 3 for the test, 32x32."""
     return make_folder({"train/cat": 12, "train/dog": 5, "test/cat": 4, "test/dog": 3})
-
-
-@pytest.fixture(scope="session")
-def cifar10_subset(tmp_path_factory):
-    archive = SHARED / "cifar10-png-subset.tar.xz"
-    if not archive.exists():
-        pytest.skip(f"no real CIFAR-10 images: {archive} is not there")
-    root = tmp_path_factory.mktemp("cifar10")
-    subprocess.run(["tar", "xf", archive, "-C", root], check=True)
-    return root / "cifar10-png-subset"

@@ -11,6 +11,7 @@ from torch import Tensor
 from cmpe_se.data import DataOptions, ImageData
 from cmpe_se.data.imagenet import descriptions, subset_of
 from cmpe_se.errors import UserError, unreadable_complaint
+from cmpe_se.shipped import SHIPPED
 from cmpe_se.training.metrics import among, collect_logits, test_metrics
 from cmpe_se.training.real_labels import check_real, real_metrics
 from cmpe_se.training.run_data import load_tested
@@ -27,7 +28,7 @@ _PRINTED_CLASSES = 20  # in the table on the screen; the files have them all
 
 
 def evaluate(
-    run: str,
+    run: str = SHIPPED,
     *,
     data: str | None = None,
     data_dir: str | None = None,
@@ -47,7 +48,7 @@ def evaluate(
     Writes ``evaluation.json``, ``per_class.csv``, ``confusion.csv`` and ``confusion.png``.
 
     Args:
-        run: run folder.
+        run: run folder, or a network that comes with the package, by name; the one with folded gates if left out.
         data: data set to test on, with classes of the run's; the run's own if left out, of which those images are
             tested that it was not trained on. Of other class folders all images are tested, or those in test/ (or val/)
             if there is such a folder. Images are resized, cropped and normalised as the run's were. ImageNet's class
@@ -119,8 +120,8 @@ def evaluate(
         metrics["real"] = real_metrics(logits, dataset)
     metrics["tested"] = dataset.tested
     metrics["unreadable"] = [{"image": image, "error": reason} for image, reason in dataset.unreadable]
-    _write(Path(output) if output else folder.path / "evaluation", metrics, dataset.classes)
-    _print(folder.path, metrics, dataset.classes)
+    _write(Path(output) if output else folder.outputs / "evaluation", metrics, dataset.classes)
+    _print(folder.name, metrics, dataset.classes)
     for image in dataset.unreadable:
         Terminal(stderr=True).print(f"not tested: {image.reason}", soft_wrap=True)
     del metrics["confusion"]
@@ -137,7 +138,7 @@ def evaluate(
             progress="testing on corrupted images",
         )
         # compare looks into the run's folder: only what is of the run's own test images belongs there.
-        place = folder.path / "evaluation" if data or data_dir or test_split else folder.path
+        place = folder.outputs / "evaluation" if data or data_dir or test_split else folder.outputs
         write_corruptions(Path(output) if output else place, metrics["corruptions"], dataset)
         Terminal().print(table_of_corruptions(metrics["corruptions"]))
     return metrics
@@ -203,7 +204,7 @@ def _words(classes: tuple[str, ...]) -> dict[str, str]:
     return dict(zip(classes, descriptions(classes) or (), strict=False))
 
 
-def _print(run: Path, metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
+def _print(run: str, metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
     tested = f"{run}: {counted(metrics['images'], 'image')} tested, {metrics['tested']}"
     Terminal().print(tested, soft_wrap=True)
     if metrics["classes_present"] < len(classes):

@@ -1,5 +1,8 @@
 """Statistics of the gates of a network over many images, from sums over the batches."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,7 @@ MOVED = 0.01
 """A gate whose mean is closer to its initial value, as a part of the largest value, has not moved."""
 TELLING = 0.01
 """Part of the variance of a block's gates that the class has to explain for classes to differ."""
+_COUNTED = ("images", "sums", "squares", "closed", "open", "histogram", "class_shares")
 _BINS = 2000  # of the histogram that quantiles are read from
 
 
@@ -50,6 +54,23 @@ class BlockStatistics:
         if view.residual_share is not None:
             self._shares.append(view.residual_share.double().cpu())
             self._class_shares.index_add_(0, labels, self._shares[-1])
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that has been counted: tensors, and what describes them, for :meth:`of_state`."""
+        shares = self.residual_shares
+        tensors = {name: getattr(self, f"_{name}" if name != "images" else name) for name in _COUNTED}
+        words = {name: getattr(self, name) for name in ("name", "view", "gain", "channels", "neutral", "constant")}
+        return tensors | ({} if shares is None else {"shares": shares.float()}), words
+
+    @classmethod
+    def of_state(cls, tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> "BlockStatistics":
+        """Statistics as :meth:`state` has written them; shares in single precision."""
+        made = cls.__new__(cls)
+        vars(made).update(words)
+        for name in _COUNTED:
+            setattr(made, f"_{name}" if name != "images" else name, tensors[name])
+        made._shares = [tensors["shares"].double()] if "shares" in tensors else []
+        return made
 
     @property
     def mean(self) -> Tensor:

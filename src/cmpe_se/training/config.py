@@ -38,9 +38,9 @@ class TrainingConfig:
             others, such as '[stages.0.blocks.1]'; null for none.
         widths: names of layers to their channels in and out, where these are fewer than the model's own, and [0, 0] for
             a block that is gone; ``cmpe-se prune`` writes them.
-        pretrained: weights to start from, a run folder, a folder or file of safetensors, hf-hub:NAME, or timm for the
-            model's own. A run's start, reduction, min_hidden, bias and static come along. The classifier is
-            re-initialised if the number of classes differs.
+        pretrained: weights to start from, a run folder, a folder or file of safetensors, hf-hub:NAME, the name of a
+            network that comes with the package, or timm for the model's own. A run's start, reduction, min_hidden,
+            bias and static come along. The classifier is re-initialised if the number of classes differs.
         data: data set, one of digits, cifar10, cifar100, svhn, svhn_extra (with SVHN's extra set), fashion_mnist,
             folder (class folders), imagenet, hfds/NAME (Hugging Face) or wds/NAME (WebDataset).
         data_dir: folder of the data set; for hfds, one that has Parquet files, or where datasets keeps its copies.
@@ -54,7 +54,7 @@ class TrainingConfig:
         test_image_size: side of the images in pixels when they are tested, and afterwards (large images); null for
             image_size.
         progressive_resizing: sides of training images in pixels to numbers of epochs, of the first epochs and in their
-            order, such as '{16: 20, 24: 6}'; the epochs that are left, one at least, see whole images. null for off.
+            order, such as '{16: 20, 24: 6}'; the epochs that are left, one at least, have whole images. null for off.
         test_crop: part of the resized image's shorter side that the crop of a test takes, above 0 and at most 1 (large
             images); null for 0.875.
         validation: share of each class's training images, from 0 to below 1, that are held out for validation and

@@ -6,6 +6,7 @@ from pathlib import Path
 from cmpe_se.errors import UserError
 from cmpe_se.networks.registry import PLAIN_NETWORKS, is_ours, view_of
 from cmpe_se.pruning.registry import NAME as PRUNED
+from cmpe_se.shipped import shipped_names
 from cmpe_se.training.config import GATE_FIELDS, TrainingConfig, read_recipe, recipe_names
 from cmpe_se.training.pretrained import saved_network
 
@@ -37,6 +38,23 @@ def without_foreign_gates(config: TrainingConfig, recipe: str | Path, given: Col
 def without_recipe_gates(config: TrainingConfig, given: Collection[str]) -> TrainingConfig:
     """Gate settings at their defaults, except those that the user gave."""
     return config.changed(**{name: getattr(_DEFAULT, name) for name in GATE_FIELDS if name not in given})
+
+
+def with_weights_by_name(config: TrainingConfig) -> TrainingConfig:
+    """``pretrained: timm`` as the name of the weights, for networks of ours: their settings are known by it.
+
+    Raises:
+        UserError: the model's name is one of weights, with settings that the run's own would replace.
+    """
+    base, _, tag = config.model.partition(".")
+    if tag and config.model in shipped_names():
+        raise UserError(
+            f"{config.model} names weights; give --model {base}, and --pretrained {config.model} to start from them"
+        )
+    if config.pretrained != "timm":
+        return config
+    of_base = [name for name in shipped_names() if name.partition(".")[0] == base]
+    return config.changed(pretrained=of_base[0]) if of_base else config
 
 
 def with_pretrained_gates(config: TrainingConfig, given: Collection[str]) -> TrainingConfig:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cmpe_se.conversion.convert import GATE_KEY
 from cmpe_se.errors import UserError
+from cmpe_se.shipped import shipped_folder
 from cmpe_se.training.launching import is_main_process
 from cmpe_se.training.weight_files import SUFFIXES, fitted, read_weights, renamed
 from cmpe_se.utils.files import whole_path
@@ -216,6 +217,8 @@ def saved_network(pretrained: str) -> tuple[str, dict[str, Any]] | None:
 def _place(pretrained: str) -> Path:
     """The file of weights in a run folder or a folder; other paths as they are."""
     path = whole_path(pretrained)
+    if not path.exists():
+        path = shipped_folder(pretrained) or path
     for folder in (path / "model", path):
         for name in _IN_FOLDERS:
             if (folder / name).is_file():
@@ -228,7 +231,7 @@ def _file(pretrained: str) -> Path:
     if path.suffix not in SUFFIXES or not path.is_file():
         raise UserError(
             f"no weights at {pretrained}; give a finished run folder, a folder with model.safetensors, a file "
-            f"({', '.join(SUFFIXES)}), hf-hub:NAME, or timm for the network's own"
+            f"({', '.join(SUFFIXES)}), hf-hub:NAME, a network of the package by name, or timm for the network's own"
         )
     return path
 

@@ -2,7 +2,9 @@
 
 ``config.yaml`` repeats the run, ``metrics.jsonl`` has a record per epoch, ``result.json`` the final metrics,
 ``curves.png`` shows them, ``progress.html`` while the run goes on, ``gates.jsonl`` has statistics of the gates per
-epoch, ``model/`` loads with ``timm.create_model("local-dir:...")``, ``state/`` is for resuming.
+epoch, ``model/`` loads with ``timm.create_model("local-dir:...")``, ``state/`` is for resuming. The networks that come
+with the package have ``tested.safetensors`` besides: their predictions for the test images, and statistics of their
+gates (``cmpe_se.inspecting.tested``).
 """
 
 import errno
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from cmpe_se.data import ImageData, Preprocessing, is_fixed_size
 from cmpe_se.data.preprocessing import KEY, RESIZE
 from cmpe_se.errors import UserError
+from cmpe_se.shipped import shipped_folder, shipped_names
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.summary import CheckpointTree, EpochRecord, RunResult
@@ -72,7 +75,11 @@ class RunFolder:
         self.corruptions = self.path / "corruptions.json"
         self.gates, self.progress = self.path / "gates.jsonl", self.path / "progress.html"
         self.trackers, self.trace = self.path / "trackers.json", self.path / "trace.json.gz"
-        self.lock = self.path / ".lock"
+        self.tested, self.lock = self.path / "tested.safetensors", self.path / ".lock"
+        self.name = str(path)
+        """What users call it."""
+        self.outputs = self.path
+        """Where commands write what they make of it, unless they are told where."""
         self.checkpoints = Checkpoints(self.path / "state", CheckpointTree)
 
     @classmethod
@@ -96,12 +103,20 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
-        """An existing run folder."""
+        """An existing run folder, or a network that comes with the package, by its name."""
         run = cls(path)
+        if not run.config.is_file() and not run.checkpoints.exist() and (shipped := shipped_folder(run.name)):
+            run = cls(shipped)
+            run.name, run.outputs = shipped.name, Path("runs") / shipped.name  # the package may be read-only
+            return run
         if not run.config.is_file() and run.checkpoints.exist():
             raise UserError(f"{path} holds {_ORPHANED} train again with another --output")
         if not run.config.is_file():
-            raise UserError(f"{path} is no run folder: it has no config.yaml; `cmpe-se train` makes one under runs/")
+            known = ", ".join(shipped_names())
+            raise UserError(
+                f"{path} is no run folder: it has no config.yaml; `cmpe-se train` makes one under runs/, and the "
+                f"package brings {known}"
+            )
         return run
 
     def check_continues(self) -> None:
@@ -256,6 +271,17 @@ class RunFolder:
         except Exception as error:  # timm raises many kinds
             advice = self._written_again(self.result)
             raise UserError(f"cannot load {self.model}: {in_one_line(error)}; {advice}") from None
+
+    @property
+    def lasting_name(self) -> str:
+        """For records: its path from the root, or its name if it comes with the package, which may move."""
+        return str(self.path.resolve()) if self.outputs == self.path else self.name
+
+    @property
+    def has_lost_its_images(self) -> bool:
+        """Whether the folder of its images is not there any more."""
+        place = self.read_config().data_dir
+        return place is not None and not Path(place).expanduser().exists()
 
     def read_weights(self) -> dict[str, Tensor]:
         """The trained network's weights, on the CPU.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.data_settings import refuse_idle_folder, with_whole_paths, without_foreign_test_size
-from cmpe_se.training.gate_settings import with_pretrained_gates, without_foreign_gates
+from cmpe_se.training.gate_settings import with_pretrained_gates, with_weights_by_name, without_foreign_gates
 from cmpe_se.training.launching import remember, remembered
 from cmpe_se.training.run_data import image_options
 from cmpe_se.training.run_folder import RunFolder
@@ -83,11 +83,14 @@ def plan(
     if resume is not None:
         if output is not None:
             raise UserError(f"a resumed run stays in its folder {resume}; leave --output {output} out")
-        return _resumed(RunFolder.open(resume), settings)
+        run = RunFolder.open(resume)
+        if run.outputs != run.path:
+            raise UserError(f"{run.name} comes with the package; --pretrained {run.name} starts from it")
+        return _resumed(run, settings)
     begun = job.begun()
     if begun is not None and begun.config.exists():
         return _resumed(begun, {})  # the command's settings are the run's
-    config = TrainingConfig.from_recipe(recipe, **settings)
+    config = with_weights_by_name(TrainingConfig.from_recipe(recipe, **settings))
     config = with_pretrained_gates(without_foreign_gates(with_whole_paths(config), recipe, settings), settings)
     config = without_foreign_test_size(config, settings)
     if config.freeze_epochs and not config.pretrained:

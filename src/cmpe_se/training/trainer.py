@@ -103,7 +103,8 @@ class Trainer:
         self.ema = average(self.network) if config.ema else None
         self.optimizer, self.schedule = create_optimizer(config, self.network, self.steps_per_epoch)
         if config.compile:
-            # A kernel for each of a few sizes is faster than one for all of them.
+            if config.progressive_resizing:  # a program for each size: beyond the limit it would not be compiled
+                torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
             self.network.compile(dynamic=False if config.progressive_resizing else None)
         self.parallel, self.prepared_optimizer = accelerator.prepare(self.network, self.optimizer)
         if self.ema and sharded:

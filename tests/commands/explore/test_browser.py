@@ -16,6 +16,7 @@ from cmpe_se.data import load_data
 from cmpe_se.training.run_folder import RunFolder
 from tests.commands.explore.served import served
 from tests.tiers import slow_but
+from tests.training.processes import empty_folder
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")
@@ -261,6 +262,34 @@ def nothing_covers_the_examples_and_words_in_plots_are_large_enough(page: Page) 
 
 
 @pytest.mark.slow
+def test_on_a_wide_screen_the_answer_is_beside_what_it_answers(browser, site):
+    page = visit(browser, site, width=1600)
+    boxes = {
+        name: page.locator(f"#{name}").bounding_box() for name in ("controls", "answers", "left-examples", "depth")
+    }
+    assert boxes["answers"]["x"] >= boxes["controls"]["x"] + boxes["controls"]["width"]
+    assert abs(boxes["answers"]["y"] - boxes["controls"]["y"]) < 30
+    first = page.locator("#left-answer img").first.bounding_box()
+    assert first["y"] + first["height"] < 900  # a screen's height: nobody has to scroll for it
+    assert boxes["left-examples"]["y"] < 900
+    page.mouse.wheel(0, 2000)
+    page.wait_for_function("window.scrollY > 0 || document.documentElement.scrollHeight <= innerHeight")
+    assert page.locator("#controls").bounding_box()["y"] >= -1  # they stay in sight
+    page.context.close()
+
+
+def test_the_network_of_the_package(browser):
+    with served(cwd=empty_folder()) as site:
+        page = visit(browser, site)
+        expect(page.locator("#left-answer h2")).to_contain_text("cmpe_se_preact_resnet20.cifar10 (test top-1")
+        expect(page.locator("#left-answer")).to_contain_text("No test images: they do not come with the network")
+        before = said(page).inner_text()
+        page.locator("#to").get_by_label("mean").check()
+        expect(said(page)).to_contain_text("held at their mean")
+        assert said(page).inner_text() != before
+        page.context.close()
+
+
 def test_on_a_phone(browser, site):
     page = visit(browser, site, width=390)
     nothing_covers_the_examples_and_words_in_plots_are_large_enough(page)

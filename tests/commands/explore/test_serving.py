@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from cmpe_se.commands.explore import images
+from cmpe_se.shipped import shipped_names
 from tests.commands.explore.served import free_port, look_for_the_temporary_folder_anew, served
 from tests.training.processes import complaint_of, empty_folder, start, succeed
 
@@ -188,9 +189,17 @@ def test_all_finished_runs_of_the_folder(folded, se):
     with served(cwd=place, env=proxy) as page:
         names = re.search(r"(.*): http", (page.running.folder / "out").read_text()).group(1)
         said = page.running.err
-    assert sorted(names.split(", ")) == ["first", "second"]
+    own, brought = names.split(", ")[:2], names.split(", ")[2:]
+    assert sorted(own) == ["first", "second"]
+    assert brought == shipped_names()
     assert "left out: runs/without settings is no run folder" in said
     assert "left out: runs/newest holds no trained model" in said
+
+
+def test_without_any_run_there_are_those_of_the_package():
+    with served() as page:
+        names = re.search(r"(.*): http", (page.running.folder / "out").read_text()).group(1)
+    assert names.split(", ") == shipped_names()
 
 
 def test_mistakes(folded):
@@ -202,7 +211,6 @@ def test_mistakes(folded):
             f"cmpe-se: error: port {port} is taken or not allowed; name another with --port"
         )
     assert "port is 70000, should be from 1 to 65535" in complaint_of("explore", folded, "--port", 70000)
-    assert "no finished run in runs/; `cmpe-se train` makes one" in complaint_of("explore")
     assert "nowhere is no run folder" in complaint_of("explore", folded, "nowhere")
     unfinished = empty_folder()
     (unfinished / "config.yaml").write_text((folded / "config.yaml").read_text())

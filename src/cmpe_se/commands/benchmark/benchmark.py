@@ -44,7 +44,7 @@ class _Group(NamedTuple):
 
 @renamed_parameters(batch_size="batch_sizes")
 def benchmark(
-    model: str = "preact_resnet164",
+    model: str = "preact_resnet20",
     *,
     contenders: str = "timm_se,folded_3x3,folded_3x3_naive",
     start: str | None = None,
@@ -72,7 +72,8 @@ def benchmark(
     keeps freed memory, for all networks alike.
 
     Args:
-        model: name of the plain network: one of cmpe_se, or any in timm with residual blocks, which is converted.
+        model: name of the plain network: one of cmpe_se, or any in timm with residual blocks, which is converted. If
+            left out, the small one that the package has weights of; preact_resnet164 is the paper's.
         contenders: views to measure, separated by commas (docs/gates.md lists them), such as timm_se, folded_3x3 or
             static; VIEW_naive for the straightforward form of one of the paper's. The plain network always takes part.
         start: initial value of the gates, half or one; the network's own if left out.

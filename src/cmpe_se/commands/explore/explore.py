@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cmpe_se.commands.explore.settings import only_our_settings
 from cmpe_se.errors import UserError
+from cmpe_se.shipped import shipped_names
 from cmpe_se.training.interruption import Interruption
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.packages import require
@@ -25,11 +26,12 @@ def explore(runs: str | Sequence[str] = (), *, port: int | None = None) -> None:
     reaches it from another one. It needs no internet.
 
     Args:
-        runs: run folders, the first one shown first; all finished ones in runs/, the newest first, if left out.
+        runs: run folders, or networks that come with the package, by name; the first one is shown first. If left out,
+            all finished ones in runs/, the newest first, and after them those of the package.
         port: port of the page; the first free one from 7860 on if left out.
 
     Raises:
-        UserError: no finished run, a port that is taken, or a missing package.
+        UserError: a run that is none, or has not finished, a port that is taken, or a missing package.
     """
     if port is not None and not 1 <= port <= 65535:
         raise UserError(f"port is {port}, should be from 1 to 65535")
@@ -67,9 +69,7 @@ def _folders(runs: str | Sequence[str]) -> list[RunFolder]:
             found.append(RunFolder.open(result.parent))
         except UserError as error:
             Terminal(stderr=True).print(f"cmpe-se: left out: {error}", soft_wrap=True)
-    if not found:
-        raise UserError(f"no finished run in {_RUNS}/; `cmpe-se train` makes one, or name run folders")
-    return found
+    return found + [RunFolder.open(name) for name in shipped_names()]
 
 
 def _broken(networks: "Networks") -> str | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from cmpe_se.data import read_image
+from cmpe_se.data.photographs import photographs
 from cmpe_se.errors import UserError
 from cmpe_se.utils.escaping import visible
 from cmpe_se.utils.text import shortened
@@ -70,13 +71,8 @@ def read_upload(content: bytes) -> Picture:
     return Picture(lambda: image, "Your image")
 
 
-def photographs() -> list[Picture]:
-    """Two photographs that scikit-learn brings along, for networks whose own test images are not at hand."""
-    from sklearn.datasets import load_sample_image  # slow to import, and seldom needed
-
-    pictures = []
-    for name, what in (("china", "temple"), ("flower", "flower")):
-        image = Image.fromarray(load_sample_image(f"{name}.jpg"))
-        read = partial(Image.Image.copy, image)
-        pictures.append(Picture(read, f"Photograph of a {what}", thumbnail=thumbnail(image)))
-    return pictures
+def photograph_pictures() -> list[Picture]:
+    """Two photographs, for networks whose own test images are not at hand."""
+    return [
+        Picture(partial(Image.Image.copy, image), name, thumbnail=thumbnail(image)) for name, image in photographs()
+    ]

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cmpe_se.commands.explore.images import Picture, photographs, thumbnail
+from cmpe_se.commands.explore.images import Picture, photograph_pictures, thumbnail
 from cmpe_se.data import ImageData, StreamedImages, load_data
 from cmpe_se.errors import UserError
 from cmpe_se.exhibits.choosing import Photo, choose_images, photo
 from cmpe_se.inspecting import BlockView, can_hold, find_gates, forced_gates, held_one_by_one, look
 from cmpe_se.inspecting.attribution import grad_cam, integrated_gradients
 from cmpe_se.inspecting.gathering import Gathered, gather
+from cmpe_se.inspecting.tested import read_tested
 from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.merging import MergedGate
 from cmpe_se.training.run_data import load_run_data
@@ -92,7 +93,9 @@ class Network:
         try:
             self.examples = self._meet(load_run_data(folder, load))
         except UserError as error:
-            self.missing, self.examples = str(error), photographs()
+            self.missing, self.examples = str(error), photograph_pictures()
+            if folder.has_lost_its_images and folder.tested.exists():
+                self._recall(read_tested(folder.tested))
 
     def _meet(self, data: ImageData) -> list[Picture]:
         """Look at a sample of the test images, for the mean gates and for examples."""
@@ -112,6 +115,15 @@ class Network:
             read = functools.partial(data.test_image, index)
             pictures.append(Picture(read, f"Test image {index}", truth, predicted, self.classes, thumbnail(image)))
         return pictures
+
+    def _recall(self, tested: Gathered) -> None:
+        """Take over what the network did on test images that are not at hand."""
+        self.sample = len(tested.labels)
+        self.missing = (
+            "they do not come with the network, the means of its gates over them do; what the photographs show may be "
+            "none of its classes"
+        )
+        self.usual = {block.name: block.mean.float() for block in tested.blocks}
 
     def _batches(self, data: ImageData, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         said = f"gates of {counted(len(indices), 'test image')}"

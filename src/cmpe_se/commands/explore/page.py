@@ -73,30 +73,30 @@ def build(networks: Networks) -> Page:
             "see their effect on the prediction."
         )
         message = gr.HTML(elem_id="message")
-        with gr.Row():
-            modes = [ONE, TWO_NETWORKS, TWO_IMAGES] if several else [ONE, TWO_IMAGES]
-            mode = gr.Radio(modes, value=ONE, label="Side by side", elem_id="mode")
-            left = gr.Dropdown(names, value=names[0], label="Network", visible=several, elem_id="left-network")
-            right = gr.Dropdown(
-                names, value=names[several], label="Network on the right", visible=False, elem_id="right-network"
-            )
-        with gr.Row():
-            left_picker = _picker("left", first, Chosen(names[0], 0), visible=True)
-            right_picker = _picker("right", first, Chosen(names[0], 1 % len(first.examples)), visible=False)
-        with gr.Row():
-            with gr.Column(min_width=160, elem_classes="depth"):
-                depth = _depth(first.blocks, (len(first.blocks) + 1) // 2)
-                block = gr.HTML(elem_id="block")
-            to = gr.Radio([AS_TRAINED, *FORCES], value=AS_TRAINED, label="Gates", elem_id="to")
-            at = _at(first.blocks)
-            attribution = gr.Radio(
-                list(ATTRIBUTIONS), value=ATTRIBUTIONS[0], label="Attribution", elem_id="attribution"
-            )
-        with gr.Row():
-            with gr.Column():
-                left_answer = gr.HTML(elem_id="left-answer")
-            with gr.Column(visible=False) as right_side:
-                right_answer = gr.HTML(elem_id="right-answer")
+        with gr.Row(elem_id="desk"):
+            with gr.Column(elem_id="controls", min_width=320):
+                modes = [ONE, TWO_NETWORKS, TWO_IMAGES] if several else [ONE, TWO_IMAGES]
+                mode = gr.Radio(modes, value=ONE, label="Side by side", elem_id="mode")
+                left = gr.Dropdown(names, value=names[0], label="Network", visible=several, elem_id="left-network")
+                right = gr.Dropdown(
+                    names, value=names[several], label="Network on the right", visible=False, elem_id="right-network"
+                )
+                with gr.Row():
+                    left_picker = _picker("left", first, Chosen(names[0], 0), visible=True)
+                    right_picker = _picker("right", first, Chosen(names[0], 1 % len(first.examples)), visible=False)
+                with gr.Column(min_width=160, elem_classes="depth"):
+                    depth = _depth(first.blocks, (len(first.blocks) + 1) // 2)
+                    block = gr.HTML(elem_id="block")
+                to = gr.Radio([AS_TRAINED, *FORCES], value=AS_TRAINED, label="Gates", elem_id="to")
+                at = _at(first.blocks)
+                attribution = gr.Radio(
+                    list(ATTRIBUTIONS), value=ATTRIBUTIONS[0], label="Attribution", elem_id="attribution"
+                )
+            with gr.Column(elem_id="answers", min_width=320), gr.Row():
+                with gr.Column():
+                    left_answer = gr.HTML(elem_id="left-answer")
+                with gr.Column(visible=False) as right_side:
+                    right_answer = gr.HTML(elem_id="right-answer")
 
         # One event at a time looks into a network, and the others wait in the queue.
         one_by_one = {"concurrency_id": "networks", "concurrency_limit": 1, "api_visibility": "private"}
@@ -148,7 +148,6 @@ def _picker(place: str, network: Network, chosen: Chosen, *, visible: bool) -> _
     with gr.Column(visible=visible) as group:
         examples = gr.Gallery(
             **_gallery(network),
-            label="True class → prediction, where it is wrong",
             height="auto",
             object_fit="contain",
             format="png",
@@ -192,7 +191,11 @@ def _at(blocks: list[str], value: int = HERE, **settings: Any) -> gr.Dropdown:
 
 
 def _gallery(network: Network) -> dict[str, Any]:
-    return {"value": [(picture.thumbnail, picture.caption) for picture in network.examples]}
+    known = any(picture.truth is not None for picture in network.examples)
+    return {
+        "value": [(picture.thumbnail, picture.caption) for picture in network.examples],
+        "label": "True class → prediction, where it is wrong" if known else "Photographs",
+    }
 
 
 def _examples(network: Network) -> gr.Gallery:

@@ -19,6 +19,7 @@ from cmpe_se.data.preprocessing import KEY
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import SUFFIXES, format_by_name, load_exported
 from cmpe_se.runtimes.native_packages import require_compiler
+from cmpe_se.shipped import SHIPPED
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.escaping import visible
@@ -28,7 +29,7 @@ from cmpe_se.utils.terminal import Terminal
 
 
 def export(
-    run: str,
+    run: str = SHIPPED,
     *,
     to: str = "onnx",
     output: str | None = None,
@@ -43,7 +44,7 @@ def export(
     random ones if that cannot be loaded.
 
     Args:
-        run: run folder.
+        run: run folder, or a network that comes with the package, by name; the one with folded gates if left out.
         to: format of the file: onnx, torch-export, openvino or aoti (compiled for this kind of machine alone, by a C++
             compiler, which takes a minute or more).
         output: file to write; RUN/export/model.onnx, .pt2, .xml (with .bin beside it) or .aoti.pt2 if left out.
@@ -63,7 +64,7 @@ def export(
     _check(to, output, int8, calibration_images)
     folder = RunFolder.open(run)
     network, preprocessing = folder.load_model(), folder.preprocessing()
-    target = whole_path(output) if output else folder.path / "export" / f"model{SUFFIXES[to]}"
+    target = whole_path(output) if output else folder.outputs / "export" / f"model{SUFFIXES[to]}"
     console = Terminal(stderr=True)
     with console.status("loading test images"):
         data = _data(folder, needed=int8)

@@ -99,9 +99,9 @@ def freeze(
     folder = RunFolder.open(run)
     folder.read_result()  # it is finished
     config = folder.read_config()
-    target = RunFolder(whole_path(output) if output else folder.path.with_name(f"{folder.path.name}-static"))
+    target = RunFolder(whole_path(output) if output else folder.outputs.with_name(f"{folder.outputs.name}-static"))
     rate = config.lr / 10 if lr is None else lr
-    asked: dict[str, Any] = {"run": str(folder.path), "budget": budget, "epochs": epochs, "images": images, "lr": rate}
+    asked: dict[str, Any] = {"run": folder.name, "budget": budget, "epochs": epochs, "images": images, "lr": rate}
     record = _begun(target, asked)
     if record is None:
         RunFolder.new(target.path)

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from cmpe_se.commands.predict.batches import Record, boundaries, predictions
 from cmpe_se.commands.predict.output import checked_path, opened, origin_of
@@ -16,6 +17,7 @@ from cmpe_se.data import Preprocessing
 from cmpe_se.data.reading import image_files
 from cmpe_se.errors import UserError, unreadable_complaint
 from cmpe_se.runtimes.exported import is_exported, load_exported
+from cmpe_se.shipped import SHIPPED, shipped_names, timm_configs
 from cmpe_se.training.interruption import Interrupted
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
@@ -51,7 +53,9 @@ def predict(
     """Print the predictions of a finished run's network for images, as they come.
 
     Args:
-        run: run folder, or a file that `cmpe-se export` wrote (.onnx, .xml, .pt2 or, with trust_pickle, .aoti.pt2).
+        run: run folder, a file that `cmpe-se export` wrote (.onnx, .xml, .pt2 or, with trust_pickle, .aoti.pt2), or a
+            network that comes with the package, by name. On a command line it is the first word, and the network with
+            folded gates if left out.
         images: image files, and folders of them.
         top: number of classes to report for each image.
         batch_size: number of images in a batch.
@@ -90,9 +94,39 @@ def predict(
     return records if output is None else predicted
 
 
-def as_command(run: str, images: str | Sequence[str], **settings: Any) -> Predicted:
-    """:func:`predict` for the command line, where nobody takes the records: they are not kept."""
-    return _predict(run, images, None, **settings)
+def as_command(run: str | None = None, images: str | Sequence[str] = (), **settings: Any) -> Predicted:
+    """:func:`predict` for the command line, which keeps no records.
+
+    Args:
+        run: what ``--run`` names; if left out, the first of the words, or the package's network if that is an image.
+        images: the words.
+        settings: of :func:`predict`.
+    """
+    words = [images] if isinstance(images, (str, Path)) else list(images)
+    if run is not None:
+        return _predict(run, words, None, **settings)
+    if _names_a_network(words[0], alone=len(words) == 1):
+        if len(words) == 1:
+            raise UserError(f"no images given for {words[0]}; name image files, or folders of them, after it")
+        return _predict(words[0], words[1:], None, **settings)
+    config = timm_configs()[SHIPPED]
+    classes = config["pretrained_cfg"]["label_names"]
+    said = f"{SHIPPED} (CIFAR-10, test accuracy {config['trained']['test_top1']:.2f} %): {', '.join(classes)}"
+    Terminal(stderr=True).print(said, soft_wrap=True, highlight=False)
+    return _predict(SHIPPED, words, None, **settings)
+
+
+def _names_a_network(path: str, *, alone: bool) -> bool:
+    """Whether the first word is a network's and not an image's; of a word ``alone`` that names nothing, it is not."""
+    place = Path(path)
+    if is_exported(path):
+        return True
+    if place.is_dir():
+        known = ("config.yaml", "result.json", "model", "state", "*/config.yaml")
+        return any(any(True for _ in place.glob(name)) for name in known)
+    if place.exists():
+        return False
+    return path in shipped_names() or not (alone or path.lower().endswith(IMG_EXTENSIONS))
 
 
 def complaint(predicted: list[dict[str, Any]] | Predicted) -> str | None:

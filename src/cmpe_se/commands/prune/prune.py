@@ -84,8 +84,8 @@ def prune(
     config = folder.read_config()
     if data_dir is not None:
         config = config.changed(data_dir=str(whole_path(data_dir)))
-    target = RunFolder(whole_path(output) if output else folder.path.with_name(f"{folder.path.name}-pruned"))
-    asked: dict[str, Any] = {"run": str(folder.path.resolve()), "target_macs": target_macs, "criterion": criterion}
+    target = RunFolder(whole_path(output) if output else folder.outputs.with_name(f"{folder.outputs.name}-pruned"))
+    asked: dict[str, Any] = {"run": folder.lasting_name, "target_macs": target_macs, "criterion": criterion}
     asked |= {"layerwise": layerwise, "steps": steps, "round_to": round_to, "epochs": epochs, "images": images}
     asked |= {"lr": config.lr / 10 if lr is None else lr, "seed": config.seed}
     record = begun(target, asked)

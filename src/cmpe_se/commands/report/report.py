@@ -12,6 +12,7 @@ from cmpe_se.commands.prune.record import read_record, sentences
 from cmpe_se.commands.report.facts import facts_of
 from cmpe_se.commands.report.page import Section, Table, write_page
 from cmpe_se.data import ImageData
+from cmpe_se.data.photographs import photographs
 from cmpe_se.data.reading import image_files
 from cmpe_se.errors import UserError
 from cmpe_se.exhibits import depth as depth_exhibits
@@ -31,10 +32,12 @@ from cmpe_se.inspecting import gated_blocks, look
 from cmpe_se.inspecting.attribution import attribute
 from cmpe_se.inspecting.gathering import Gathered, gather
 from cmpe_se.inspecting.statistics import BlockStatistics
+from cmpe_se.inspecting.tested import read_tested
 from cmpe_se.layers.views import TABLE
+from cmpe_se.shipped import SHIPPED
 from cmpe_se.static_gates import Calibration
 from cmpe_se.training.loss import loss_label
-from cmpe_se.training.run_data import load_run_data
+from cmpe_se.training.run_data import load_run_data, load_tested
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.files import os_errors_as, whole_path
@@ -51,11 +54,12 @@ _CHANNELS = 12  # numbers of channels in a cell of the table
 
 
 def report(
-    run: str,
+    run: str = SHIPPED,
     *,
     images: str | Sequence[str] | None = None,
     blocks: str | None = None,
     output: str | None = None,
+    data_dir: str | None = None,
     batch_size: int = 256,
 ) -> dict[str, Any]:
     """Write an HTML page on a finished run and the competition in its network, with plots as PNG and CSV.
@@ -64,12 +68,17 @@ def report(
     by class, attributions of the network's predictions, and its confusions. It needs nothing from the internet.
 
     Args:
-        run: run folder of a network with competition.
+        run: run folder of a network with competition, or one that comes with the package, by name; the one with folded
+            gates if left out.
         images: image files, and folders of them, to show squeezes, gates and attributions for; if left out, test
-            images of different classes, two with correct predictions and two with wrong ones.
+            images of different classes, two with correct predictions and two with wrong ones, or two photographs where
+            the test images are not at hand.
         blocks: names of the blocks to show, separated by commas; if left out, the one of each stage whose gates vary
             most.
-        output: folder for the files; RUN/report if left out.
+        output: folder for the files; RUN/report if left out, and runs/NAME/report for a network that comes with the
+            package.
+        data_dir: folder of images to test on, with classes of the run's; the run's own test images if left out. Where
+            those are not at hand, a network that comes with the package has what it did on them in a file.
         batch_size: number of images in a batch.
 
     Returns:
@@ -91,31 +100,31 @@ def report(
     known = _known_blocks(model, folder)
     shown_blocks = named_blocks(blocks, known) if blocks is not None else None
     photos = [photo_of_file(path, preprocessing) for path in _paths(images)]
-    target = whole_path(output) if output else folder.path / "report"
+    target = whole_path(output) if output else folder.outputs / "report"
     _make(target)
 
-    console = Terminal(stderr=True)
+    console, classes = Terminal(stderr=True), preprocessing.classes
     with console.status("loading test images"):
-        data = load_run_data(folder)
+        data = _test_images(folder, data_dir)
     model.to(choose_device(config.device))
-    steps = -(-data.test_size // batch_size)
-    shown = with_progress(data.test_batches(batch_size=batch_size), "testing", steps)
-    tested = gather(model, shown, len(data.classes))
+    tested = _gathered(model, data, batch_size) if data else read_tested(folder.tested)
 
     shown_blocks = shown_blocks or choose_blocks(tested.blocks)
-    if not photos:
+    if not photos and data:
         photos = _test_photos(data, tested, choose_images(tested, _RIGHT, _WRONG))
+    elif not photos:
+        photos = [photo(what, image, None, preprocessing) for what, image in photographs()]
     with console.status("computing gates and attributions"):
-        inside, attributions = _single_images(model, photos, tested, shown_blocks, data.classes)
+        inside, attributions = _single_images(model, photos, tested, shown_blocks, classes)
     still = depth_exhibits.standstill(tested.blocks)
-    worth = [] if still else _worth(model, data, [block.name for block in tested.blocks])
+    worth = [] if still or not data else _worth(model, data, [block.name for block in tested.blocks])
     with console.status("drawing"):
         sections = [
             Section("run", "The run", exhibits=[photo_exhibits.curves(folder.read_metrics(), loss_label(config))]),
             *_pruning(folder),
-            _gates(tested, data, still, worth),
+            _gates(tested, classes, still, worth),
             _competition(tested.blocks, still),
-            _mistakes(data, tested),
+            _mistakes(data, tested, classes),
             Section("inside", "Squeezes and gates of single images", _inside_text(tested.blocks), inside),
             Section("attribution", "Attributions of the predictions", exhibits=[attributions]),
         ]
@@ -125,7 +134,7 @@ def report(
         for exhibit in with_progress(exhibits, "saving"):
             exhibit.save(target)
         write_csv(target / "channels.csv", depth_exhibits.CHANNEL_COLUMNS, depth_exhibits.channel_rows(tested.blocks))
-        facts = facts_of(folder, top1, data.classes, tested.labels)
+        facts = facts_of(folder, top1, classes, tested.labels)
         write_page(page, f"{result['model']} on {name}: the competition", facts, sections)
     findings = [(section.name, section.finding) for section in sections if section.finding]
     seen = dict(findings) | {exhibit.name: exhibit.title for exhibit in exhibits}
@@ -137,6 +146,23 @@ def report(
         "images": [shown.name for shown in photos],
         "seen": seen,
     }
+
+
+def _test_images(folder: RunFolder, data_dir: str | None) -> ImageData | None:
+    """The run's test images, or others; None where the run has what it did on them in a file, and they are gone."""
+    if data_dir is not None:
+        return load_tested(folder, data_dir=data_dir)
+    if folder.has_lost_its_images and folder.tested.exists():
+        said = f"{folder.name}: its test images are not at hand; what it did on them comes with it"
+        Terminal(stderr=True).print(said, soft_wrap=True)
+        return None
+    return load_run_data(folder)
+
+
+def _gathered(model: nn.Module, data: ImageData, batch_size: int) -> Gathered:
+    steps = -(-data.test_size // batch_size)
+    shown = with_progress(data.test_batches(batch_size=batch_size), "testing", steps)
+    return gather(model, shown, len(data.classes))
 
 
 def _pruning(folder: RunFolder) -> list[Section]:
@@ -179,7 +205,7 @@ def _known_blocks(model: nn.Module, folder: RunFolder) -> list[str]:
     try:
         return gated_blocks(model)
     except UserError as error:
-        raise UserError(f"{folder.path}: {error}") from None
+        raise UserError(f"{folder.name}: {error}") from None
 
 
 def _paths(images: str | Sequence[str] | None) -> list[Path]:
@@ -239,7 +265,7 @@ def _worth(model: nn.Module, data: ImageData, names: Sequence[str]) -> list[Exhi
     return [depth_exhibits.effects_over_depth(names, effects, len(images))] if effects else []
 
 
-def _gates(tested: Gathered, data: ImageData, still: str | None, worth: Sequence[Exhibit] = ()) -> Section:
+def _gates(tested: Gathered, classes: Sequence[str], still: str | None, worth: Sequence[Exhibit] = ()) -> Section:
     """Gates over depth and by class; the latter not of gates that are alike for every image (``still``) or class."""
     blocks, exhibits, finding = tested.blocks, [], still or ""
     if any(block.moved for block in blocks):
@@ -248,8 +274,8 @@ def _gates(tested: Gathered, data: ImageData, still: str | None, worth: Sequence
     if not still and not by_class:
         finding = "The gates do not differ between classes by more than twice what chance would make them."
     if by_class:
-        exhibits.append(depth_exhibits.class_differences(blocks, data.classes))
-        exhibits.append(depth_exhibits.telling_channels(blocks, data.classes))
+        exhibits.append(depth_exhibits.class_differences(blocks, classes))
+        exhibits.append(depth_exhibits.telling_channels(blocks, classes))
     text = f"Over {counted(len(tested.labels), 'test image')}."
     if any(TABLE[block.view].by_position for block in blocks):
         text += " A gate that differs from position to position is shown by its mean over them."
@@ -281,16 +307,17 @@ def _listed(channels: Sequence[int]) -> str:
     return f"{len(channels)}: {', '.join(map(str, channels[:_CHANNELS]))}{more}"
 
 
-def _mistakes(data: ImageData, tested: Gathered) -> Section:
-    counts = multiclass_confusion_matrix(tested.predicted, tested.labels, num_classes=len(data.classes))
-    exhibits = [photo_exhibits.confusion(counts, data.classes)]
+def _mistakes(data: ImageData | None, tested: Gathered, classes: Sequence[str]) -> Section:
+    counts = multiclass_confusion_matrix(tested.predicted, tested.labels, num_classes=len(classes))
+    exhibits = [photo_exhibits.confusion(counts, classes)]
     confused = confused_pairs(tested)
     text = "All test images are classified correctly."
     if confused:
-        shown = [_test_photos(data, tested, pair.images[:_PAIR_IMAGES]) for pair in confused[:_PAIRS]]
-        exhibits.append(photo_exhibits.pairs(confused, shown, data.classes))
         wrong = sum(len(pair.images) for pair in confused)
         text = f"{wrong:,} of {counted(len(tested.labels), 'test image')} misclassified."
+        if data:
+            shown = [_test_photos(data, tested, pair.images[:_PAIR_IMAGES]) for pair in confused[:_PAIRS]]
+            exhibits.append(photo_exhibits.pairs(confused, shown, classes))
     return Section("mistakes", "Confusions", text, exhibits)
 
 
