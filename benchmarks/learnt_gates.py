@@ -71,7 +71,8 @@ def rows_of(folder: RunFolder, *, freeze: bool) -> list[dict[str, Any]]:
         accuracies = {block: top1_of(calibration.frozen([block]), data) for block in order}
         for name, blocks in (("most static half", order[: len(order) // 2]), ("all", order)):
             several.append({**common, "block": name, "alone": f"{top1_of(calibration.frozen(blocks), data):.2f}"})
-    return [common | row_of(block, accuracies.get(block.name)) for block in tested.blocks] + several
+    rows = [common | row_of(block, accuracies.get(block.name)) for block in tested.blocks]
+    return rows + [dict.fromkeys(rows[0]) | each for each in several]
 
 
 def row_of(block: BlockStatistics, alone: float | None) -> dict[str, Any]:

@@ -10,10 +10,12 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from benchmarks.many_runs.table import _SMALL_FILES
 from PIL import Image
 
@@ -375,12 +377,18 @@ def test_mistakes(script, arguments, status, sentence):
     assert len(found.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("line", plan(), ids=lambda line: line[0])
+WHOLE = {line[0]: line for line in plan()}.values()  # of several lines with one folder the last has all networks
+
+
+@pytest.mark.parametrize("line", WHOLE, ids=lambda line: line[0])
 def test_committed_runs_are_those_of_the_plan(line):
     """So that compare takes them as finished, on a machine that has nothing."""
-    name, images, epochs, models, first, seeds, _ = line
+    name, images, epochs, models, first, seeds, flags = line
+    given = dict(flag.removeprefix("--").replace("-", "_", 1).split("=") for flag in flags.split())
+    known = {field.name for field in fields(TrainingConfig)}
+    settings = {key: yaml.safe_load(value) for key, value in given.items() if key in known}
     config = TrainingConfig.from_recipe(
-        RECORDS / "recipe.yaml", epochs=int(epochs), data_dir=f"/tmp/cmpe-se-experiment/data/{images}"
+        RECORDS / "recipe.yaml", epochs=int(epochs), data_dir=f"/tmp/cmpe-se-experiment/data/{images}", **settings
     )
     seeds = range(int(first), int(first) + int(seeds))
     grid = Grid(RECORDS / "cells" / name, parse_entries(split_names(models), []), seeds, config, {})

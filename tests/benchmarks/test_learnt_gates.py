@@ -39,3 +39,4 @@ def test_all_at_their_means_is_what_merge_makes(folded, rows):
     merged = cmpe_se.merge(run.load_model(), static="all", images=images)
     assert float(rows["all"]["alone"]) == pytest.approx(top1_of(merged, data), abs=0.3)
     assert {"all", "most static half"} < set(rows)
+    assert len({tuple(row) for row in rows.values()}) == 1  # a table

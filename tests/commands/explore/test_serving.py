@@ -229,7 +229,7 @@ def test_a_missing_package(folded):
 def test_help():
     said = " ".join(succeed("explore", "--help").out.split())  # lines are wrapped
     assert "Serve a page for exploring finished runs on this machine" in said
-    assert "all finished ones in runs/, the newest first, if left out" in said
+    assert "all finished ones in runs/, the newest first, and after them those of the package" in said
 
 
 def dependencies(page) -> list[dict]:

@@ -27,7 +27,7 @@ def block(gate, labels, *, name="block", gain=1.0, energies=(None, None)) -> Blo
 def section(*gates, labels, gain=1.0):
     blocks = [block(gate, labels, name=f"layer{place}", gain=gain) for place, gate in enumerate(gates)]
     tested = Gathered.of_logits(torch.eye(CLASSES)[labels], labels, blocks)
-    return _gates(tested, load_data("digits"), None if any(each.varies for each in blocks) else "still")
+    return _gates(tested, load_data("digits").classes, None if any(each.varies for each in blocks) else "still")
 
 
 @pytest.fixture

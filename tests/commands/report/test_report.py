@@ -271,7 +271,7 @@ def test_no_mistakes(folded):
     data = load_data("digits")
     labels = torch.arange(10).repeat(3)
     perfect = Gathered.of_logits(torch.eye(10)[labels], labels)
-    section = _mistakes(data, perfect)
+    section = _mistakes(data, perfect, data.classes)
     assert section.text == "All test images are classified correctly."
     assert [exhibit.name for exhibit in section.exhibits] == ["confusion"]
     assert choose_images(perfect, 2, 2) == [0, 1]
