@@ -35,35 +35,32 @@ _SLEEPS = 0.001
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", required=True, help="finished runs of networks with gates, separated by commas")
-    parser.add_argument("--freeze", type=int, choices=(0, 1), default=1, help="0 leaves the accuracies out")
-    parser.add_argument("--name", default="learnt-gates", help="of the CSV")
     parser.add_argument("--output", type=Path, required=True, help="folder for the CSV")
     options = parser.parse_args()
     folders = [RunFolder.open(path) for path in options.runs.split(",")]
-    rows = [row for folder in folders for row in rows_of(folder, freeze=bool(options.freeze))]
+    rows = [row for folder in folders for row in rows_of(folder)]
     config = folders[0].read_config()
     setup = f"{data_name(config.data, config.data_dir)}, {config.epochs} epochs, seed {config.seed}"
     options.output.mkdir(parents=True, exist_ok=True)
-    print(write_results(options.output, options.name, rows, setup="", networks=setup))
+    print(write_results(options.output, "learnt-gates", rows, networks=setup))
 
 
-def rows_of(folder: RunFolder, *, freeze: bool) -> list[dict[str, Any]]:
+def rows_of(folder: RunFolder) -> list[dict[str, Any]]:
     """A row for each block, and two for several of them."""
     model, data = folder.load_model(), load_run_data(folder)
     steps = -(-data.test_size // _BATCH)
     tested = gather(model, with_progress(data.test_batches(batch_size=_BATCH), "testing", steps), len(data.classes))
-    trained = 100 * (tested.predicted == tested.labels).double().mean().item()
     config = folder.read_config()
     common = {
         "network": Path(folder.path).name,
         "start": config.start,
         "reduction": config.reduction,
         "min_hidden": config.min_hidden,
-        "as_trained": f"{trained:.2f}",
+        "as_trained": f"{tested.top1:.2f}",
     }
     accuracies: dict[str, float] = {}
     several: list[dict[str, Any]] = []
-    if freeze and not all(block.constant for block in tested.blocks):
+    if not all(block.constant for block in tested.blocks):
         images = [batch for batch, _ in plain_training_batches(data, _IMAGES, batch_size=_BATCH)]
         calibration = Calibration(model, images)
         effects = calibration.effects(with_progress)

@@ -12,7 +12,7 @@ from cmpe_se.training.run_folder import RunFolder
 
 @pytest.fixture(scope="module")
 def rows(folded):
-    return {row["block"]: row for row in rows_of(RunFolder.open(folded), freeze=True)}
+    return {row["block"]: row for row in rows_of(RunFolder.open(folded))}
 
 
 def test_spreads(folded, rows):

@@ -34,6 +34,11 @@ class Gathered:
         """From logits (N, classes), float32, and labels (N,)."""
         return cls(logits.argmax(1), logits.softmax(1).amax(1), labels, list(blocks))
 
+    @property
+    def top1(self) -> float:
+        """Accuracy in percent."""
+        return 100 * (self.predicted == self.labels).double().mean().item()
+
 
 def gather(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Gathered:
     """Run a network over batches of images (B, C, ...) and labels (B,).

@@ -19,7 +19,7 @@ MOVED = 0.01
 """A gate whose mean is closer to its initial value, as a part of the largest value, has not moved."""
 TELLING = 0.01
 """Part of the variance of a block's gates that the class has to explain for classes to differ."""
-_COUNTED = ("images", "sums", "squares", "closed", "open", "histogram", "class_shares")
+_COUNTED = ("images", "_sums", "_squares", "_closed", "_open", "_histogram", "_class_shares")
 _BINS = 2000  # of the histogram that quantiles are read from
 
 
@@ -58,7 +58,7 @@ class BlockStatistics:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that has been counted: tensors, and what describes them, for :meth:`of_state`."""
         shares = self.residual_shares
-        tensors = {name: getattr(self, f"_{name}" if name != "images" else name) for name in _COUNTED}
+        tensors = {name.lstrip("_"): getattr(self, name) for name in _COUNTED}
         words = {name: getattr(self, name) for name in ("name", "view", "gain", "channels", "neutral", "constant")}
         return tensors | ({} if shares is None else {"shares": shares.float()}), words
 
@@ -68,7 +68,7 @@ class BlockStatistics:
         made = cls.__new__(cls)
         vars(made).update(words)
         for name in _COUNTED:
-            setattr(made, f"_{name}" if name != "images" else name, tensors[name])
+            setattr(made, name, tensors[name.lstrip("_")])
         made._shares = [tensors["shares"].double()] if "shares" in tensors else []
         return made
 

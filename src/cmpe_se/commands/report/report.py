@@ -129,7 +129,7 @@ def report(
             Section("attribution", "Attributions of the predictions", exhibits=[attributions]),
         ]
     exhibits = [exhibit for section in sections for exhibit in section.exhibits]
-    page, top1 = target / "report.html", 100 * (tested.predicted == tested.labels).double().mean().item()
+    page, top1 = target / "report.html", tested.top1
     with os_errors_as(f"cannot write to {target}"):
         for exhibit in with_progress(exhibits, "saving"):
             exhibit.save(target)
