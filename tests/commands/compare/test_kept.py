@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,8 +89,13 @@ def test_a_published_run_is_of_the_network_that_its_folder_names(path):
     run = RunFolder(path.parent)
     config, result = run.read_config(), run.read_result()
     assert not Path(result["run"]).is_absolute()  # no place of the machine that trained it
-    model, *view = path.parent.name.rpartition("-seed")[0].split("-")
-    assert (config.model, config.view, config.convert) == (model, view[0] if view else None, None)
+    model, *words = path.parent.name.rpartition("-seed")[0].split("-")
+    view = words[0] if words else None
+    assert (config.model, config.view, config.convert) == (model, view, None)
+    for option, _, value in (word.partition("=") for word in words[1:]):
+        assert str(getattr(config, option)) == value
     network, _ = create_network(config, SimpleNamespace(classes=range(100), in_chans=3))
     assert count_parameters(network) == result["params"]
-    assert count_gates(network) == ({view[0]: 27 if model == "preact_resnet56" else 18} if view else {})
+    depth, bottleneck = re.fullmatch(r"preact_resnet(\d+)(b?)", model).groups()
+    blocks = (int(depth) - 2) // (3 if bottleneck else 2)
+    assert count_gates(network) == ({view: blocks} if view else {})
