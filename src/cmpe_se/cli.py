@@ -19,7 +19,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.moved import renamed
 from cmpe_se.training.config import DEFAULT_RECIPE, TrainingConfig, read_recipe
 from cmpe_se.training.interruption import Interrupted
-from cmpe_se.training.launching import is_main_process, lost, may_speak, processes_left_out
+from cmpe_se.training.launching import is_main_process, is_one_of_several, lost, may_speak, processes_left_out
 from cmpe_se.utils.packages import import_asked_for
 from cmpe_se.utils.signals import end_with_parent, handled, raised
 from cmpe_se.utils.terminal import print_plainly
@@ -205,8 +205,8 @@ def _recipe_values(arguments: Sequence[str]) -> dict:
         named, _ = first_look.parse_known_args(arguments)
     except argparse.ArgumentError:
         return {}  # the whole parser will say what is wrong
-    if not is_main_process():  # on a machine that may have neither; the main process reads it, and shows the defaults
-        return {}
+    if is_one_of_several():
+        return {}  # one machine may have it; a process that refused it here would leave the others waiting for itself
     if named.resume:
         from cmpe_se.training.run_folder import RunFolder
 

@@ -5,6 +5,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed
 
+from cmpe_se import training
+from cmpe_se.cli import main
 from cmpe_se.errors import UserError
 from cmpe_se.training import launching
 from cmpe_se.training.config import TrainingConfig
@@ -44,6 +46,19 @@ def test_a_store_that_is_gone_has_spoken(two_processes, monkeypatch):
     monkeypatch.setattr(launching, "_PATIENCE", timedelta(seconds=1))
     monkeypatch.setenv("MASTER_PORT", "9")
     assert not may_speak()
+
+
+@pytest.mark.parametrize("flag", ["--resume=nowhere", "--recipe=nowhere.yaml"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_process_refuses_before_they_have_met(rank, flag, two_processes, monkeypatch):
+    """A main process that ends alone leaves those of other machines to wait for it, for PyTorch's half an hour."""
+    met = []
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(training, "train", lambda **given: met.append(given))
+    monkeypatch.setattr("cmpe_se.commands.train.is_main_process", lambda: False)  # prints nothing of it
+    assert main(["train", flag]) == 0
+    (given,) = met
+    assert "nowhere" in f"{given}"
 
 
 def test_one_process_speaks(monkeypatch):

@@ -33,6 +33,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_one_of_several() -> bool:
+    """Whether the run has other processes, which a launcher has started here or on other machines."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 _LOST_PROCESS = "another process of this run has ended without a word, perhaps for want of memory"
 
 
@@ -41,7 +46,7 @@ def may_speak() -> bool:
 
     They ask the store at which they met. Where it is gone, its process has ended, and has spoken.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not is_one_of_several():
         return True
     try:
         store = _store()
@@ -89,7 +94,7 @@ def lost(error: Exception) -> str | None:
 
 def lost_process(error: Exception) -> bool:
     """Whether this is what a process sees of another one's end, through the connection between them."""
-    if not torch.distributed.is_available() or os.environ.get("WORLD_SIZE", "1") == "1":
+    if not torch.distributed.is_available() or not is_one_of_several():
         return False
     words = ("gloo", "onnection closed by peer", "onnection reset by peer", "roken pipe")
     return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in words)
