@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from cmpe_se.utils.text import counted
 
-_ARRIVING = 3.0  # seconds from a question to the stream that its answer goes to; a browser opens it at once
+_ARRIVING = 15.0  # seconds from a question to the stream that its answer goes to; a busy browser opens it late
 _SESSIONS = 1000  # that are remembered
 
 
