@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmpe_se.utils.text import duration, gate_words, in_one_line
+from cmpe_se.utils.text import duration, gate_words, in_one_line, in_points
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,11 @@ from cmpe_se.utils.text import duration, gate_words, in_one_line
 )
 def test_duration(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(("value", "words"), [(1, "1 point"), (1.0, "1 point"), (0.2, "0.2 points"), (10, "10 points")])
+def test_in_points(value, words):
+    assert in_points(value) == words
 
 
 def test_gate_words():

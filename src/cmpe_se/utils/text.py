@@ -32,6 +32,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def in_points(difference: float) -> str:
+    """A difference of percentages with its unit, in the plural where it is not one: "1 point", "0.2 points"."""
+    return f"{difference:g} point" if difference == 1 else f"{difference:g} points"
+
+
 def data_name(data: str, data_dir: str | None) -> str:
     """What people call a data set: the name of its folder, where the setting ``data`` names no more than its layout."""
     kind, _, rest = data.partition("/")

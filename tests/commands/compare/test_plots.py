@@ -101,6 +101,15 @@ def test_curves_are_means_of_tested_epochs(drawn, tmp_path):
     assert list(end.lines[0].get_xdata()) == [4]
 
 
+def test_one_tested_epoch_is_no_curve(drawn, tmp_path):
+    once = [each._replace(curves={seed: curve[-1:] for seed, curve in each.curves.items()}) for each in usual()]
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"of an earlier report")
+    plot_learning_curves(once, "t", path)
+    assert drawn == []
+    assert not path.exists()
+
+
 def test_differences_are_to_the_reference(drawn, tmp_path):
     se = "se_preact_resnet20b"
     plot_differences(usual(), "", tmp_path / "figure.png", reference=se)

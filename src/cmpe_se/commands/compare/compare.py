@@ -26,7 +26,7 @@ from cmpe_se.training.gate_settings import without_recipe_gates
 from cmpe_se.training.run_data import load_configured
 from cmpe_se.utils.files import os_errors_as, write_text
 from cmpe_se.utils.terminal import Terminal
-from cmpe_se.utils.text import split_names
+from cmpe_se.utils.text import in_points, split_names
 
 
 def compare(
@@ -177,8 +177,8 @@ def _plan(effect: float | None = None, sd: float | None = None, power: float = P
         raise UserError("a plan needs --effect and --sd in points, such as --effect 0.3 --sd 0.4")
     seeds = seeds_needed(effect, sd, power)
     Terminal().print(
-        f"{seeds} seeds show a difference of {effect:g} points with a power of {100 * power:g} %, if the differences "
-        f"between two networks have a standard deviation of {sd:g} points (paired t-test, two-sided 5 %)",
+        f"{seeds} seeds show a difference of {in_points(effect)} with a power of {100 * power:g} %, if the differences "
+        f"between two networks have a standard deviation of {in_points(sd)} (paired t-test, two-sided 5 %)",
         highlight=False,
         soft_wrap=True,
     )

@@ -9,6 +9,7 @@ from cmpe_se.commands.compare.outcomes import Outcome
 from cmpe_se.commands.compare.power import LEVEL, detectable_effect
 from cmpe_se.commands.compare.statistics import Difference, compare_paired, equivalence_p, holm
 from cmpe_se.errors import UserError
+from cmpe_se.utils.text import in_points
 
 
 class Question(NamedTuple):
@@ -53,8 +54,8 @@ class Comparison(NamedTuple):
         same = self.same < LEVEL
         if self.p < LEVEL:
             word = "better" if self.difference.mean > 0 else "worse"
-            return f"{word}, by less than {self.margin:g} points" if same else word
-        return f"the same within {self.margin:g} points" if same else "no difference shown"
+            return f"{word}, by less than {in_points(self.margin)}" if same else word
+        return f"the same within {in_points(self.margin)}" if same else "no difference shown"
 
 
 def paired_differences(

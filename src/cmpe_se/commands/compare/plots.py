@@ -64,9 +64,13 @@ def plot_learning_curves(outcomes: Sequence[Outcome], title: str, path: Path) ->
 
     A 95 % interval of two seeds would be wider than all accuracies that there are.
 
-    The panel on the right has the last third of the epochs again, where networks that learn alike come apart.
+    The panel on the right has the last third of the epochs again, where networks that learn alike come apart. Where no
+    network was tested at two epochs there is no curve, and no file (``--test-interval``).
     """
     curves = [(_tested_curves(outcome), colour, marker) for outcome, colour, marker in _styled(outcomes)]
+    if all(len(tested) < 2 for tested, *_ in curves):
+        path.unlink(missing_ok=True)
+        return
     last = max((epoch for tested, *_ in curves for epoch in tested), default=0)
     figure = Figure(figsize=(11, 5.2 + 0.12 * len(outcomes)), layout="constrained")
     whole, end = figure.subplots(1, 2)

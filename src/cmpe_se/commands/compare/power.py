@@ -10,6 +10,7 @@ import math
 from scipy import optimize, stats
 
 from cmpe_se.errors import UserError
+from cmpe_se.utils.text import in_points
 
 LEVEL = 0.05
 """Of all tests of this package, two-sided."""
@@ -52,7 +53,7 @@ def seeds_needed(effect: float, sd: float, power: float = POWER) -> int:
         few, enough = enough, 2 * enough
         if few >= _MOST_SEEDS:
             raise UserError(
-                f"an effect of {effect:g} points at a standard deviation of {sd:g} needs more than {_MOST_SEEDS:,} "
+                f"an effect of {in_points(effect)} at a standard deviation of {sd:g} needs more than {_MOST_SEEDS:,} "
                 "seeds; plan for a larger effect"
             )
     while enough - few > 1:  # power grows with the seeds

@@ -12,15 +12,15 @@ from cmpe_se.commands.compare.outcomes import Outcome
 from cmpe_se.commands.compare.statistics import Difference, summarise
 from cmpe_se.utils.escaping import markdown, markdown_code
 from cmpe_se.utils.tables import number_table
-from cmpe_se.utils.text import counted, duration
+from cmpe_se.utils.text import counted, duration, in_points
 
 _METHOD = """For one seed, all networks were trained on the same images in the same order with the same augmentation. \
 So seeds are compared in pairs: difference of the means with its 95 % t-interval, two-sided paired t-test, and Hedges' \
 g_z, the mean over the standard deviation of the differences. {adjusted} A verdict is given at a p below 0.05:
 
 - **better**, **worse**: a difference has been shown.
-- **the same within {margin:g} points**: two one-sided paired t-tests (p same) have shown that the true difference is \
-less than {margin:g} points (`--margin`) in either direction. "Better, by less than {margin:g} points" says that both \
+- **the same within {margin}**: two one-sided paired t-tests (p same) have shown that the true difference is \
+less than {margin} (`--margin`) in either direction. "Better, by less than {margin}" says that both \
 have been shown.
 - **no difference shown**: neither. {seeds} could not show a difference, which does not say that there is none.
 
@@ -158,7 +158,7 @@ def to_markdown(
     parts += filter(None, (difference_table(outcomes, reference, question) for reference in references(outcomes)))
     parts += [*sections, "## Every seed", _seed_table(outcomes)]
     adjusted = _SECONDARY_ADJUSTED if question.primary else _ALL_ADJUSTED
-    method = _METHOD.format(seeds=counted(seeds, "seed"), margin=question.margin, adjusted=adjusted)
+    method = _METHOD.format(seeds=counted(seeds, "seed"), margin=in_points(question.margin), adjusted=adjusted)
     parts += ["## How to read this", method, "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 

@@ -92,7 +92,7 @@ def _notes(grid: Grid, results: list[RunResult], missing: int) -> list[str]:
     """What a reader has to know beside the tables."""
     config, source = grid.config, provenance()
     hardware = sorted({_device(result["hardware"]) for result in results})
-    commits = sorted({str(result["commit"]) for result in results})
+    commits = sorted({result["commit"] or "not known" for result in results})
     notes = [
         f"{counted(results[0]['train_images'], 'training image')}, all of "
         f"{counted(results[0]['test_images'], 'test image')} after the last epoch; batch {config.batch_size}, "

@@ -26,6 +26,7 @@ from cmpe_se.utils.progress import with_progress
 from cmpe_se.utils.records import read_json
 from cmpe_se.utils.tables import number_table
 from cmpe_se.utils.terminal import Terminal
+from cmpe_se.utils.text import in_points
 
 _BATCH = 250
 _TIMED_BATCH, _TURNS = 8, 15
@@ -156,7 +157,7 @@ def _choose(folder: RunFolder, config: TrainingConfig, target: RunFolder, asked:
     if not static:
         least = min(trials, key=lambda trial: before - trial.top1)
         raise UserError(
-            f"no gate of {folder.path} can be frozen within a budget of {asked['budget']:g} points; the least is "
+            f"no gate of {folder.path} can be frozen within a budget of {in_points(asked['budget'])}; the least is "
             f"{before - least.top1:.2f}, of {least.block}: give a larger --budget"
         )
     frozen = calibration.frozen(static)
