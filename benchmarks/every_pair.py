@@ -17,6 +17,7 @@ from typing import Any
 
 from cmpe_se.commands.compare.statistics import compare_paired, equivalence_p, holm
 from cmpe_se.training.provenance import write_table
+from cmpe_se.utils.text import in_points
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--margin", type=float, required=True, help="largest difference in points that counts as none")
     options = parser.parse_args()
     rows = pairs(accuracies(options.comparison / "cells.csv"), options.primary.split(","), options.margin)
-    write_table(options.comparison / "every_pair.csv", rows, margin=f"{options.margin:g} points")
+    write_table(options.comparison / "every_pair.csv", rows, margin=in_points(options.margin))
 
 
 def accuracies(path: Path) -> dict[str, dict[int, float]]:

@@ -116,7 +116,7 @@ collect() {
       # What is kept stays: a finished run does not change, and one of another machine was put here from the records.
       if [ ! -f "$cell/$file" ] || [ -f "$place/$file" ]; then continue; fi
       cp "$cell/$file" "$place/"
-      if [ "$file" = result.json ]; then sed -i "s#$home/##g" "$place/$file"; fi # no place of this machine
+      case $file in *.json) sed -i "s#$home/##g" "$place/$file" ;; esac # no place of this machine
     done
     # A wheel does not know its commit.
     if [ ! -f "$place/commit" ] && [ -f "$home/installed" ] && grep -q '"commit": null' "$place/result.json"; then

@@ -153,9 +153,11 @@ def test_what_is_kept_names_no_place_and_stays(script):
     cell, kept = (folder / "a-seed100" for folder in (script.runs / "small/cells", script.records / "cells/small"))
     make_cell(cell, finished=True)
     (cell / "result.json").write_text(json.dumps({"run": str(cell), "command": f"train --output {cell}"}))
+    (cell / "corruptions.json").write_text(json.dumps({"command": f"evaluate {cell}"}))
     assert script("collect").returncode == 0
     name = str(cell.relative_to(script.home))
     assert json.loads((kept / "result.json").read_text()) == {"run": name, "command": f"train --output {name}"}
+    assert json.loads((kept / "corruptions.json").read_text()) == {"command": f"evaluate {name}"}
     (kept / "result.json").write_text("{}")
     assert script("collect").returncode == 0
     assert (kept / "result.json").read_text() == "{}"
