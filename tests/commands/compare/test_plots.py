@@ -59,7 +59,7 @@ def test_figures_stand(plot, outcomes, tmp_path):
 
 
 def test_a_dozen_networks_look_different():
-    looks = [tuple(look) for _, *look in plots._styled(range(12))]
+    looks = [tuple(look) for _, *look in plots._styled([outcome(f"{number}", [70]) for number in range(12)])]
     assert len(set(looks)) == 12
 
 
@@ -99,6 +99,30 @@ def test_curves_are_means_of_tested_epochs(drawn, tmp_path):
     assert list(epochs) == [2, 4]
     assert list(tops) == pytest.approx([0.8 * 70.5, 70.5])
     assert list(end.lines[0].get_xdata()) == [4]
+
+
+def test_a_network_looks_the_same_in_each_plot(drawn, tmp_path):
+    """Also where the plain network is left out, which is not compared with SE once more."""
+    order = [each.label for each in usual()]
+    plot_differences(usual(), "", tmp_path / "all.png")
+    plot_differences(usual()[1:], "", tmp_path / "some.png", reference=order[1], order=order)
+
+    def colours(figure) -> dict[str, tuple]:
+        (axes,) = figure.axes
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        return {name: tuple(dots.get_facecolor()[0]) for name, dots in zip(names, axes.collections[::2], strict=True)}
+
+    first, second = map(colours, drawn)
+    assert len(second) == len(order) - 2
+    assert second == {name: first[name] for name in second}
+
+
+def test_the_margin_is_shown(drawn, tmp_path):
+    plot_differences(usual(), "", tmp_path / "figure.png", question=Question(margin=0.4))
+    (axes,) = drawn[0].axes
+    (band,) = [patch for patch in axes.patches if patch.get_width() == pytest.approx(0.8)]
+    assert band.get_x() == pytest.approx(-0.4)
+    assert "grey: within 0.4 points" in texts(drawn[0])
 
 
 def test_one_tested_epoch_is_no_curve(drawn, tmp_path):

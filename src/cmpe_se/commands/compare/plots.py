@@ -16,7 +16,7 @@ from cmpe_se.commands.compare.presenting import p_value
 from cmpe_se.commands.compare.statistics import Summary, summarise
 from cmpe_se.utils.figures import save_figure
 from cmpe_se.utils.plots import BLUE, GREY, ORANGE, epoch_axis, percent_axis
-from cmpe_se.utils.text import shortened
+from cmpe_se.utils.text import in_points, shortened
 
 # Okabe and Ito's colours, and a marker each: distinguishable without colour vision and in grey. The two lists have
 # lengths without a common divisor, so that no pair comes twice in a grid of a dozen networks.
@@ -47,6 +47,11 @@ def plot_pareto(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
         places.append((x, summary.mean))
     front = _pareto_front(places)
     axes.plot(*zip(*front, strict=True), color=_FAINT, linewidth=1.2, zorder=0, drawstyle="steps-post")
+    if len(front) > 1:
+        figure.text(
+            0.5, -0.01, "bars: 95 % intervals; grey line: no other network is both cheaper and better on average",
+            ha="center", va="top", fontsize=8, color="#444444",
+        )  # fmt: skip
     cost = "multiply-adds of an image, millions"
     if timed:
         cost = f"time of a forward pass, ratio to {shortened(outcomes[0].label, 60)}"
@@ -56,7 +61,7 @@ def plot_pareto(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     percent_axis(axes)
     axes.set(xlabel=cost, ylabel="test top-1, %", title=f"Accuracy and cost, {_seeds(outcomes)}{cut}\n{title}")
     _name_beside(axes, outcomes, places)
-    save_figure(figure, path, dpi=_DPI)
+    save_figure(figure, path, dpi=_DPI, tight=True)
 
 
 def plot_learning_curves(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
@@ -103,8 +108,11 @@ def plot_differences(
     *,
     reference: str | None = None,
     question: Question = USUAL,
+    order: Sequence[str] | None = None,
 ) -> None:
     """Paired differences to a network as PNG: a dot for each seed, mean and 95 % interval for each network.
+
+    Grey is what the margin of the equivalence tests counts as no difference.
 
     Args:
         outcomes: networks with at least one finished run.
@@ -112,12 +120,13 @@ def plot_differences(
         path: file to write.
         reference: label of the network that the others are compared with; the first one if left out.
         question: its primary comparison is marked, and its p not adjusted.
+        order: labels of all networks of the comparison, which give each its colour; of ``outcomes`` if left out.
 
     Raises:
         KeyError: no network has that label.
     """
     base = outcomes[0] if reference is None else {outcome.label: outcome for outcome in outcomes}[reference]
-    rows = [styled for styled in _styled(outcomes) if styled[0] is not base]
+    rows = [styled for styled in _styled(outcomes, order) if styled[0] is not base]
     differences = paired_differences(outcomes, base, question)
     figure, axes = _panel((8.5, 0.5 * max(len(rows), 1) + 1.9))
     axes.axvline(0, color="#999999", linewidth=1)
@@ -142,11 +151,14 @@ def plot_differences(
         axes.text(0.5, 0.5, "nothing to compare with", transform=axes.transAxes, ha="center")
     limits, cut = _cut(axes.get_xlim(), [0.0, *dots])
     axes.set_xlim(limits)
+    axes.axvspan(-question.margin, question.margin, color="#eeeeee", linewidth=0, zorder=-1)
+    axes.set_xlim(limits)
     axes.set_xlabel("difference in points of test top-1")
     figure.suptitle(f"Difference to {shortened(base.label, 60)}, seed by seed{cut}\n{title}")
     adjusted = "by Holm but for the primary" if any(each.primary for each in differences.values()) else "by Holm"
     figure.text(
-        0.5, -0.01, f"small: a seed; bar: mean with its 95 % interval; p: paired t-test, {adjusted}",
+        0.5, -0.01, f"small: a seed; bar: mean with its 95 % interval; p: paired t-test of a difference, {adjusted}; "
+        f"grey: within {in_points(question.margin)}",
         ha="center", va="top", fontsize=8, color="#444444",
     )  # fmt: skip
     save_figure(figure, path, dpi=_DPI, tight=True)
@@ -159,9 +171,11 @@ def _panel(size: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _styled(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, str, str]]:
+def _styled(outcomes: Sequence[Outcome], order: Sequence[str] | None = None) -> Iterator[tuple[Outcome, str, str]]:
     """Each network with its colour and marker, which are the same in all plots."""
-    return zip(outcomes, cycle(_COLOURS), cycle(_MARKERS), strict=False)
+    labels = [outcome.label for outcome in outcomes] if order is None else order
+    styles = dict(zip(labels, zip(cycle(_COLOURS), cycle(_MARKERS), strict=False), strict=False))
+    return ((outcome, *styles[outcome.label]) for outcome in outcomes)
 
 
 def _half(summary: Summary) -> float | None:

@@ -38,6 +38,7 @@ def write_report(
     rows = [{**row, **(corruptions.columns(row["model"]) if corruptions else {})} for row in compared]
     sections = [corruptions.to_markdown()] if corruptions else []
     data = shortened(data_name(config.data, config.data_dir), 60)
+    order = [outcome.label for outcome in outcomes]
     title = f"{counted(len(outcomes), 'network')} on {data}, {counted(config.epochs, 'epoch')}"
     results = [(cell, cell.run.read_result()) for cell in grid.cells if grid.is_finished(cell)]
     notes = _notes(grid, [result for _, result in results], missing)
@@ -50,10 +51,11 @@ def write_report(
         plot_learning_curves(outcomes, title, folder / "learning_curves.png")
         for reference, name in zip(references(outcomes), ("differences.png", "differences_to_se.png"), strict=False):
             others = outcomes if reference is outcomes[0] else outcomes[1:]
-            plot_differences(others, title, folder / name, reference=reference.label, question=question)
+            label = reference.label
+            plot_differences(others, title, folder / name, reference=label, question=question, order=order)
         if corruptions and corruptions.outcomes:
             below = f"{title}, mean corruption accuracy"
-            plot_differences(corruptions.outcomes, below, folder / "differences_corruptions.png")
+            plot_differences(corruptions.outcomes, below, folder / "differences_corruptions.png", order=order)
     console = Terminal()
     console.print(to_rich(outcomes, question))
     if corruptions:
