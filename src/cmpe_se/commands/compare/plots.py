@@ -48,10 +48,7 @@ def plot_pareto(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     front = _pareto_front(places)
     axes.plot(*zip(*front, strict=True), color=_FAINT, linewidth=1.2, zorder=0, drawstyle="steps-post")
     if len(front) > 1:
-        figure.text(
-            0.5, -0.01, "bars: 95 % intervals; grey line: no other network is both cheaper and better on average",
-            ha="center", va="top", fontsize=8, color="#444444",
-        )  # fmt: skip
+        _explain(figure, "bars: 95 % intervals; grey line: no other network is both cheaper and better on average")
     cost = "multiply-adds of an image, millions"
     if timed:
         cost = f"time of a forward pass, ratio to {shortened(outcomes[0].label, 60)}"
@@ -156,11 +153,11 @@ def plot_differences(
     axes.set_xlabel("difference in points of test top-1")
     figure.suptitle(f"Difference to {shortened(base.label, 60)}, seed by seed{cut}\n{title}")
     adjusted = "by Holm but for the primary" if any(each.primary for each in differences.values()) else "by Holm"
-    figure.text(
-        0.5, -0.01, f"small: a seed; bar: mean with its 95 % interval; p: paired t-test of a difference, {adjusted}; "
-        f"grey: within {in_points(question.margin)}",
-        ha="center", va="top", fontsize=8, color="#444444",
-    )  # fmt: skip
+    _explain(
+        figure,
+        f"small: a seed; bar: mean with its 95 % interval; p: paired t-test of a difference, {adjusted}; grey: within "
+        f"{in_points(question.margin)}",
+    )
     save_figure(figure, path, dpi=_DPI, tight=True)
 
 
@@ -241,6 +238,11 @@ def _name_beside(axes: Axes, outcomes: Sequence[Outcome], places: Sequence[tuple
         )  # fmt: skip
         axes.plot(1.035, height, marker, color=colour, markersize=6, transform=axes.transAxes, clip_on=False)
         axes.text(1.055, height, shortened(outcome.label, 60), transform=axes.transAxes, va="center", fontsize=8)
+
+
+def _explain(figure: Figure, text: str) -> None:
+    """A line below a figure."""
+    figure.text(0.5, -0.01, text, ha="center", va="top", fontsize=8, color="#444444")
 
 
 def _say(axes: Axes, row: int, text: str) -> None:
