@@ -15,7 +15,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from cmpe_se.commands.compare.differences import Question, ask
 from cmpe_se.commands.compare.statistics import compare_paired, equivalence_p, holm
+from cmpe_se.errors import UserError
 from cmpe_se.training.provenance import write_table
 from cmpe_se.utils.text import in_points
 
@@ -26,7 +28,11 @@ def main() -> None:
     parser.add_argument("--primary", required=True, help="A,B: two networks, whose p are not adjusted")
     parser.add_argument("--margin", type=float, required=True, help="largest difference in points that counts as none")
     options = parser.parse_args()
-    rows = pairs(accuracies(options.comparison / "cells.csv"), options.primary.split(","), options.margin)
+    try:
+        top1 = accuracies(options.comparison / "cells.csv")
+        rows = pairs(top1, ask(options.primary, options.margin, list(top1)))
+    except (UserError, OSError) as error:
+        parser.error(str(error))
     write_table(options.comparison / "every_pair.csv", rows, margin=in_points(options.margin))
 
 
@@ -39,7 +45,7 @@ def accuracies(path: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-def pairs(top1: dict[str, dict[int, float]], primary: list[str], margin: float) -> list[dict[str, Any]]:
+def pairs(top1: dict[str, dict[int, float]], question: Question) -> list[dict[str, Any]]:
     """A row for each pair, over the seeds that both have."""
     rows = []
     for other, own in combinations(top1, 2):
@@ -50,7 +56,7 @@ def pairs(top1: dict[str, dict[int, float]], primary: list[str], margin: float) 
             {
                 "network": own,
                 "against": other,
-                "role": "primary" if {own, other} == set(primary) else "secondary",
+                "role": "primary" if question.is_primary(own, other) else "secondary",
                 "seeds": len(seeds),
                 "difference": found.mean,
                 "low": found.low,
@@ -58,7 +64,7 @@ def pairs(top1: dict[str, dict[int, float]], primary: list[str], margin: float) 
                 "std": found.std,
                 "p": found.p,
                 "p_holm": None,
-                "p_same": equivalence_p(*values, margin),
+                "p_same": equivalence_p(*values, question.margin),
                 "p_same_holm": None,
             }
         )

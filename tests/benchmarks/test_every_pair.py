@@ -5,6 +5,8 @@ import pytest
 from benchmarks.every_pair import accuracies, pairs
 from scipy import stats
 
+from cmpe_se.commands.compare.differences import Question
+
 TOP1 = {
     "plain": {0: 70.0, 1: 71.5, 2: 69.8, 3: 70.9},
     "se": {0: 71.1, 1: 72.0, 2: 70.7, 3: 72.3},
@@ -13,7 +15,7 @@ TOP1 = {
 
 
 def test_pairs():
-    rows = {(row["network"], row["against"]): row for row in pairs(TOP1, ["folded", "se"], 1.0)}
+    rows = {(row["network"], row["against"]): row for row in pairs(TOP1, Question(1.0, ("folded", "se")))}
     assert list(rows) == [("se", "plain"), ("folded", "plain"), ("folded", "se")]
     for (own, other), row in rows.items():
         difference = np.array([TOP1[own][seed] - TOP1[other][seed] for seed in range(4)])

@@ -149,7 +149,6 @@ def plot_differences(
     limits, cut = _cut(axes.get_xlim(), [0.0, *dots])
     axes.set_xlim(limits)
     axes.axvspan(-question.margin, question.margin, color="#eeeeee", linewidth=0, zorder=-1)
-    axes.set_xlim(limits)
     axes.set_xlabel("difference in points of test top-1")
     figure.suptitle(f"Difference to {shortened(base.label, 60)}, seed by seed{cut}\n{title}")
     adjusted = "by Holm but for the primary" if any(each.primary for each in differences.values()) else "by Holm"
