@@ -47,7 +47,7 @@ def accuracies(path: Path) -> dict[str, dict[int, float]]:
 
 def pairs(top1: dict[str, dict[int, float]], question: Question) -> list[dict[str, Any]]:
     """A row for each pair, over the seeds that both have."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for other, own in combinations(top1, 2):
         seeds = sorted(top1[own].keys() & top1[other].keys())
         values = [[top1[name][seed] for seed in seeds] for name in (own, other)]
