@@ -12,7 +12,8 @@
 #
 # Else DATA has class folders (train/<class>/, test/<class>/); for torchvision's files add --data=cifar10. The package
 # is taken from src/, installed or not. experiment and wrn continue where they were stopped. A part's table is what it
-# prints last, and benchmark packs its files into benchmark.tar.gz. PYTHON, SECONDS_LEFT, and for benchmark TURNS, BATCH, SIDE,
+# prints last, and benchmark packs its files into benchmark.tar.gz. PYTHON, SECONDS_LEFT, PATIENCE (seconds without an
+# epoch after which runs side by side are given up and go on one at a time), and for benchmark TURNS, BATCH, SIDE,
 # SMALL_BATCH, ENGINES, MODES and CONTENDERS, can be set from outside; RECORDS and EXPERIMENT_HOME are for tests.
 set -uo pipefail
 usage="usage: benchmarks/gpu.sh tests|experiment|benchmark|wrn DATA OUTPUT [flags]"
@@ -42,9 +43,15 @@ limit() {
 }
 
 many_runs() { # which ends by itself half a minute before it would be ended
-  local seconds=$(($(left) - 30))
+  local seconds=$(($(left) - 30)) status=0
   [ "$seconds" -ge 0 ] || seconds=0
-  limit "$python" -m benchmarks.many_runs --minutes="$((seconds / 60)).$(printf %02d $((seconds % 60 * 100 / 60)))" "$@"
+  limit "$python" -m benchmarks.many_runs --minutes="$((seconds / 60)).$(printf %02d $((seconds % 60 * 100 / 60)))" \
+    --patience="${PATIENCE:-60}" "$@" || status=$?
+  if [ "$status" = 75 ] && [ "$(left)" -gt 30 ]; then # stuck: runs one at a time cannot wait for each other
+    many_runs "$@" --lanes=1
+    return
+  fi
+  return "$status"
 }
 
 train_plan() { # what the repository has is not trained again; a line that fails does not end the others

@@ -1,6 +1,7 @@
 """The command line; ``benchmarks/many_runs/__init__.py`` says what it is for."""
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -31,6 +32,7 @@ from cmpe_se.training.run_folder import write_text
 from cmpe_se.utils.devices import choose_device
 from cmpe_se.utils.text import in_one_line, split_names
 
+_STUCK = 75  # exit status, of sysexits.h: a failure that another try may not have
 _SPARE = 15.0  # seconds of the time limit that are left for the table and the archive
 
 
@@ -58,8 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> Queue:
         ),
         after=_corruption_test(data, device, grid.config) if options.corruptions else None,
         say=lambda line: console.print(f"{time.monotonic() - begun:5.0f} s  {line}"),
+        patience=options.patience,
     )
     queue = lanes.run(waiting, begun + 60 * options.minutes - _SPARE)
+    if queue.stuck:
+        console.print(
+            f"no epoch has ended for {options.patience:g} s: the device is stuck, and the runs under way are given up; "
+            "the same command continues, and --lanes=1 keeps runs from waiting for each other"
+        )
     if queue.cells:
         console.print(f"{len(queue.cells)} runs not begun: the same command continues with them")
     if any(cell.run.result.exists() for cell in grid.cells):
@@ -105,6 +113,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--minutes", type=float, default=1e6, help="time limit of the whole call")
     parser.add_argument("--keep-weights", choices=("none", "first", "all"), default="none", help="seeds to keep")
     parser.add_argument("--recorded-data-dir", help="data_dir to record, if another machine continues")
+    parser.add_argument(
+        "--patience", type=float, default=math.inf, help="seconds without a finished epoch that mean a stuck device"
+    )
     report = parser.add_argument_group("for the report of `cmpe-se compare`, whose flags may be given as they are")
     report.add_argument("--primary", help="the planned comparison; only checked here")
     report.add_argument("--margin", type=float, default=USUAL.margin, help="of equivalence; only checked here")
@@ -163,4 +174,7 @@ if __name__ == "__main__":
         queue = main()
     except UserError as error:
         sys.exit(f"many_runs: {error}")
+    if queue.stuck:
+        sys.stdout.flush()
+        os._exit(_STUCK)  # as threads never end
     sys.exit(1 if any(reason != "out of time" for reason in queue.failures.values()) else 0)

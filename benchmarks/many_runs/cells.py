@@ -157,5 +157,5 @@ def _test(program: Program, config: TrainingConfig) -> dict[str, Any]:
     batches = program.data.test_batches(
         batch_size=max(size, _TEST_BATCH) if program.on_gpu else size, device=program.device
     )
-    logits, labels = collect_logits(program.network, batches, channels_last=config.channels_last)
+    logits, labels = collect_logits(program.network, batches, channels_last=program.channels_last)
     return test_record(count_correct(logits, labels))

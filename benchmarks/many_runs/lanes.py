@@ -25,6 +25,7 @@ from cmpe_se.utils.text import in_one_line
 
 _FAILURES = 3  # failed runs, if no more have finished, after which none is begun
 _PACE_EPOCHS = 3  # of the first runs, after which a pace is printed
+_LOOK = 0.5  # seconds between two looks at whether the lanes go on
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Queue:
     epochs: int
     finished: list[Cell] = field(default_factory=list)
     failures: dict[Cell, str] = field(default_factory=dict)
+    stuck: bool = False  # lanes had stopped for good when they were left
+    _sign: float = field(default_factory=time.monotonic)  # when an epoch or a run was last begun or done
     _under_way: dict[Cell, tuple[float, float]] = field(default_factory=dict)  # beginning, and seconds of all of it
     _seconds: list[float] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -54,7 +57,8 @@ class Queue:
             if not self.cells or time.monotonic() + self.estimate() > self.deadline:
                 return None
             cell = self.cells.pop(0)
-            self._under_way[cell] = (time.monotonic(), 0.0)
+            self._sign = time.monotonic()
+            self._under_way[cell] = (self._sign, 0.0)
             return cell
 
     def estimate(self) -> float:
@@ -64,13 +68,19 @@ class Queue:
     def note_epoch(self, cell: Cell, epoch: int) -> None:
         """So many epochs of a run are done."""
         with self._lock:
+            self._sign = time.monotonic()
             beginning, _ = self._under_way[cell]
             self._under_way[cell] = (beginning, (time.monotonic() - beginning) / epoch * self.epochs)
+
+    def silence(self) -> float:
+        """Seconds in which no epoch and no run was begun or done."""
+        return time.monotonic() - self._sign
 
     def end(self, cell: Cell, failure: str | None = None) -> float:
         """A run has ended; returns its seconds."""
         with self._lock:
-            seconds = time.monotonic() - self._under_way.pop(cell)[0]
+            self._sign = time.monotonic()
+            seconds = self._sign - self._under_way.pop(cell)[0]
             if failure is None:
                 self.finished.append(cell)
                 self._seconds.append(seconds)
@@ -90,6 +100,8 @@ class Lanes:
         keeps: whether to keep the weights of a run.
         after: see :data:`benchmarks.many_runs.cells.After`; called by several threads.
         say: prints a line.
+        patience: seconds without a finished epoch after which lanes are given up, as a device that is stuck never
+            returns.
     """
 
     def __init__(
@@ -102,9 +114,11 @@ class Lanes:
         keeps: Callable[[Cell], bool] = lambda cell: False,
         after: After | None = None,
         say: Callable[[str], None] = print,
+        patience: float = math.inf,
     ):
         check_config(grid.config)
         self.grid, self.data, self.device, self.keeps, self.after, self.say = grid, data, device, keeps, after, say
+        self.patience = patience
         self.on_gpu = device.type == "cuda"
         self.lanes = lanes if self.on_gpu else 1
         self.plans = Plans(data, grid.config, kept=4 * self.lanes + 4)
@@ -115,24 +129,32 @@ class Lanes:
         self._costs: dict[Entry, tuple[int, int]] = {}
 
     def run(self, cells: list[Cell], deadline: float) -> Queue:
-        """Train these runs, the earlier ones first, and start none that would not be done by the deadline."""
+        """Train these runs, the earlier ones first, and start none that would not be done by the deadline.
+
+        Where the queue comes back ``stuck``, threads wait for ever: the process can neither train nor end as usual.
+        """
         queue = Queue(list(cells), deadline, self.grid.config.epochs)
         if self.on_gpu:
             sys.setswitchinterval(1e-4)  # a thread that draws or captures shall not keep the others from enqueueing
             next(iter(self.data.test_batches(batch_size=1, device=self.device)))  # brings the images there
             torch.cuda.synchronize()
-        threads = [threading.Thread(target=self._lane, args=(queue,), name=f"lane {n}") for n in range(self.lanes)]
+        lanes = range(self.lanes)
+        threads = [threading.Thread(target=self._lane, args=(queue,), name=f"lane {n}", daemon=True) for n in lanes]
         try:
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                thread.join()
+            self._wait(threads, queue)
         finally:
             queue.deadline = -math.inf  # on Ctrl-C the lanes stop as at the deadline
-            for thread in threads:
-                thread.join()
+            self._wait(threads, queue)
             self.plans.close()
         return queue
+
+    def _wait(self, threads: list[threading.Thread], queue: Queue) -> None:
+        """Until the threads have ended, or are stuck."""
+        while not queue.stuck and (alive := [thread for thread in threads if thread.is_alive()]):
+            alive[0].join(_LOOK)
+            queue.stuck = queue.silence() > self.patience
 
     def _lane(self, queue: Queue) -> None:
         stream = torch.cuda.stream(torch.cuda.Stream(self.device)) if self.on_gpu else nullcontext()

@@ -66,7 +66,11 @@ class Program:
         check_config(config)
         self.config, self.data, self.device = config, data, device
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
-        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.on_gpu = device.type == "cuda"
+        # With channels last, cuDNN's batch norms in training wait until all of their own blocks are on the chip. Two of
+        # them side by side, each there by half, would wait for ever: what 32 pixels in four lanes did, it seems.
+        self.channels_last = config.channels_last and not self.on_gpu
+        self.layout = torch.channels_last if self.channels_last else torch.contiguous_format
         self.network = network.to(device, memory_format=self.layout).train()
         self.optimizer, schedule = create_optimizer(config, self.network, self.steps_per_epoch)
         groups = self.optimizer.param_groups
@@ -84,7 +88,6 @@ class Program:
         self.finished_steps, self.seed = 0, config.seed
         self.graph: torch.cuda.CUDAGraph | None = None
 
-        self.on_gpu = device.type == "cuda"
         self.fused = self.on_gpu if fused is None else fused
         if self.fused:
             self.device_rates = torch.tensor(self.rates, device=device)  # (steps, groups)

@@ -47,6 +47,21 @@ def test_experiment(images, tmp_path):
         assert "cells/se_preact_resnet20-seed0/result.json" in archive.getnames()
 
 
+@pytest.mark.parametrize(("statuses", "calls"), [("75 0", 2), ("1", 1), ("75 75 0", 3)])
+def test_a_stuck_device_goes_on_with_one_run_at_a_time(statuses, calls, tmp_path):
+    """A stand-in for Python notes how it was called, and ends as it is told."""
+    python, log, left = tmp_path / "python", tmp_path / "calls", tmp_path / "statuses"
+    left.write_text("\n".join(statuses.split()) + "\n")
+    python.write_text(f'#!/bin/sh\necho "$*" >>{log}\nread -r status <{left}\nsed -i 1d {left}\nexit "$status"\n')
+    python.chmod(0o755)
+    done = run("experiment", "-", tmp_path, "--models=plain", "--lanes=6", PYTHON=str(python))
+    assert done.returncode == int(statuses.split()[-1])
+    lines = log.read_text().splitlines()
+    assert len(lines) == calls
+    assert "--patience=60" in lines[0]
+    assert [line.endswith("--lanes=1") for line in lines] == [False] + [True] * (calls - 1)
+
+
 def test_benchmark(tmp_path):
     sizes = {"BATCH": "2", "SMALL_BATCH": "2", "SIDE": "32", "TURNS": "3", "CONTENDERS": "static"}
     done = run("benchmark", "-", tmp_path, ENGINES="eager", MODES="forward", **sizes)

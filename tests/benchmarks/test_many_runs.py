@@ -3,6 +3,7 @@
 import json
 import math
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from benchmarks.many_runs import __main__ as script
 from benchmarks.many_runs import cells
-from benchmarks.many_runs.cells import start
+from benchmarks.many_runs.cells import OutOfTime, start
 from benchmarks.many_runs.lanes import Queue
 from benchmarks.many_runs.program import Program, _strided_as
 
@@ -217,6 +218,30 @@ def test_a_failing_run_does_not_end_the_others(recipe, tmp_path, monkeypatch, ca
     assert list(queue.failures.values()) == ["ZeroDivisionError: by nought"] * 2
     assert {cell.entry.view for cell in queue.finished} == {"folded_3x3"}
     assert capsys.readouterr().err.count("Traceback") == 1
+
+
+def test_a_stuck_device_does_not_hold_the_command(recipe, tmp_path, monkeypatch, capsys):
+    """The first run trains, the second one's device never answers."""
+    freed, begun = threading.Event(), []
+
+    def stuck(program, *_):
+        begun.append(program)
+        if len(begun) > 2:  # epochs
+            freed.wait()
+            raise OutOfTime
+        return whole(program, *_)
+
+    whole = cells._enqueue_epoch
+    monkeypatch.setattr(cells, "_enqueue_epoch", stuck)
+    try:
+        queue = script.main(arguments(recipe, tmp_path, "--patience=5"))
+        assert queue.stuck
+        assert (len(queue.finished), len(queue.cells)) == (1, 2)
+        assert "no epoch has ended for 5 s: the device is stuck" in capsys.readouterr().out
+        with tarfile.open(tmp_path / "cells.tar.gz") as archive:
+            assert sum(name.endswith("result.json") for name in archive.getnames()) == 1
+    finally:
+        freed.set()
 
 
 def test_a_loss_that_is_not_finite_ends_its_run(recipe, tmp_path):
