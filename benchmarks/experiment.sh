@@ -41,9 +41,9 @@ plan() { # a line each: name|images|epochs|networks|first seed|seeds|flags
     separators=${line//[^|]/}
     IFS='|' read -r name images epochs models first seeds flags <<<"$line"
     # A leading 0 would make a seed octal.
-    [[ ${#separators} == 6 && $name =~ ^[A-Za-z0-9._-]+$ && $images =~ ^(10k|50k)$ && $epochs =~ ^[1-9][0-9]*$ &&
+    [[ ${#separators} == 6 && $name =~ ^[A-Za-z0-9._-]+$ && $images =~ ^[A-Za-z0-9_-]+$ && $epochs =~ ^[1-9][0-9]*$ &&
       -n $models && $first =~ ^(0|[1-9][0-9]*)$ && $seeds =~ ^[1-9][0-9]*$ ]] ||
-      refuse "plan.txt: '$line' should be name | 10k or 50k | epochs | networks | first seed | seeds | flags"
+      refuse "plan.txt: '$line' should be name | folder of images | epochs | networks | first seed | seeds | flags"
   done <<<"$lines"
   echo "$lines"
 }

@@ -201,7 +201,7 @@ def test_status(end, state, script):
         ("a | 10k | 2 | x,y | 0 | 3 |\nb | 10k | 2 | x,y | 0 | 3\n", "plan.txt: 'b|10k|2|x,y|0|3' should be name | "),
         ("a | 10k | 2 | x,y | 0 | three |\n", "'a|10k|2|x,y|0|three|' should be"),
         ("a | 10k | 2 | x,y | 08 | 3 |\n", "'a|10k|2|x,y|08|3|' should be"),
-        ("a | 5k | 2 | x,y | 0 | 3 | --mixup=0.2\n", "'a|5k|2|x,y|0|3|--mixup=0.2' should be"),
+        ("a | 5 k | 2 | x,y | 0 | 3 | --mixup=0.2\n", "'a|5 k|2|x,y|0|3|--mixup=0.2' should be"),
     ],
 )
 @pytest.mark.parametrize("command", ["status", "start", "train", "plan"])
@@ -428,7 +428,7 @@ def test_a_gpu_is_given_the_lines_of_the_plan(script, tmp_path):
         (tmp_path / "images" / images).mkdir(parents=True)
     flags = ("--compile=true", "--lanes", "9")
     found = script("experiment", tmp_path / "images", tmp_path / "out", *flags, path=GPU, PYTHON="echo")
-    said = [re.sub("--minutes=[0-9.]* ", "", line).replace(str(tmp_path), "TMP") for line in found.stdout.splitlines()]
+    said = [re.sub("--minutes=[0-9.]* --patience=60 ", "", line).replace(str(tmp_path), "TMP") for line in found.stdout.splitlines()]
     recipe = "--recipe TMP/records/recipe.yaml --data-dir TMP/images"
     written = "--recorded-data-dir TMP/home/data"
     assert said == [
@@ -445,8 +445,11 @@ def test_a_gpu_is_given_the_lines_of_the_plan(script, tmp_path):
     assert found.stderr.splitlines() == [f"gpu.sh: {name} ended with status 1" for name in ("small", "large")]
     found = script("experiment", tmp_path / "images", tmp_path, path=GPU, PYTHON="echo", SECONDS_LEFT="10")
     assert (found.returncode, found.stderr) == (124, "gpu.sh: the time is up before small\n")
-    found = script("experiment", tmp_path, tmp_path / "out", path=GPU, PYTHON="echo")
+    (tmp_path / "images/10k").rmdir()
+    found = script("experiment", tmp_path / "images", tmp_path / "out", path=GPU, PYTHON="echo")
     assert (found.returncode, len(found.stderr.splitlines())) == (1, 1)
+    assert "has no 10k/, which small needs" in found.stderr
+    assert "--output TMP/out/large" in found.stdout.replace(str(tmp_path), "TMP")
 
 
 def test_a_gpu_goes_on_with_the_plan(script, archive, tmp_path):
