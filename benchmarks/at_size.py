@@ -1,10 +1,12 @@
-"""Memory of ``predict`` with few images and with many, and the time to its first answer, in one process.
+"""Memory of ``predict`` and of ``report`` with few images and with many, in one process, and the time that they take.
 
     python benchmarks/at_size.py --images 1000 20000
+    python benchmarks/at_size.py --of report --images 1000 50000
 
-Predictions are written to a file, with two workers, of 16-pixel PNG files, by an untrained network. Prints a line of
-JSON for each number of images, which should ascend: the highest resident memory of the process without its workers,
-seconds on the clock and of the processor, and seconds from the call to the first lines of the file.
+Predictions are written to a file, with two workers, of 16-pixel PNG files, by an untrained network. Reports are of the
+network that comes with the package, on 32-pixel PNG files. Both are noise. Prints a line of JSON for each number of
+images, which should ascend: the highest resident memory of the process without its workers, seconds on the clock and of
+the processor, and for ``predict`` seconds from the call to the first lines of the file.
 """
 
 import argparse
@@ -12,6 +14,8 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +25,9 @@ import torch
 from PIL import Image
 
 from cmpe_se.commands.predict import predict
+from cmpe_se.commands.report import report
 from cmpe_se.data import Preprocessing
+from cmpe_se.shipped import SHIPPED
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.provenance import provenance
 from cmpe_se.training.run_folder import RunFolder
@@ -45,11 +51,18 @@ def make_run(path: Path, model: str) -> Path:
     return path
 
 
-def measure(run: Path, images: Path, count: int) -> dict:
-    """Predict a folder of ``count`` images."""
-    output = run.parent / f"{count}.jsonl"
-    before, first = peak(), list[float]()
-    clock, processor = time.perf_counter(), time.process_time()
+def measure(count: int, call: Callable[[], dict]) -> dict:
+    """What a call for ``count`` images takes."""
+    before, clock, processor = peak(), time.perf_counter(), time.process_time()
+    more = call()
+    seconds = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
+    row = {"images": count, "peak_mb_before": before, "peak_mb": peak(), **seconds, **more}
+    return {name: round(value, 2) for name, value in row.items()}
+
+
+def predicted(run: Path, images: Path, output: Path) -> dict:
+    """Predict a folder of images."""
+    first, clock = list[float](), time.perf_counter()
 
     def watch() -> None:
         while not (output.exists() and output.stat().st_size):
@@ -58,9 +71,23 @@ def measure(run: Path, images: Path, count: int) -> dict:
 
     threading.Thread(target=watch, daemon=True).start()
     predict(str(run), str(images), output=str(output), workers=2)
-    seconds = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
-    row = {"images": count, "peak_mb_before": before, "peak_mb": peak(), "seconds_to_first": first[0], **seconds}
-    return {name: round(value, 2) for name, value in row.items()}
+    return {"seconds_to_first": first[0]}
+
+
+def reported(images: Path, output: Path) -> dict:
+    """Report on class folders of images."""
+    report(data_dir=str(images), output=str(output))
+    return {}
+
+
+def write_images(folder: Path, side: int, numbers: range, classes: Sequence[str]) -> None:
+    """Noise, as PNG files in class folders, or in the folder itself where there are no classes."""
+    random = np.random.default_rng(numbers.start)
+    for number in numbers:
+        place = folder / classes[number % len(classes)] if classes else folder
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number:06d}.png", compress_level=0)
 
 
 def peak() -> float:
@@ -71,21 +98,26 @@ def peak() -> float:
 
 def main() -> None:
     """Measure each number of images in turn."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--of", choices=("predict", "report"), default="predict", help="command (default: predict)")
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 20000])
-    parser.add_argument("--model", default="test_resnet")
+    parser.add_argument("--model", default="test_resnet", help="network that predicts")
     settings = parser.parse_args()
     torch.set_num_threads(1)
-    random = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        run, images, written = make_run(Path(folder) / "run", settings.model), Path(folder) / "images", 0
-        images.mkdir()
+    with tempfile.TemporaryDirectory() as name:
+        folder, written = Path(name), 0
+        images, run = folder / "images", make_run(folder / "run", settings.model)
+        classes = RunFolder.open(SHIPPED).preprocessing().classes if settings.of == "report" else []
         for count in settings.images:
-            for number in range(written, count):
-                pixels = random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(images / f"{number:06d}.png", compress_level=0)
-            written = count
-            print(json.dumps(measure(run, images, count)), flush=True)
+            write_images(
+                images / "test" if classes else images, 32 if classes else SIDE, range(written, count), classes
+            )
+            written, output = count, folder / f"{count}"
+            if classes:
+                row = measure(count, partial(reported, images, output))
+            else:
+                row = measure(count, partial(predicted, run, images, output.with_suffix(".jsonl")))
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -428,7 +428,8 @@ def test_a_gpu_is_given_the_lines_of_the_plan(script, tmp_path):
         (tmp_path / "images" / images).mkdir(parents=True)
     flags = ("--compile=true", "--lanes", "9")
     found = script("experiment", tmp_path / "images", tmp_path / "out", *flags, path=GPU, PYTHON="echo")
-    said = [re.sub("--minutes=[0-9.]* --patience=60 ", "", line).replace(str(tmp_path), "TMP") for line in found.stdout.splitlines()]
+    text = found.stdout.replace(str(tmp_path), "TMP")
+    said = [re.sub("--minutes=[0-9.]* --patience=60 ", "", line) for line in text.splitlines()]
     recipe = "--recipe TMP/records/recipe.yaml --data-dir TMP/images"
     written = "--recorded-data-dir TMP/home/data"
     assert said == [

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from cmpe_se.conversion.convert import GATE_KEY
 from cmpe_se.errors import UserError

@@ -1,10 +1,10 @@
 """The metrics of ``result.json``, from a run's records of epochs."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 from torch import Tensor
-from typing_extensions import NotRequired  # PyTorch's own dependency; in typing since Python 3.11
+from typing_extensions import NotRequired, TypedDict
 
 from cmpe_se.data import ImageData
 from cmpe_se.training.config import TrainingConfig

@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from typing_extensions import NotRequired  # PyTorch's own dependency; in typing since Python 3.11
+from typing_extensions import NotRequired, TypedDict
 
 from cmpe_se.errors import UserError
 from cmpe_se.pruning import Pruned

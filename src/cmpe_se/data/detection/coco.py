@@ -2,7 +2,8 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import TypedDict
+
+from typing_extensions import TypedDict
 
 from cmpe_se.data.detection.images import Annotations, Box, DetectionImages
 from cmpe_se.errors import UserError

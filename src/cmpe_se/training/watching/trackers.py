@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from typing_extensions import NotRequired  # PyTorch's own dependency; in typing since Python 3.11
+from typing_extensions import NotRequired, TypedDict
 
 from cmpe_se.errors import MissingPackageError, UserError
 from cmpe_se.training.config import TrainingConfig
