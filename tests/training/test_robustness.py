@@ -2,12 +2,12 @@
 
 import csv
 import json
+from typing import get_type_hints
 
 import pytest
 import timm
 import torch
 from PIL import Image
-from typing_extensions import get_type_hints
 
 import cmpe_se.networks  # noqa: F401 (timm learns our names)
 from cmpe_se.data import load_data

@@ -1,9 +1,8 @@
 """Shapes of records, and JSON that is strict."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
-from typing_extensions import TypedDict
 
 from cmpe_se.errors import UserError
 from cmpe_se.utils.records import check_shape, parse_json, read_json

@@ -6,12 +6,11 @@ each gate is made, so that a network without gates can be given them.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from typing_extensions import TypedDict
 
 from cmpe_se.conversion.convert import convert
 from cmpe_se.conversion.shapes import tensor_like

@@ -6,10 +6,9 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
-from typing_extensions import get_type_hints
 
 from cmpe_se.data import Augmentation, DataOptions
 from cmpe_se.errors import UserError

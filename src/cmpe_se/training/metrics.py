@@ -1,11 +1,11 @@
 """Test metrics of a network: logits over batches, accuracy and cross-entropy."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import TypedDict
 
 
 @torch.no_grad()

@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 from cmpe_se.conversion.convert import GATE_KEY
 from cmpe_se.errors import UserError

@@ -9,10 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from typing_extensions import TypedDict
 
 from cmpe_se import __version__
 from cmpe_se.utils.files import replaced
@@ -63,7 +62,7 @@ def write_results(folder: Path, what: str, rows: Sequence[Mapping[str, Any]], *,
     source = provenance()
     device = source["hardware"]["gpu"] or source["hardware"]["cpu"] or "cpu"
     hardware = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    date = datetime.datetime.now(datetime.timezone.utc).date()
+    date = datetime.datetime.now(datetime.UTC).date()
     path = folder / f"{what}_{'-'.join(filter(None, (hardware, setup)))}_{date}.csv"
     write_table(path, rows, **notes)
     return path

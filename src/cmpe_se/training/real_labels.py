@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from timm.data import RealLabelsImagenet
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from cmpe_se.data import ImageData
 from cmpe_se.data.imagenet import indices_of_network

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 from cmpe_se.data import ImageData
 from cmpe_se.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt

@@ -14,13 +14,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import timm
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 from cmpe_se.data import ImageData, Preprocessing, is_fixed_size
 from cmpe_se.data.preprocessing import KEY, RESIZE

@@ -1,11 +1,11 @@
 """Sums of images, losses and correct predictions over an epoch, without waiting for the device at every step."""
 
 import math
+from typing import TypedDict
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from typing_extensions import TypedDict
 
 
 class TrainingMetrics(TypedDict):

@@ -1,10 +1,9 @@
 """The metrics of ``result.json``, from a run's records of epochs."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from torch import Tensor
-from typing_extensions import NotRequired, TypedDict
 
 from cmpe_se.data import ImageData
 from cmpe_se.training.config import TrainingConfig

@@ -1,10 +1,11 @@
 """A run's network on images that it does not learn from, shared by all processes of the run."""
 
+from typing import TypedDict
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 from cmpe_se.data import ImageData
 from cmpe_se.training.config import TrainingConfig

@@ -6,9 +6,7 @@ from functools import cache
 from pathlib import Path
 from reprlib import repr as short
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
-
-from typing_extensions import get_type_hints, is_typeddict
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from cmpe_se.errors import UserError
 from cmpe_se.utils.text import in_one_line

@@ -2,12 +2,12 @@
 
 import io
 import math
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 from rich.console import Console
 from scipy import stats
-from typing_extensions import get_type_hints
 
 from cmpe_se.commands.compare.differences import Question, ask, paired_differences
 from cmpe_se.commands.compare.power import detectable_effect

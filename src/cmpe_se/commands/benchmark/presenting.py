@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TypedDict
 
 from matplotlib.figure import Figure
 from rich.console import Group
 from rich.text import Text
-from typing_extensions import TypedDict
 
 from cmpe_se.commands.benchmark.contenders import NAIVE, PLAIN
 from cmpe_se.layers.views import TABLE

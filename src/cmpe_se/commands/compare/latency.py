@@ -1,12 +1,11 @@
 """Latency of each network's forward pass, measured in turns on one device."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from rich.console import Console
 from torch import nn
-from typing_extensions import TypedDict
 
 from cmpe_se.commands.compare.estimate import shape_of
 from cmpe_se.commands.compare.grid import Entry, Grid

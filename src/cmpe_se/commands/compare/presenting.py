@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 from statistics import median
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from rich.table import Table
-from typing_extensions import TypedDict
 
 from cmpe_se.commands.compare.differences import USUAL, Comparison, Question, paired_differences, primary_comparison
 from cmpe_se.commands.compare.outcomes import Outcome

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 from cmpe_se.commands.freeze.starting import write_recipe, write_start
 from cmpe_se.commands.train import train

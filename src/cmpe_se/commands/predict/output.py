@@ -7,10 +7,9 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 from filelock import FileLock, Timeout
-from typing_extensions import TypedDict
 
 from cmpe_se.commands.predict.batches import Record
 from cmpe_se.data import Preprocessing

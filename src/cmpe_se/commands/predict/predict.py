@@ -4,12 +4,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from typing_extensions import TypedDict
 
 from cmpe_se.commands.predict.batches import Record, boundaries, predictions
 from cmpe_se.commands.predict.output import checked_path, opened, origin_of

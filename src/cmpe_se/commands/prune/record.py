@@ -2,9 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from cmpe_se.errors import UserError
 from cmpe_se.pruning import Pruned

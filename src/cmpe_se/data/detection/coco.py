@@ -2,8 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-
-from typing_extensions import TypedDict
+from typing import TypedDict
 
 from cmpe_se.data.detection.images import Annotations, Box, DetectionImages
 from cmpe_se.errors import UserError

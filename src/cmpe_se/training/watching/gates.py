@@ -8,11 +8,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 from cmpe_se.inspecting.gate_values import gate_values
 from cmpe_se.inspecting.inspect import BlockView, find_gates
