@@ -1,6 +1,7 @@
 """Who trains what and when: a thread and a stream for each lane, until all runs are done or the time is up."""
 
 import copy
+import faulthandler
 import math
 import sys
 import threading
@@ -151,10 +152,15 @@ class Lanes:
         return queue
 
     def _wait(self, threads: list[threading.Thread], queue: Queue) -> None:
-        """Until the threads have ended, or are stuck."""
+        """Until the threads have ended, or are stuck: then where each of them waits is printed."""
         while not queue.stuck and (alive := [thread for thread in threads if thread.is_alive()]):
+            if math.isfinite(self.patience):  # this thread may be kept from looking, too
+                faulthandler.dump_traceback_later(2 * self.patience + _LOOK, exit=True)
             alive[0].join(_LOOK)
             queue.stuck = queue.silence() > self.patience
+        faulthandler.cancel_dump_traceback_later()
+        if queue.stuck:
+            faulthandler.dump_traceback()
 
     def _lane(self, queue: Queue) -> None:
         stream = torch.cuda.stream(torch.cuda.Stream(self.device)) if self.on_gpu else nullcontext()

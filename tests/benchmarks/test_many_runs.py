@@ -220,8 +220,8 @@ def test_a_failing_run_does_not_end_the_others(recipe, tmp_path, monkeypatch, ca
     assert capsys.readouterr().err.count("Traceback") == 1
 
 
-def test_a_stuck_device_does_not_hold_the_command(recipe, tmp_path, monkeypatch, capsys):
-    """The first run trains, the second one's device never answers."""
+def test_a_stuck_device_does_not_hold_the_command(recipe, tmp_path, monkeypatch, capfd):
+    """The first run trains, the second one's device never answers; what waits is named."""
     freed, begun = threading.Event(), []
 
     def stuck(program, *_):
@@ -237,7 +237,9 @@ def test_a_stuck_device_does_not_hold_the_command(recipe, tmp_path, monkeypatch,
         queue = script.main(arguments(recipe, tmp_path, "--patience=5"))
         assert queue.stuck
         assert (len(queue.finished), len(queue.cells)) == (1, 2)
-        assert "no epoch has ended for 5 s: the device is stuck" in capsys.readouterr().out
+        said = capfd.readouterr()
+        assert "no epoch has ended for 5 s: the device is stuck" in said.out
+        assert " in stuck\n" in said.err
         with tarfile.open(tmp_path / "cells.tar.gz") as archive:
             assert sum(name.endswith("result.json") for name in archive.getnames()) == 1
     finally:
