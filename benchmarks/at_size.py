@@ -52,7 +52,7 @@ def make_run(path: Path, model: str) -> Path:
 
 
 def measure(count: int, call: Callable[[], dict]) -> dict:
-    """What a call for ``count`` images takes."""
+    """What a call for ``count`` images takes, beside what it returns."""
     before, clock, processor = peak(), time.perf_counter(), time.process_time()
     more = call()
     seconds = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
@@ -72,12 +72,6 @@ def predicted(run: Path, images: Path, output: Path) -> dict:
     threading.Thread(target=watch, daemon=True).start()
     predict(str(run), str(images), output=str(output), workers=2)
     return {"seconds_to_first": first[0]}
-
-
-def reported(images: Path, output: Path) -> dict:
-    """Report on class folders of images."""
-    report(data_dir=str(images), output=str(output))
-    return {}
 
 
 def write_images(folder: Path, side: int, numbers: range, classes: Sequence[str]) -> None:
@@ -106,18 +100,23 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder, written = Path(name), 0
-        images, run = folder / "images", make_run(folder / "run", settings.model)
-        classes = RunFolder.open(SHIPPED).preprocessing().classes if settings.of == "report" else []
+        images = folder / "images"
+        if settings.of == "report":
+            place, side, classes = images / "test", 32, RunFolder.open(SHIPPED).preprocessing().classes
+        else:
+            place, side, classes = images, SIDE, ()
+            run = make_run(folder / "run", settings.model)
+
+        def call(count: int) -> dict:
+            if settings.of == "predict":
+                return predicted(run, images, folder / f"{count}.jsonl")
+            report(data_dir=str(images), output=str(folder / f"{count}"))
+            return {}
+
         for count in settings.images:
-            write_images(
-                images / "test" if classes else images, 32 if classes else SIDE, range(written, count), classes
-            )
-            written, output = count, folder / f"{count}"
-            if classes:
-                row = measure(count, partial(reported, images, output))
-            else:
-                row = measure(count, partial(predicted, run, images, output.with_suffix(".jsonl")))
-            print(json.dumps(row), flush=True)
+            write_images(place, side, range(written, count), classes)
+            written = count
+            print(json.dumps(measure(count, partial(call, count))), flush=True)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Queue:
         with self._lock:
             self._sign = time.monotonic()
             beginning, _ = self._under_way[cell]
-            self._under_way[cell] = (beginning, (time.monotonic() - beginning) / epoch * self.epochs)
+            self._under_way[cell] = (beginning, (self._sign - beginning) / epoch * self.epochs)
 
     def silence(self) -> float:
         """Seconds in which no epoch and no run was begun or done."""
