@@ -131,7 +131,7 @@ collect_in_between() { # a machine that is lost takes minutes with it, not a see
   done
 }
 
-stopping='' collector=''
+stopping='' collector='' left_out=''
 
 compare() { # networks with so many seeds from the first one on, of the plan's line that is read
   [ -z "$stopping" ] || return 143
@@ -144,6 +144,11 @@ train() { # the whole plan, seed by seed: what is finished at any time can be co
   local lines name images epochs models first seeds flags seed cell
   lines=$(plan)
   while IFS='|' read -r name images epochs models first seeds flags; do
+    if [ ! -d "$data/$images" ]; then # as in gpu.sh, a line that cannot be trained here does not end the others
+      echo "experiment.sh: $data has no $images/, which $name needs: make it as README.md says" >&2
+      left_out+=" $name"
+      continue
+    fi
     for ((seed = first; seed < first + seeds; seed++)); do
       compare "$seed" 1 || return
       collect
@@ -161,7 +166,7 @@ end() { # of the background script, whatever ends it; `status` reads what it say
   local status=$? how
   trap '' TERM INT
   how="failed with status $status"
-  if [ "$status" = 0 ]; then how="the plan is done"; elif [ -n "$stopping" ]; then how="stopped on request"; fi
+  if [ "$status" = 0 ]; then how="the plan is done${left_out:+, but for$left_out}"; elif [ -n "$stopping" ]; then how="stopped on request"; fi
   # shellcheck disable=SC2046 # several processes
   [ -z "$collector" ] || kill $(tree "$collector") 2>/dev/null || true
   collect || true

@@ -77,7 +77,7 @@ train_plan() { # what the repository has is not trained again; a line that fails
       return 124
     fi
     # shellcheck disable=SC2086 # several flags
-    many_runs --models "$models" --recipe "$records/recipe.yaml" --data-dir "$data/$images" --epochs="$epochs" \
+    many_runs --models "$models" --recipe "${records#"$root"/}/recipe.yaml" --data-dir "$data/$images" --epochs="$epochs" \
       --first-seed "$first" --seeds "$seeds" --recorded-data-dir "$home/data/$images" --output "$output/$name" \
       $flags "$@" </dev/null
     status=$?

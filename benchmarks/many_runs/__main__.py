@@ -106,7 +106,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--recipe", default="cifar-fast", help="name or file of a recipe")
     parser.add_argument("--output", type=Path, required=True, help="folder of the comparison")
     parser.add_argument("--corruptions", action="store_true", help="test each network on corrupted images, too")
-    parser.add_argument("--lanes", type=int, default=12, help="runs at a time, on a GPU")
+    parser.add_argument(
+        "--lanes", type=int, default=1, help="runs at a time, on a GPU; several have stopped for good (results/LOG.md)"
+    )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes that decode images, at the start"
     )

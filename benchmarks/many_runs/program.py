@@ -67,8 +67,8 @@ class Program:
         self.config, self.data, self.device = config, data, device
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.on_gpu = device.type == "cuda"
-        # With channels last, cuDNN's batch norms in training wait until all of their own blocks are on the chip. Two of
-        # them side by side, each there by half, would wait for ever: what 32 pixels in four lanes did, it seems.
+        # Lanes stopped for good with channels last, and later in contiguous memory, too (results/LOG.md, "Runs side by
+        # side"). The experiment's runs are of the latter, which stays until its plan is done.
         self.channels_last = config.channels_last and not self.on_gpu
         self.layout = torch.channels_last if self.channels_last else torch.contiguous_format
         self.network = network.to(device, memory_format=self.layout).train()

@@ -106,7 +106,7 @@ def script(tmp_path):
 def experiment(script):
     """One that is installed and unpacked, with a comparison that the tests hold in their hand."""
     (script.home / "env/bin").mkdir(parents=True)
-    (script.home / "data").mkdir()
+    (script.home / "data/10k").mkdir(parents=True)
     (script.home / "data/unpacked").touch()
     (script.home / "installed").write_text("1234\n")
     (script.records / "COMMIT").write_text("1234\n")
@@ -272,7 +272,12 @@ def test_unpack(script, archive, tmp_path):
 
 @in_background
 def test_a_plan_to_its_end(experiment):
-    """Seed by seed, then all of them, with the same flags; what is finished in between is collected."""
+    """Seed by seed, then all of them, with the same flags; what is finished in between is collected.
+
+    A comparison whose images are not there is named and left out.
+    """
+    plan = experiment.records / "plan.txt"
+    plan.write_text(f"photos | cifar10-10k | 2 | a,b | 0 | 3 |\n{plan.read_text()}")
     found = experiment("start", COLLECT_SECONDS="1", PYTHONPATH="the code of a checkout")
     assert found.stdout == "started; 0 runs are finished; see: benchmarks/experiment.sh status\n", found.stderr
     assert experiment("status").stdout.startswith(f"running (process {experiment.pid.read_text().strip()})\n")
@@ -287,8 +292,11 @@ def test_a_plan_to_its_end(experiment):
     flags = "--corruptions"
     calls = [f"100 1 {flags}", f"101 1 {flags}", f"102 1 {flags}", f"100 3 {flags}"]
     assert (experiment.home / "calls").read_text().splitlines() == calls
-    assert experiment.log.read_text().splitlines()[-1] == "experiment.sh ended: the plan is done"
-    assert experiment("status").stdout.startswith("not running: the plan is done\nsmall: 4 of 6 runs\n")
+    said = experiment.log.read_text().splitlines()
+    assert "has no cifar10-10k/, which photos needs" in said[0]
+    assert said[-1] == "experiment.sh ended: the plan is done, but for photos"
+    status = experiment("status").stdout
+    assert status.startswith("not running: the plan is done, but for photos\nphotos: 0 of 6 runs\nsmall: 4 of 6 runs\n")
     commits = [path.read_text() for path in experiment.records.glob("cells/small/a-seed10?/commit")]
     assert commits == ["1234\n"] * 3
     until(lambda: not alive(str(experiment.home)))

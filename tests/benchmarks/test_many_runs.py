@@ -272,7 +272,7 @@ def test_a_loss_that_is_not_finite_ends_its_run(recipe, tmp_path):
         (["--lr", "[0.1"], r"--lr cannot be '\[0.1': while parsing"),
         (["--models=preact_resnet20:se,preact_resnet20:se:reduction=16"], "are the same network"),
         (["--primary=preact_resnet20:se_preact_resnet20"], "is not two networks of this comparison"),
-        (["--seeds=0"], "seeds 0 and lanes 12 should be at least 1"),
+        (["--seeds=0"], "seeds 0 and lanes 1 should be at least 1"),
     ],
 )
 def test_settings_that_it_does_not_know(flags, words, recipe, tmp_path):
