@@ -141,12 +141,18 @@ compare() { # networks with so many seeds from the first one on, of the plan's l
 }
 
 train() { # the whole plan, seed by seed: what is finished at any time can be compared in pairs
-  local lines name images epochs models first seeds flags seed cell
+  local lines name images epochs models first seeds flags networks seed cell
   lines=$(plan)
   while IFS='|' read -r name images epochs models first seeds flags; do
     if [ ! -d "$data/$images" ]; then # as in gpu.sh, a line that cannot be trained here does not end the others
       echo "experiment.sh: $data has no $images/, which $name needs: make it as README.md says" >&2
       left_out+=" $name"
+      continue
+    fi
+    networks=$(tr ',' '\n' <<<"$models" | wc -l)
+    if [ "$(finished "$runs/$name")" -ge $((networks * seeds)) ] &&
+      { [ -f "$records/$name/compare.md" ] || [ -f "$runs/$name/compare.md" ]; }; then
+      echo "$name: all $((networks * seeds)) runs are finished, and compared"
       continue
     fi
     for ((seed = first; seed < first + seeds; seed++)); do

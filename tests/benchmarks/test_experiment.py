@@ -274,12 +274,16 @@ def test_unpack(script, archive, tmp_path):
 def test_a_plan_to_its_end(experiment):
     """Seed by seed, then all of them, with the same flags; what is finished in between is collected.
 
-    A comparison whose images are not there is named and left out.
+    A comparison whose images are not there is named and left out; one that is finished is not begun.
     """
     plan = experiment.records / "plan.txt"
-    plan.write_text(f"photos | cifar10-10k | 2 | a,b | 0 | 3 |\n{plan.read_text()}")
+    done = "done | 10k | 2 | a | 0 | 1 |"
+    plan.write_text(f"photos | cifar10-10k | 2 | a,b | 0 | 3 |\n{done}\n{plan.read_text()}")
+    make_cell(experiment.runs / "done/cells/a-seed0", finished=True)
+    (experiment.records / "done").mkdir()
+    (experiment.records / "done/compare.md").touch()
     found = experiment("start", COLLECT_SECONDS="1", PYTHONPATH="the code of a checkout")
-    assert found.stdout == "started; 0 runs are finished; see: benchmarks/experiment.sh status\n", found.stderr
+    assert found.stdout == "started; 1 runs are finished; see: benchmarks/experiment.sh status\n", found.stderr
     assert experiment("status").stdout.startswith(f"running (process {experiment.pid.read_text().strip()})\n")
     again = experiment("start")
     assert (again.returncode, "it is running already" in again.stderr) == (1, True)
@@ -294,9 +298,11 @@ def test_a_plan_to_its_end(experiment):
     assert (experiment.home / "calls").read_text().splitlines() == calls
     said = experiment.log.read_text().splitlines()
     assert "has no cifar10-10k/, which photos needs" in said[0]
+    assert said[1] == "done: all 1 runs are finished, and compared"
     assert said[-1] == "experiment.sh ended: the plan is done, but for photos"
     status = experiment("status").stdout
-    assert status.startswith("not running: the plan is done, but for photos\nphotos: 0 of 6 runs\nsmall: 4 of 6 runs\n")
+    counts = ["photos: 0 of 6 runs", "done: 1 of 1 runs", "small: 4 of 6 runs"]
+    assert status.splitlines()[:4] == ["not running: the plan is done, but for photos", *counts]
     commits = [path.read_text() for path in experiment.records.glob("cells/small/a-seed10?/commit")]
     assert commits == ["1234\n"] * 3
     until(lambda: not alive(str(experiment.home)))
