@@ -125,8 +125,8 @@ def train_cell(
     view = getattr(network, "view", None)
     sizes = {"params": begun.params, "macs": begun.macs, "gates": count_gates(network)}
     result = summarise(config, data, history, view=view, **sizes)
-    result |= {"processes": 1, "run": str(cell.run.path), **source}
-    result["tf32"] = program.on_gpu and torch.backends.cudnn.allow_tf32
+    tf32 = program.on_gpu and torch.backends.cudnn.allow_tf32
+    result |= {"processes": 1, "run": str(cell.run.path), "tf32": tf32, **source}
     cell.run.write_config(config)
     write_listing(cell.run, data, None)
     cell.run.write_metrics(history)

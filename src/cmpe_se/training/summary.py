@@ -73,10 +73,14 @@ class RunMetrics(EvaluationMetrics):
 
 
 class RunResult(RunMetrics, Provenance):
-    """``result.json``: metrics, how many processes trained it, its folder, and what made it."""
+    """``result.json``: metrics, how many processes trained it, its folder, and what made it.
+
+    ``tf32`` says whether convolutions had TF32's 10 bits in the place of float32's 23; earlier runs do not say.
+    """
 
     processes: int
     run: str
+    tf32: NotRequired[bool]
 
 
 class BestState(TypedDict):

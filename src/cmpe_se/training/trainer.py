@@ -387,6 +387,7 @@ class Trainer:
             **metrics,
             "processes": self.accelerator.num_processes,
             "run": str(self.run.path),
+            "tf32": self.accelerator.device.type == "cuda" and torch.backends.cudnn.allow_tf32,
             **provenance(),
         }
         tested = self.tester.whole()

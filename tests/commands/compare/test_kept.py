@@ -56,6 +56,28 @@ def test_it_is_reported_again_without_a_run(kept):
     assert float(written[0]["latency_ratio"]) == 1
 
 
+def test_what_trained_it_is_said_and_not_what_reports_it(kept):
+    """Versions are of the runs; a seed whose networks were made in two ways is named."""
+    ways = {
+        "preact_resnet20-seed0": ("NVIDIA A", True, "2.9.0"),
+        "cmpe_se_preact_resnet20-seed0": ("NVIDIA A", True, "2.9.0"),
+        "preact_resnet20-seed1": ("NVIDIA A", True, "2.10.0"),
+        "cmpe_se_preact_resnet20-seed1": (None, False, "2.10.0"),
+    }
+    for name, (gpu, tf32, torch_version) in ways.items():
+        run = RunFolder(kept / "cells" / name)
+        result = run.read_result() | {"seed": int(name[-1]), "tf32": tf32}
+        result["versions"]["torch"] = torch_version
+        result["hardware"] |= {"gpu": gpu, "cpu": "a CPU", "threads": 3}
+        run.write_result(result)
+    compare_again(kept)
+    text = (kept / "compare.md").read_text()
+    assert "Trained on NVIDIA A, a CPU (3 threads); commit" in text
+    assert "torch 2.10.0 or 2.9.0, " in text
+    assert "float32, TF32 in convolutions. `recipe.yaml`" in text
+    assert "**Of seed 1 the networks were not all trained on the same hardware" in text
+
+
 def test_other_settings_are_refused(kept):
     with pytest.raises(UserError, match=r"was made with lr 0\.1, and this comparison has 0\.3"):
         compare_again(kept, lr=0.3)

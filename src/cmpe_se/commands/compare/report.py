@@ -92,22 +92,27 @@ def _cell_rows(results: list[tuple[Cell, RunResult]], corruptions: CorruptionOut
 
 def _notes(grid: Grid, results: list[RunResult], missing: int) -> list[str]:
     """What a reader has to know beside the tables."""
-    config, source = grid.config, provenance()
+    config = grid.config
     hardware = sorted({_device(result["hardware"]) for result in results})
     commits = sorted({result["commit"] or "not known" for result in results})
+    tf32 = ", TF32 in convolutions" if any(result.get("tf32") for result in results) else ""
     notes = [
         f"{counted(results[0]['train_images'], 'training image')}, all of "
         f"{counted(results[0]['test_images'], 'test image')} after the last epoch; batch {config.batch_size}, "
         f"{config.optimizer} at {config.lr:g}, {config.schedule} schedule, "
-        f"weight decay {config.weight_decay:g}, {config.precision}. `recipe.yaml` has everything.",
-        f"Trained on {', '.join(hardware)}; commit {', '.join(commits)}; "
-        + ", ".join(f"{name} {version}" for name, version in source["versions"].items())
-        + ".",
+        f"weight decay {config.weight_decay:g}, {config.precision}{tf32}. `recipe.yaml` has everything.",
+        f"Trained on {', '.join(hardware)}; commit {', '.join(commits)}; {_versions(results)}.",
         "Training time is the median over seeds, as it was: of runs beside others where several shared the machine. "
         "Latency is of merged networks (`cmpe_se.merge`, the same outputs), in float32 and in turns on one device, "
         "as a ratio to the first network with its 95 % interval.",
-        f"Command: {markdown_code(source['command'])}",
+        f"Command: {markdown_code(provenance()['command'])}",
     ]
+    if unlike := _unlike_seeds(results):
+        notes.insert(
+            0,
+            f"**Of seed{'s' if len(unlike) > 1 else ''} {', '.join(map(str, unlike))} the networks were not all trained on the same hardware with the same "
+            "versions** (`cells.csv`): what these change, rounding at least, is part of their differences.",
+        )
     if missing:
         notes.insert(
             0,
@@ -115,6 +120,22 @@ def _notes(grid: Grid, results: list[RunResult], missing: int) -> list[str]:
             "share.",
         )
     return notes
+
+
+def _versions(results: list[RunResult]) -> str:
+    """Of the runs, not of this process: ``torch 2.14.1, timm 1.0.29 or 1.0.31``."""
+    names = dict.fromkeys(name for result in results for name in result["versions"])
+    found = {name: sorted({result["versions"].get(name, "not known") for result in results}) for name in names}
+    return ", ".join(f"{name} {' or '.join(versions)}" for name, versions in found.items())
+
+
+def _unlike_seeds(results: list[RunResult]) -> list[int]:
+    """Seeds whose networks differ in more than the network: device, threads, TF32, or a version of PyTorch or timm."""
+    made: dict[int, set[tuple]] = {}
+    for result in results:
+        versions = [result["versions"].get(name) for name in ("torch", "timm")]
+        made.setdefault(result["seed"], set()).add((_device(result["hardware"]), bool(result.get("tf32")), *versions))
+    return sorted(seed for seed, ways in made.items() if len(ways) > 1)
 
 
 def _device(hardware: Hardware) -> str:
