@@ -50,8 +50,10 @@ def test_runs_side_by_side_are_those_of_train(compiled, tmp_path):
     models = "preact_resnet20,cmpe_se_preact_resnet20:folded_3x3"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     more = ["--compile=true", "--seeds=1"] if compiled else ["--seeds=3"]
-    queue = script.main(["--models", models, "--recipe=digits", "--lanes=4", "--output", str(tmp_path), *flags, *more])
+    lanes = ["--lanes=4", "--patience=60"]  # several can stop for good (results/LOG.md), which should fail and not wait
+    queue = script.main(["--models", models, "--recipe=digits", *lanes, "--output", str(tmp_path), *flags, *more])
     assert not queue.failures
+    assert not queue.stuck
     assert len(queue.finished) == (2 if compiled else 6)
     for cell in queue.finished:
         if cell.seed:
