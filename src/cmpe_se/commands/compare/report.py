@@ -108,10 +108,11 @@ def _notes(grid: Grid, results: list[RunResult], missing: int) -> list[str]:
         f"Command: {markdown_code(provenance()['command'])}",
     ]
     if unlike := _unlike_seeds(results):
+        seeds = f"seed{'s' if len(unlike) > 1 else ''} {', '.join(map(str, unlike))}"
         notes.insert(
             0,
-            f"**Of seed{'s' if len(unlike) > 1 else ''} {', '.join(map(str, unlike))} the networks were not all trained on the same hardware with the same "
-            "versions** (`cells.csv`): what these change, rounding at least, is part of their differences.",
+            f"**Of {seeds} the networks were not all trained on the same hardware with the same versions** "
+            "(`cells.csv`): what these change, rounding at least, is part of their differences.",
         )
     if missing:
         notes.insert(
