@@ -3,14 +3,15 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 
 import pytest
 import torch
 
 from cmpe_se.data import Augmentation, load_data
-from cmpe_se.data import large as large_module
-from cmpe_se.data.large import lost_worker
+from cmpe_se.data import workers as workers_module
+from cmpe_se.data.workers import batches_on, lost_worker
 from cmpe_se.training.interruption import Interruption
 from cmpe_se.training.progress import TrainingProgress
 from cmpe_se.utils import signals
@@ -91,6 +92,24 @@ def test_a_killed_worker_is_recognised_wherever_it_surfaces(photos):
     assert "was ended by a signal (Killed)" in lost_worker(caught.value)
 
 
+def broken_loader(error: Exception, workers: list):
+    """A loader whose batches cannot be fetched."""
+
+    class Batches:
+        _workers = workers
+
+        def __next__(self):
+            raise error
+
+    class Loader:
+        num_workers = 0
+
+        def __iter__(self):
+            return Batches()
+
+    return Loader()
+
+
 def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
@@ -127,14 +146,36 @@ def test_what_is_said_of_lost_workers(error, said):
     assert lost_worker(error) is said is None or said in lost_worker(error)
 
 
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), FileNotFoundError(2, "")]
+)
+def test_a_connection_that_breaks_first_is_a_lost_worker(error):
+    """Which of the two this process sees first is chance."""
+    worker = multiprocessing.Process(target=time.sleep, args=(60,))
+    worker.start()
+    worker.kill()
+    with pytest.raises(RuntimeError) as caught:
+        next(batches_on(torch.device("cpu"), broken_loader(error, [worker])))
+    assert "was ended by a signal (Killed)" in lost_worker(caught.value)
+
+
+def test_what_a_worker_raises_is_no_lost_worker():
+    error = FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.\nno such file")
+    worker = multiprocessing.Process(target=sys.exit, args=(3,))
+    worker.start()
+    worker.join()
+    with pytest.raises(FileNotFoundError):
+        next(batches_on(torch.device("cpu"), broken_loader(error, [worker])))
+
+
 def test_without_shared_memory_one_process_decodes(photos, monkeypatch, caplog):
     with_workers = batches(photos)
 
     def cannot():
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(large_module.multiprocessing, "Event", cannot)
-    large_module._warn_once.cache_clear()
+    monkeypatch.setattr(workers_module.multiprocessing, "Event", cannot)
+    workers_module._warn_once.cache_clear()
     alone = batches(photos) + batches(photos)
     assert all(torch.equal(a, b) for a, b in zip(with_workers * 2, alone, strict=True))
     assert [record.message for record in caplog.records] == [

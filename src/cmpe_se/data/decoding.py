@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from cmpe_se.data.cache import cache_folder, read_cache, write_cache
 from cmpe_se.data.interface import Unreadable
-from cmpe_se.data.large import FileSource, joined, started
+from cmpe_se.data.large import FileSource, joined
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import read_image
+from cmpe_se.data.workers import fetched
 from cmpe_se.errors import UserError
 from cmpe_se.utils.escaping import for_markup
 from cmpe_se.utils.signals import ignore_in_worker
@@ -66,7 +67,7 @@ def decode(
         generator=torch.Generator(),
         worker_init_fn=ignore_in_worker,
     )
-    for part, part_errors in _with_progress(started(loader), len(chunks), for_markup(f"Decoding {name}")):
+    for part, part_errors in _with_progress(fetched(loader), len(chunks), for_markup(f"Decoding {name}")):
         images.append(part)
         errors += part_errors
     if unreadable is not None:

@@ -1,16 +1,12 @@
 """Data sets of large images, decoded and augmented one by one in worker processes."""
 
-import functools
-import logging
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import torch
-import torch.multiprocessing as multiprocessing
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 
 from cmpe_se.data.augmentation import LARGE_FIELDS, Augmentation
 from cmpe_se.data.interface import Batch, ImageData, Unreadable
@@ -18,11 +14,10 @@ from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image, read_image
 from cmpe_se.data.seeds import derive_seed
 from cmpe_se.data.train_transform import TrainBatch, TrainPixels, TrainTransform, collate, finish
+from cmpe_se.data.workers import batches_on
 from cmpe_se.errors import UserError
 from cmpe_se.utils.randomness import random_states_kept, seed_all
-from cmpe_se.utils.signals import held, ignore_in_worker
-
-_log = logging.getLogger(__name__)
+from cmpe_se.utils.signals import ignore_in_worker
 
 
 class Source(Protocol):
@@ -191,67 +186,6 @@ def _part(source: Source, indices: Tensor) -> Source:
     labels = labels_of(source)
     part.labels = [labels[index] for index in part.indices]
     return part
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    _log.warning(message)
-
-
-def started(loader: DataLoader) -> Iterator:
-    """The batches of ``loader``, whose workers no signal reaches before they ignore it.
-
-    Where the system gives processes nothing to share, as where /dev/shm cannot be written, this one does the work.
-    """
-    if loader.num_workers:
-        try:
-            multiprocessing.Event()  # a loader that fails half-way prints a trace as it is deleted
-        except OSError as error:
-            if isinstance(loader.dataset, IterableDataset):  # whose images depend on the number of workers
-                raise UserError(f"no processes can be started to decode images: {error}; give --workers 0") from None
-            _warn_once(f"no processes can be started to decode images ({error}): this one decodes them, more slowly")
-            loader.num_workers = 0
-    with held():
-        return iter(loader)
-
-
-def lost_worker(error: BaseException | None) -> str | None:
-    """What to say where a worker of a DataLoader was ended or had no room in shared memory; None of another error.
-
-    PyTorch raises it in the main thread wherever that is, not only where a batch is asked for.
-    """
-    said = []
-    while error is not None:
-        said.append(str(error) if isinstance(error, RuntimeError) else "")
-        error = error.__cause__ or error.__context__
-    if any("shared memory" in text for text in said):  # also what PyTorch says of a bus error
-        return (
-            "the processes that decode images have no room in shared memory (/dev/shm); make it larger (docker run "
-            "--shm-size 2g), or give --workers 0"
-        )
-    ended = [text for text in said if text.startswith("DataLoader worker")]
-    if not ended:
-        return None
-    signals = [text.split("signal: ")[1].split(".")[0] for text in ended if "signal: " in text]
-    how = f"was ended by a signal ({signals[0]})" if signals else "has ended by itself"
-    return f"a process that decodes images {how}, perhaps for want of memory; give fewer --workers"
-
-
-def batches_on(device: torch.device, loader: DataLoader) -> Iterator:
-    """The batches of ``loader`` moved to ``device``, with whatever follows images and labels in them."""
-    batches = started(loader)
-    while True:
-        try:
-            images, labels, *others = next(batches)
-        except StopIteration:
-            return
-        except Exception as error:
-            # The traceback's frames hold the iterator in a reference cycle; collected as part of one, it waits five
-            # seconds for each worker. Without them it ends its workers right here.
-            traceback.clear_frames(error.__traceback__)
-            del batches
-            raise
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True), *others
 
 
 class _TrainSamples(Dataset):

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from cmpe_se.data.augmentation import STREAMED_FIELDS, Augmentation
 from cmpe_se.data.image_files import image_suffixes
 from cmpe_se.data.interface import Batch, ImageData, Unreadable
-from cmpe_se.data.large import batches_on
 from cmpe_se.data.preprocessing import Preprocessing
 from cmpe_se.data.reading import convert_image
 from cmpe_se.data.seeds import derive_seed, generator
 from cmpe_se.data.train_transform import TrainBatch, TrainTransform, collate, finish
+from cmpe_se.data.workers import batches_on
 from cmpe_se.errors import UserError
 from cmpe_se.utils.randomness import seed_all, seeded
 from cmpe_se.utils.signals import ignore_in_worker

@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch
 import torch.distributed
 
-from cmpe_se.data.large import lost_worker
+from cmpe_se.data.workers import lost_worker
 
 _PATIENCE = timedelta(seconds=5)
 _start: int | None = None

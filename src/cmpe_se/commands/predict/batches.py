@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cmpe_se.data import Preprocessing
-from cmpe_se.data.large import batches_on
+from cmpe_se.data.workers import batches_on
 from cmpe_se.errors import UserError
 from cmpe_se.utils.signals import ignore_in_worker
 
