@@ -25,10 +25,10 @@ def pytest_configure(config):
         torch.set_num_threads(1)  # each worker has one core
 
 
-@pytest.hookimpl(tryfirst=True)  # while the slow tests are there, in either tier
+@pytest.hookimpl(tryfirst=True)  # while the slow tests are there, in each tier
 def pytest_collection_modifyitems(items):
     """Files with slow tests first: a worker takes the next file when it has done one, and the last ones are short."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("long")}
     items.sort(key=lambda item: item.path not in slow)
 
 

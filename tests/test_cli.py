@@ -197,6 +197,7 @@ def test_models():
     assert records["se_wrn16_4"]["params"] == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_models_table():
     done = succeed("models", "--view", "pair_view_1x1")
     assert re.search(r"preact_resnet164 +1,703,258.*\+193,536.*\+290,682", done.out)

@@ -48,6 +48,7 @@ def test_gates_can_be_forced_from_the_top():
     assert cmpe_se.forced_gates is cmpe_se.inspecting.forced_gates
 
 
+@pytest.mark.slow
 def test_the_library_needs_no_extra():
     done = python(
         """
@@ -111,6 +112,7 @@ print([main([name, "--help"]) for name in {list(COMMANDS)}])
     ]
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_named():
     command = [
         sys.executable,

@@ -371,7 +371,14 @@ SAMPLE = {  # of each way to write a block one, with small networks where there 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("library", "name"), [(library, name) for library, names in SAMPLE.items() for name in names])
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        pytest.param(library, name, marks=[pytest.mark.long] if index else [])
+        for library, names in SAMPLE.items()
+        for index, name in enumerate(names)
+    ],
+)
 def test_sample(library, name):
     """Nothing is overlooked, nothing is taken for an addition, and what has gates is what it was."""
     pytest.importorskip(library, reason=f"{library} is no dependency of the tests")

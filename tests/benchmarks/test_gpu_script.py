@@ -62,6 +62,7 @@ def test_a_stuck_device_goes_on_with_one_run_at_a_time(statuses, calls, tmp_path
     assert [line.endswith("--lanes=1") for line in lines] == [False] + [True] * (calls - 1)
 
 
+@pytest.mark.long
 def test_benchmark(tmp_path):
     sizes = {"BATCH": "2", "SMALL_BATCH": "2", "SIDE": "32", "TURNS": "3", "CONTENDERS": "static"}
     done = run("benchmark", "-", tmp_path, ENGINES="eager", MODES="forward", **sizes)
@@ -78,6 +79,7 @@ def test_what_could_not_be_measured_is_named(tmp_path):
     assert "not measured: resnet50 --batch-sizes 128" in done.stdout
 
 
+@pytest.mark.long
 def test_wrn(images, tmp_path):
     done = run("wrn", images, tmp_path, "--dry-run", "--precision=float32", "--compile=false", "--batch-size=8")
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ from cmpe_se.training.metrics import collect_logits
 from cmpe_se.training.run_data import image_options, load_run_data
 from cmpe_se.training.run_folder import RunFolder
 from tests.photos import write_photos, write_shards
-from tests.tiers import slow_but
+from tests.tiers import long_but
 from tests.training.processes import empty_folder, trained_run
 from tests.training.runs import checkpoint
 
@@ -121,7 +121,7 @@ def test_every_command_makes_the_same_tensors(run):
     assert torch.equal(next(network._batches(data, range(24)))[0], images)
 
 
-@pytest.mark.parametrize("kind", slow_but(KINDS, ["small"]))
+@pytest.mark.parametrize("kind", long_but(KINDS, ["small"]))
 def test_an_exported_file_is_the_run(kind, tmp_path):
     run = trained(kind)
     path = tmp_path / "model.onnx"
@@ -175,7 +175,7 @@ def test_older_runs_of_other_images():
     assert Preprocessing.from_timm(digits.model_config(), "there") == digits.preprocessing()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_older_exported_file(tmp_path):
     run = trained("small")
     config = {key: value for key, value in run.model_config().items() if key != KEY}

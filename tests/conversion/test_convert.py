@@ -12,7 +12,7 @@ from torch import nn
 from cmpe_se import VIEWS, CompetitiveSE, PreActResNet, conversion_report, convert
 from cmpe_se.errors import UserError
 from tests.conversion.networks import FAMILIES, NAMES, build, expected_additions, randomise, shorten
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
 
 def images(batch=2, side=64):
@@ -181,7 +181,7 @@ def assert_compiles_and_exports(module: nn.Module, x: torch.Tensor) -> None:
         torch.testing.assert_close(exported.module()(x), expected)
 
 
-@pytest.mark.parametrize("name", slow_but(WHOLE, ["timm test_resnet"]))
+@pytest.mark.parametrize("name", long_but(WHOLE, ["timm test_resnet"]))
 def test_compile_and_export(name):
     torch.compiler.reset()  # networks of one class share their code, and the compiler's limit for it
     assert_compiles_and_exports(move_gates(convert(shorten(build(name)))), images(batch=3))

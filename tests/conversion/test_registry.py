@@ -11,7 +11,7 @@ from cmpe_se import conversion_report
 from cmpe_se.conversion.registry import BASES
 from tests.conversion.networks import randomise
 from tests.conversion.test_convert import assert_same, gates, images, move_gates
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
 save = partial(timm.models.save_for_hf, safe_serialization=True)
 
@@ -80,7 +80,7 @@ FEATURES = (
 """Families whose features timm takes in different ways, by lists, hooks, classes of their own, other first indices."""
 
 
-@pytest.mark.parametrize("base", slow_but(FEATURES, ("mobilenetv3_small_100", "convnext_atto", "repvgg_a0")))
+@pytest.mark.parametrize("base", long_but(FEATURES, ("mobilenetv3_small_100", "convnext_atto", "repvgg_a0")))
 def test_features_are_those_of_the_base(base):
     settings = {"features_only": True, "out_indices": (1, 2, 3)}
     plain = randomise(timm.create_model(base, **settings)).eval()
@@ -97,7 +97,7 @@ def test_features_are_those_of_the_base(base):
         assert getattr(features.feature_info, what)() == getattr(plain.feature_info, what)()
 
 
-@pytest.mark.parametrize("base", slow_but(FEATURES, ("mobilenetv2_100", "dla34")))
+@pytest.mark.parametrize("base", long_but(FEATURES, ("mobilenetv2_100", "dla34")))
 def test_all_features_have_the_scales_of_the_base(base):
     with torch.device("meta"):
         plain, features = (

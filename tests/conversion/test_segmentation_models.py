@@ -10,7 +10,7 @@ import torch
 import cmpe_se
 from tests.conversion.networks import randomise
 from tests.conversion.test_convert import assert_same, gates, move_gates
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
 smp = pytest.importorskip(
     "segmentation_models_pytorch", reason="its networks are tested where segmentation-models-pytorch is installed"
@@ -87,7 +87,7 @@ def test_encoder_with_the_weights_of_its_base(tmp_path):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("network", slow_but(DECODERS, ("Unet", "MAnet", "FPN")))
+@pytest.mark.parametrize("network", long_but(DECODERS, ("Unet", "MAnet", "FPN")))
 def test_networks_through_convert(network):
     original = make(network, "tu-resnet18")
     model = cmpe_se.convert(original)

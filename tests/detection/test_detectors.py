@@ -16,7 +16,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 import cmpe_se
 from cmpe_se.errors import UserError
 from cmpe_se.layers.attention import CompetitiveSE
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
 SMALL = {"weights": None, "weights_backbone": None, "num_classes": 3, "min_size": 64, "max_size": 96}
 TWO_STAGE = SMALL | {"box_score_thresh": 0.0, "box_detections_per_img": 5, "rpn_post_nms_top_n_test": 20}
@@ -119,7 +119,7 @@ def move(gates: list[CompetitiveSE]) -> None:
                 weight.add_(0.1 * torch.randn(weight.shape, generator=random))
 
 
-@pytest.mark.parametrize("name", slow_but(DETECTORS, ["fasterrcnn_mobilenet_v3_large_320_fpn"]))
+@pytest.mark.parametrize("name", long_but(DETECTORS, ["fasterrcnn_mobilenet_v3_large_320_fpn"]))
 def test_converted_detector(name):
     """Equal detections, gates that learn, copies, and merged maps."""
     original = make(name)

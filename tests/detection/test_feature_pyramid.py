@@ -147,6 +147,7 @@ def test_extra_blocks():
         assert list(backbone(torch.randn(2, 3, 64, 64))) == names
 
 
+@pytest.mark.slow
 def test_pretrained_weights_are_those_of_the_network(tmp_path):
     """Also where timm names the feature maps' layers in another way than the network's."""
     for base, gate in (("resnet18", "se"), ("convnext_atto", "se"), ("mobilenetv3_small_050", "se")):

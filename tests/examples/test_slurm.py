@@ -103,7 +103,7 @@ def test_scripts_are_bash():
             subprocess.run([checker, script], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tasks_of_an_array_share_the_runs_and_go_on_after_a_requeue(submit):
     folder = empty_folder() / "comparison"
     data = ("--data=folder", f"--data-dir={few_digits()}", "--batch-size=64", "--device=cpu", "--epochs=40")
@@ -138,7 +138,7 @@ def test_tasks_of_an_array_share_the_runs_and_go_on_after_a_requeue(submit):
     assert metrics(folder / "cells" / own) == metrics(alone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_on_two_nodes_goes_on_after_a_requeue(submit):
     run, whole = empty_folder() / "run", empty_folder() / "whole"
     settings = ("--model=test_resnet", "--data=folder", f"--data-dir={few_digits()}", "--batch-size=32", "--epochs=25")

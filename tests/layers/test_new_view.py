@@ -31,6 +31,7 @@ from cmpe_se.training import train
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.run_folder import RunFolder
 from tests.networks.naive import naive_picture, randomise
+from tests.tiers import long_but
 
 
 class OneMap(GateLayers):
@@ -297,7 +298,7 @@ def test_listed(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("view", ["toy_identity", "toy_module"])
+@pytest.mark.parametrize("view", long_but(["toy_identity", "toy_module"], ["toy_module"]))
 def test_a_run_and_its_pages(view, tmp_path):
     settings = {"model": "preact_resnet20", "view": view, "start": "one", "epochs": 1, "lr": 0.2, "device": "cpu"}
     train(**settings, output=tmp_path / "run")

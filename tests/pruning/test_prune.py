@@ -94,6 +94,7 @@ def test_multiples(converted):
     assert all(layer.after % 8 == 0 for layer in pruned.layers)
 
 
+@pytest.mark.slow
 def test_steps_measure_anew(ours):
     seen = []
     pruned = prune(ours, 0.6, images=images(), criterion="l1", steps=3, after_step=lambda model: seen.append(model))
@@ -253,6 +254,7 @@ def test_apply_agrees_with_torch_pruning(converted):
     torch.testing.assert_close(own(x), channels.plain(x), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_other_networks():
     """Depthwise convolutions, SE within blocks, layer norms; what stays whole (layer scale, groups) is named."""
     for name in ("mobilenetv3_small_050", "convnext_atto", "regnetx_002"):
@@ -265,6 +267,7 @@ def test_other_networks():
         assert bool(pruned.left) is (name != "mobilenetv3_small_050")
 
 
+@pytest.mark.slow
 def test_layers_without_a_batch_norm_stay_by_that_criterion():
     model = timm.create_model("mobilenetv3_small_050", num_classes=10).eval()
     pruned = prune(model, 0.8, images=images(64), criterion="bn")
@@ -354,6 +357,7 @@ def test_a_gate_scales_the_residual_and_not_the_shortcut(converted):
     torch.testing.assert_close(found, expected / expected.mean(), rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 def test_what_has_no_importance_is_named_after_several_steps_too():
     model = timm.create_model("mobilenetv3_small_050", num_classes=10).eval()
     one, two = (prune(model, 0.8, images=images(64), criterion="bn", steps=steps).left for steps in (1, 2))

@@ -58,6 +58,7 @@ def check(merged, before, after):
         assert other <= max(4 * one, 2e-5 * right.abs().max().item())
 
 
+@pytest.mark.slow
 def test_squeezes_gates_and_additions_keep_the_layout(tmp_path):
     """Of a bottleneck network with gates as wide as the layout's blocks, strided projections among them."""
     merged = network("resnet26", "folded_3x3")
@@ -82,7 +83,7 @@ def test_squeezes_gates_and_additions_keep_the_layout(tmp_path):
         ("preact_resnet20", "folded_3x3"),
         ("test_resnet", "pair_view_1x1"),
         *[
-            pytest.param(model, view, marks=pytest.mark.slow)
+            pytest.param(model, view, marks=pytest.mark.long)
             for model in ("preact_resnet20", "test_resnet", "wrn16_4", "preact_resnet20b")
             for view in ("se", "se_identity", "double_fc", "folded_3x3")
         ],

@@ -136,6 +136,7 @@ def test_a_network_that_is_named(name, photo):
     assert done.err == ""
 
 
+@pytest.mark.slow
 def test_commands_without_a_run_write_into_runs():
     folder = empty_folder()
     succeed("export", cwd=folder, env=OFFLINE)
@@ -152,6 +153,7 @@ def test_commands_without_a_run_write_into_runs():
     assert visible(str(Path(cmpe_se.__file__).parent)) not in report.out
 
 
+@pytest.mark.slow
 def test_a_report_on_images_that_are_at_hand(cifar10_subset):
     folder = empty_folder()
     succeed("report", "--data-dir", cifar10_subset, cwd=folder)
@@ -174,6 +176,7 @@ def test_a_run_starts_from_one(pretrained):
     assert RunFolder.open(folder / "run").read_config().reduction == 4
 
 
+@pytest.mark.slow
 def test_a_folder_of_its_name_that_holds_no_run():
     """Such as the one that reports are written into."""
     folder = empty_folder()

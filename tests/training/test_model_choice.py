@@ -60,7 +60,7 @@ def test_what_images_were_used_for(validated, short_run):
     assert f"4 epochs of which epoch {said['best_epoch']} is kept" in seen["Training"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_resumed(validated, tmp_path):
     start_until(tmp_path / "run", 1, 5, *SETTINGS).send(signal.SIGKILL)
     succeed("train", "--resume", tmp_path / "run")

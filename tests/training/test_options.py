@@ -15,7 +15,7 @@ from cmpe_se.training.data_settings import without_foreign_test_size
 from cmpe_se.training.optimisation import create_optimizer
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
-from tests.tiers import slow_but
+from tests.tiers import long_but
 from tests.training.conftest import write_digits
 from tests.training.processes import SHORT, SMALL, complaint_of, succeed, trained_run
 from tests.training.runs import metrics, result, weights
@@ -36,7 +36,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", slow_but(OPTIONS, ["strikes back"]))
+@pytest.mark.parametrize("option", long_but(OPTIONS, ["strikes back"]))
 def test_learns(option):
     flags = OPTIONS[option]
     run = trained_run(*(SHORT if option != "wide" else ()), *flags)
@@ -52,7 +52,7 @@ def test_memory_format_changes_little(short_run):
     assert metrics(run)[0]["train_loss"] == pytest.approx(metrics(short_run)[0]["train_loss"], rel=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compile(digit_folder, tmp_path):
     flags = ["--data", "folder", "--data-dir", digit_folder, "--epochs", "1", "--batch-size", "32", *SMALL]
     for name, compiled in (("plain", "false"), ("compiled", "true")):
@@ -123,6 +123,7 @@ def test_tensorboard(digit_folder, tmp_path):
     assert found == pytest.approx([record["test_top1"] for record in metrics(tmp_path / "run")])
 
 
+@pytest.mark.slow
 def test_large_images_and_a_network_of_timm(tmp_path):
     data = write_digits(tmp_path / "data", {"train": 12, "val": 4}, side=128)
     flags = ["--data", "folder", "--data-dir", data, "--image-size", "128", "--batch-size", "16", "--epochs", "1"]

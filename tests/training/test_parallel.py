@@ -49,7 +49,7 @@ def test_fsdp_trains_as_ddp(ddp, fsdp):
         assert_close(sharded["optimizer"]["state"][index], state, most=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_of_either_resumes_as_the_other(ddp, fsdp, tmp_path):
     """States are saved whole: FSDP's on one process, and DDP's on two of FSDP."""
     ended = []

@@ -33,6 +33,7 @@ def test_a_file_of_settings_keeps_it():
     assert "progressive_resizing:\n  4: 2\n  6: 1" in config.to_yaml()
 
 
+@pytest.mark.slow
 def test_a_run_trains_at_its_sizes_and_resumes(tmp_path, monkeypatch):
     """Interrupted within its first size, and resumed, it ends with the weights of one that was not."""
     sides = []

@@ -53,7 +53,7 @@ def test_killed_before_the_first_checkpoint(everything_run, tmp_path):
     assert_same_run(everything_run, tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_again_and_again(everything_run, tmp_path):
     start_until(tmp_path / "run", 0, 5, *EVERYTHING).send(signal.SIGKILL)
     for goal in ((0, 15), (1, 5), (1, 13)):  # a checkpoint every five steps: 15, 30 and 35 of 44

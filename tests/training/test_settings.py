@@ -62,6 +62,7 @@ def test_flags_win_over_the_recipe_whatever_the_order(recipe, tmp_path):
     assert_same_run(tmp_path / "first", tmp_path / "last")
 
 
+@pytest.mark.slow
 def test_names_of_runs(recipe, tmp_path):
     flags = ["--recipe", recipe, "--epochs=1", "--model=cmpe_se_preact_resnet20", "--view", "pair_view_1x1"]
     for _ in range(2):

@@ -166,7 +166,7 @@ def test_files(measured):
     assert [row["contender"] for row in written] == [row["contender"] for row in rows]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_and_converted(tmp_path):
     rows = benchmark(
         "test_resnet", contenders="pair_view_1x1", modes="forward", engines="compiled", merged=False, batch_sizes="1,2",
@@ -177,7 +177,7 @@ def test_compiled_and_converted(tmp_path):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("engine", OUTSIDE)
 def test_engines_outside_pytorch(engine, tmp_path, capsys):
     for package in ("onnxscript", engine):

@@ -137,7 +137,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on():
     assert all("resuming after step" in path.read_text() for path in folder.glob("cells/*.log"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_comparison_takes_its_runs_along_and_they_go_on_from_there():
     folder = empty_folder() / "comparison"
     command = [*short("test_resnet,test_resnet:se", epochs=100), "--seeds=1", "--jobs=2", "--output", folder]
@@ -164,7 +164,7 @@ def test_a_failed_run_is_named_and_the_others_are_finished():
     assert "**1 run still to finish**" in (folder / "compare.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parts_share_a_grid_and_a_last_call_reports():
     folder = empty_folder() / "comparison"
     for part in ("1/2", "2/2"):
@@ -229,7 +229,7 @@ def test_a_plan_is_a_number_of_seeds():
     assert "sd is 0, should be a number of points above 0" in complaint_of("compare", "--plan", "--effect=1", "--sd=0")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_presets_dry_run_needs_no_data():
     command = ["compare", "--preset=paper-resnet", "--data=cifar10", "--mixup=0", "--batch-size=2", "--dry-run"]
     done = succeed(*command, "--device=cpu")

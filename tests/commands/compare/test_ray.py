@@ -38,7 +38,7 @@ def worker_of(driver: int, cell: str) -> psutil.Process:
     raise AssertionError(f"nobody trains {cell}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_ray
 def test_killed_workers_ctrl_c_and_failures_end_in_what_train_makes():
     folder = empty_folder() / "comparison"

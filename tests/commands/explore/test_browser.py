@@ -228,6 +228,7 @@ def test_two_images(page, network):
     expect(said(page, "right")).to_contain_text("Your image")
 
 
+@pytest.mark.slow
 def test_garbage_is_answered_with_a_sentence(page):
     give(page, "digit.png", png(digit()))
     expect(said(page)).to_contain_text("Your image")
@@ -304,6 +305,7 @@ def test_on_a_phone(browser, site):
     page.context.close()
 
 
+@pytest.mark.slow
 def test_all_is_reached_with_the_keyboard(page, network):
     wanted = {"mode", "left-network", "left-examples", "left-file", "depth", "to", "at", "attribution"}
     place = "() => document.activeElement.closest('[id]:is(#" + ",#".join(wanted) + ")')?.id"
@@ -336,7 +338,7 @@ def test_pictures_have_words_and_fields_have_labels(page):
     assert nameless == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_at_once_wait_their_turn(browser, site, network):
     pages = [browser.new_context().new_page() for _ in range(4)]
     for page in pages:
@@ -357,6 +359,7 @@ def test_many_at_once_wait_their_turn(browser, site, network):
         page.context.close()
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said(browser, runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)

@@ -213,7 +213,7 @@ def test_failing_compiler(plain, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_verification_finds_another_network(plain, tmp_path, monkeypatch):
     def compile_another(program):
         program.state_dict["head.fc.weight"][3] *= 1.01

@@ -73,6 +73,7 @@ def test_timm_builds_it_again(pruned):
     assert len(inspect_gates(model, images[:2])) == 9 - len(gone)
 
 
+@pytest.mark.slow
 def test_everything_else_takes_it(pruned, tmp_path):
     found, run = pruned
     assert evaluate(str(run.path))["test_top1"] == pytest.approx(found["test_top1"])
@@ -100,6 +101,7 @@ def test_it_is_exported_and_predicts(pruned, tmp_path):
     assert written
 
 
+@pytest.mark.slow
 def test_report_shows_what_was_pruned(pruned, tmp_path):
     found, run = pruned
     seen = report(str(run.path), output=str(tmp_path))["seen"]
@@ -129,7 +131,7 @@ def test_an_interrupted_one_goes_on(pruned, folded, tmp_path, monkeypatch):
         prune(str(folded), output=str(tmp_path / "run"), **SETTINGS | {"target_macs": 0.5})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_controls(pruned, folded, tmp_path):
     _, run = pruned
     shutil.copytree(run.path, tmp_path / "run")
@@ -160,7 +162,7 @@ def test_controls(pruned, folded, tmp_path):
     assert again == rows
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_plain_networks(tmp_path):
     train(model="preact_resnet20", epochs=1, output=tmp_path / "plain")
     found = prune(str(tmp_path / "plain"), target_macs=0.7, criterion="l1", epochs=1, images=100)

@@ -205,6 +205,7 @@ def test_numbers_of_mistakes(made, seen):
         assert (labels[index], predicted[index]) == (int(first["true"]), int(first["predicted"]))
 
 
+@pytest.mark.slow
 def test_own_images_and_blocks(folded, digit_files, tmp_path):
     """On a terminal, which shows how far it is."""
     arguments = ("--images", digit_files, "--blocks", "stages.2.blocks.1,stages.0.blocks.2", "--output", tmp_path)

@@ -154,6 +154,7 @@ def test_ticks_and_charts():
 # The profile
 
 
+@pytest.mark.slow
 def test_profile(short_run, tmp_path):
     """Ten steps after five, a table, and the training that it would have been."""
     done = succeed("train", *SHORT, "--profile", "--output", tmp_path / "run")
