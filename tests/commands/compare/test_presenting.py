@@ -59,6 +59,12 @@ def test_markdown_has_both_references_and_a_verdict():
     assert "nan" not in text
 
 
+def test_half_an_interval_is_rounded_once():
+    accuracies = [72.17, 74.05, 72.70, 72.89, 71.71, 73.76, 73.88, 71.77]  # 0.7924, between ends of two digits 0.795
+    text = to_markdown([outcome("a", accuracies)], title="", notes=[])
+    assert "72.87 ± 0.79" in text
+
+
 def test_worse_is_said():
     text = to_markdown([outcome("a", [70, 71, 72]), outcome("b", [68, 69.1, 70])], title="", notes=[])
     assert cells(text, "## Against `a`")["b"][-1] == "worse"

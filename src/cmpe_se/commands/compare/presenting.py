@@ -33,8 +33,13 @@ _SECONDARY_ADJUSTED = (
     "The primary comparison (`--primary`) is one planned test, which is not adjusted. All others are secondary; their "
     "p (Holm) and p same (Holm) are adjusted by Holm's method for the secondary comparisons of a table."
 )
-_DIGITS = {"p": 5, "p_holm": 5, "p_same": 5, "p_same_holm": 5, "primary_p": 5, "primary_p_same": 5} | dict.fromkeys(
-    ("effect", "detectable", "difference_std", "latency_ms", "latency_ratio", "latency_low", "latency_high"), 3
+_DIGITS = (
+    {"p": 5, "p_holm": 5, "p_same": 5, "p_same_holm": 5, "primary_p": 5, "primary_p_same": 5}
+    | dict.fromkeys(
+        ("effect", "detectable", "difference_std", "latency_ms", "latency_ratio", "latency_low", "latency_high"), 3
+    )
+    # Pages show two, and half of an interval between ends of two digits can be a hundredth off.
+    | {f"{name}_{end}": 4 for name in ("top1", "difference", "primary") for end in ("mean", "low", "high")}
 )
 """Digits behind the point, where they are not 2."""
 _PIPE = r"\|"  # in code too, within a table of GitHub
