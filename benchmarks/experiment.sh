@@ -14,7 +14,7 @@
 # For benchmarks/gpu.sh there are `plan`, which checks the plan and prints its lines, and `restore DIR`, which copies
 # finished runs of the repository to DIR/COMPARISON/cells/.
 # PYTHON (python3) makes the environment, CORE (the last one) is where it runs. RECORDS, EXPERIMENT_HOME,
-# COLLECT_SECONDS and STOP_SECONDS are for tests.
+# COLLECT_SECONDS, START_SECONDS and STOP_SECONDS are for tests.
 set -euo pipefail
 unset PYTHONPATH # of a developer's shell: the checkout there would run in the place of the installed commit
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -271,7 +271,10 @@ case ${1:-} in
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 CMPE_SE_CACHE=$home/cache CUDA_VISIBLE_DEVICES=
     nohup setsid nice -n 19 taskset -c "$core" bash "$script" train >>"$log" 2>&1 </dev/null 9>&- &
     echo $! >"$pid_file" # each of these commands becomes the next one
-    sleep 1
+    for ((left = ${START_SECONDS:-2}; left > 0; left--)); do
+      sleep 1
+      running || break
+    done
     if ! running; then
       status=0
       wait $! || status=$?

@@ -353,7 +353,7 @@ def test_a_wish_to_stop_between_two_comparisons(experiment):
 @in_background
 def test_a_failure_at_once_is_shown(experiment):
     (experiment.home / "broken").touch()
-    found = experiment("start")
+    found = experiment("start", START_SECONDS="60")
     assert found.returncode == 1
     said = ["cmpe-se: error: no such data", "experiment.sh ended: failed with status 1"]
     assert found.stderr.splitlines()[:2] == said
