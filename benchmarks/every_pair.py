@@ -10,7 +10,6 @@ later network less the earlier one.
 """
 
 import argparse
-import csv
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from cmpe_se.commands.compare.differences import Question, ask
 from cmpe_se.commands.compare.statistics import compare_paired, equivalence_p, holm
 from cmpe_se.errors import UserError
-from cmpe_se.training.provenance import write_table
+from cmpe_se.training.provenance import read_table, write_table
 from cmpe_se.utils.text import in_points
 
 
@@ -39,9 +38,8 @@ def main() -> None:
 def accuracies(path: Path) -> dict[str, dict[int, float]]:
     """Test accuracy in percent, by network and seed."""
     found: dict[str, dict[int, float]] = {}
-    with open(path, encoding="utf-8") as file:
-        for row in csv.DictReader(line for line in file if not line.startswith("#")):
-            found.setdefault(row["model"], {})[int(row["seed"])] = float(row["test_top1"])
+    for row in read_table(path):
+        found.setdefault(row["model"], {})[int(row["seed"])] = float(row["test_top1"])
     return found
 
 

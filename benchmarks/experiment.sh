@@ -131,7 +131,11 @@ collect_in_between() { # a machine that is lost takes minutes with it, not a see
   done
 }
 
-stopping='' collector='' left_out=''
+planned() { # number of runs of the plan's line that is read
+  echo $(($(tr ',' '\n' <<<"$models" | wc -l) * seeds))
+}
+
+stopping='' collector='''' left_out=''
 
 compare() { # networks with so many seeds from the first one on, of the plan's line that is read
   [ -z "$stopping" ] || return 143
@@ -141,7 +145,7 @@ compare() { # networks with so many seeds from the first one on, of the plan's l
 }
 
 train() { # the whole plan, seed by seed: what is finished at any time can be compared in pairs
-  local lines name images epochs models first seeds flags networks seed cell
+  local lines name images epochs models first seeds flags seed cell
   lines=$(plan)
   while IFS='|' read -r name images epochs models first seeds flags; do
     if [ ! -d "$data/$images" ]; then # as in gpu.sh, a line that cannot be trained here does not end the others
@@ -149,10 +153,9 @@ train() { # the whole plan, seed by seed: what is finished at any time can be co
       left_out+=" $name"
       continue
     fi
-    networks=$(tr ',' '\n' <<<"$models" | wc -l)
-    if [ "$(finished "$runs/$name")" -ge $((networks * seeds)) ] &&
+    if [ "$(finished "$runs/$name")" -ge "$(planned)" ] &&
       { [ -f "$records/$name/compare.md" ] || [ -f "$runs/$name/compare.md" ]; }; then
-      echo "$name: all $((networks * seeds)) runs are finished, and compared"
+      echo "$name: all $(planned) runs are finished, and compared"
       continue
     fi
     for ((seed = first; seed < first + seeds; seed++)); do
@@ -298,8 +301,7 @@ case ${1:-} in
     lines=$(plan)
     state
     while IFS='|' read -r name _ epochs models _ seeds _; do
-      networks=$(tr ',' '\n' <<<"$models" | wc -l)
-      echo "$name: $(finished "$runs/$name") of $((networks * seeds)) runs"
+      echo "$name: $(finished "$runs/$name") of $(planned) runs"
       for cell in "$runs/$name"/cells/*/; do
         if [ -d "$cell" ] && [ ! -f "$cell/result.json" ] && [ -f "$cell/metrics.jsonl" ]; then
           echo "  $(basename "$cell"): $(wc -l <"$cell/metrics.jsonl") of $epochs epochs, $(tail -n 1 "$cell/metrics.jsonl" |

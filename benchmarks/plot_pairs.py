@@ -8,12 +8,12 @@ into each folder; the primary pair comes first. The networks of all of them have
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from cmpe_se.errors import UserError
+from cmpe_se.training.provenance import read_table
 from cmpe_se.utils.figures import save_figure
 from cmpe_se.utils.plots import BLUE, GREY, ORANGE
 
@@ -28,6 +28,8 @@ def main() -> None:
     options = parser.parse_args()
     try:
         titled = [comparison.rpartition("=")[::2] for comparison in options.comparisons]
+        if len({title for title, _ in titled} - {""}) < len(titled):
+            raise UserError("each comparison needs a title of its own: TITLE=FOLDER")
         plot({title: read_pairs(Path(folder) / "every_pair.csv") for title, folder in titled}, options.output)
     except (UserError, OSError) as error:
         parser.error(str(error))
@@ -35,9 +37,7 @@ def main() -> None:
 
 def read_pairs(path: Path) -> list[dict[str, str]]:
     """The rows of an ``every_pair.csv``, the primary pair first."""
-    with open(path, encoding="utf-8") as file:
-        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
-    return sorted(rows, key=lambda row: row["role"] != "primary")
+    return sorted(read_table(path), key=lambda row: row["role"] != "primary")
 
 
 def plot(settings: dict[str, list[dict[str, str]]], path: Path) -> None:

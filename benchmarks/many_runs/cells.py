@@ -18,6 +18,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.metrics import collect_logits, count_correct
 from cmpe_se.training.network import count_gates, create_network
+from cmpe_se.training.provenance import has_tf32
 from cmpe_se.training.run_images import write_listing
 from cmpe_se.training.seeding import seed_everything
 from cmpe_se.training.summary import UNTESTED, summarise, test_record
@@ -125,8 +126,7 @@ def train_cell(
     view = getattr(network, "view", None)
     sizes = {"params": begun.params, "macs": begun.macs, "gates": count_gates(network)}
     result = summarise(config, data, history, view=view, **sizes)
-    tf32 = program.on_gpu and torch.backends.cudnn.allow_tf32
-    result |= {"processes": 1, "run": str(cell.run.path), "tf32": tf32, **source}
+    result |= {"processes": 1, "run": str(cell.run.path), "tf32": has_tf32(program.device), **source}
     cell.run.write_config(config)
     write_listing(cell.run, data, None)
     cell.run.write_metrics(history)

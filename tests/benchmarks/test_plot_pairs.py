@@ -37,6 +37,15 @@ def test_the_command(comparisons, monkeypatch):
     assert (comparisons / "pairs.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("titles", [("", "b="), ("a=", "a=")])
+def test_comparisons_need_titles_of_their_own(titles, comparisons, monkeypatch, capsys):
+    folders = [f"{title}{comparisons}/first" for title in titles]
+    monkeypatch.setattr("sys.argv", ["plot_pairs.py", "--output", str(comparisons / "pairs.png"), *folders])
+    with pytest.raises(SystemExit):
+        main()
+    assert "each comparison needs a title of its own: TITLE=FOLDER" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("second", "sentence"),
     [(HEAD + PLAIN, "'other' has other pairs of networks than 'one'"), (None, "No such file or directory")],

@@ -1,5 +1,6 @@
 """How a result was made: versions, commit, hardware and command."""
 
+import csv
 import datetime
 import json
 import platform
@@ -84,6 +85,17 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], **notes: str) -> 
             file.write(f"# {key}: {json.dumps(value)}\n")
         columns = list(rows[0])
         write_csv(file, columns, ([row[column] for column in columns] for row in rows))
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of :func:`write_table`, all values as text."""
+    with open(path, encoding="utf-8") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether convolutions in float32 have TF32's precision on this device."""
+    return device.type == "cuda" and torch.backends.cudnn.allow_tf32
 
 
 def source_commit() -> str | None:

@@ -28,7 +28,7 @@ from cmpe_se.training.network import count_gates
 from cmpe_se.training.optimisation import create_mixup, create_optimizer, ema_decay, learning_rate
 from cmpe_se.training.parallel import is_sharded_run, shard, with_synchronised_norms
 from cmpe_se.training.progress import TrainingProgress, only_warmup, opening
-from cmpe_se.training.provenance import provenance
+from cmpe_se.training.provenance import has_tf32, provenance
 from cmpe_se.training.resizing import ProgressiveResizing
 from cmpe_se.training.restoring import check_place, restore
 from cmpe_se.training.run_folder import RunFolder
@@ -387,7 +387,7 @@ class Trainer:
             **metrics,
             "processes": self.accelerator.num_processes,
             "run": str(self.run.path),
-            "tf32": self.accelerator.device.type == "cuda" and torch.backends.cudnn.allow_tf32,
+            "tf32": has_tf32(self.accelerator.device),
             **provenance(),
         }
         tested = self.tester.whole()
