@@ -1,7 +1,9 @@
 """Trained runs that several folders of tests look into; nobody changes them."""
 
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -44,6 +46,55 @@ def pytest_runtest_makereport():
 
 def _sendable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+_KEPT_FOR_GOOD = (
+    "PYTEST_",
+    "KMP_",
+    "TORCH",
+    "_TORCH",
+    "TRITON_",
+    "CUBLAS_",
+    "KINETO_",
+    "WANDB_",
+    "MLFLOW_",
+    "HF_",
+    "RAY_",
+)
+"""What pytest, and libraries or we for them, set in the environment of a process that uses them, for its whole life."""
+
+
+def _of_the_process() -> dict[str, object]:
+    """What belongs to the process and not to a test, where a later test, perhaps of another file, would find it."""
+    import torch
+
+    ours = logging.getLogger("cmpe_se")
+    environment = {f"${k}": v for k, v in os.environ.items() if not k.startswith(_KEPT_FOR_GOOD)}
+    return environment | {
+        "working directory": os.getcwd(),
+        "level of the root logger": logging.root.level,
+        "cmpe_se's logger": (ours.level, ours.propagate, ours.disabled, tuple(ours.handlers)),
+        "logging.disable": logging.root.manager.disable,
+        "handler of SIGTERM": signal.getsignal(signal.SIGTERM),
+        "handler of SIGINT": signal.getsignal(signal.SIGINT),
+        "default dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        "TF32 of matrix products": torch.backends.cuda.matmul.allow_tf32,
+        "TF32 of convolutions": torch.backends.cudnn.allow_tf32,
+        "cuDNN": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _leaves_the_process_as_it_was():
+    """Tests run in an order that changes with the number of workers: what one leaves behind fails there, not later."""
+    before = _of_the_process()
+    yield
+    after = _of_the_process()
+    changed = {k: (before.get(k), after.get(k)) for k in before | after if before.get(k) != after.get(k)}
+    assert not changed, f"left changed for the tests after this one (before, after): {changed}"
 
 
 @pytest.fixture(scope="session")

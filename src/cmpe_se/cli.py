@@ -6,8 +6,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from importlib import import_module
 from typing import Any
@@ -43,8 +43,25 @@ def main(arguments: Sequence[str]) -> int:
     command, *arguments = arguments
     print_plainly()
     end_with_parent()
-    if not is_main_process():  # of several processes one warns
-        logging.getLogger("cmpe_se").setLevel(logging.ERROR)
+    with _one_warns():
+        return _status(command, arguments)
+
+
+@contextmanager
+def _one_warns() -> Iterator[None]:
+    """Of several processes the main one logs warnings. Who calls :func:`main` as a function has its own level back."""
+    logger = logging.getLogger("cmpe_se")
+    before = logger.level
+    if not is_main_process():
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _status(command: str, arguments: Sequence[str]) -> int:
+    """Run a command; returns the exit status, with whatever went wrong in one line."""
     try:
         import_asked_for()
         function = _function(command)

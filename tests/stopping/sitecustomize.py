@@ -48,5 +48,6 @@ class _Stop:
 
 
 if "STOP_REPORT" in os.environ:
+    _signal.signal(_signal.SIGHUP, _signal.SIG_DFL)  # which a test runner under nohup hands down as ignored
     _moments, _signals = os.environ["STOP_DURING"].split(), os.environ["STOP_SIGNALS"].split()
     sys.meta_path.insert(0, _Stop(_moments, _signals, os.environ["STOP_REPORT"]))
