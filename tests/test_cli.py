@@ -17,6 +17,7 @@ import cmpe_se
 from cmpe_se.cli import _as_parsed, _switches
 from cmpe_se.commands import benchmark, compare, evaluate, explore, export, models, predict, push, train
 from cmpe_se.training.config import TrainingConfig, recipe_names
+from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se_command import COMMANDS
 from tests.training.processes import CONSOLE_SCRIPT, SHORT, complaint_of, empty_folder, shown_on_terminal, succeed
 
@@ -195,6 +196,17 @@ def test_models():
     assert records["preact_resnet20"]["macs"] == macs
     model = timm.create_model("se_wrn16_4")
     assert records["se_wrn16_4"]["params"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("view", ["folded_3x3", "static"])
+def test_models_without_whole_networks(view):
+    """It builds short networks and adds up: the figures are those of the deep ones."""
+    records = {record["name"]: record for record in models.models(view=view, image_size=20, num_classes=7)}
+    for name in ("preact_resnet56", "se_preact_resnet56b", "cmpe_se_preact_resnet56b", "cmpe_se_wrn22_10"):
+        own = {"view": view} if name.startswith("cmpe_se_") else {}
+        whole = timm.create_model(name, num_classes=7, device="meta", **own)
+        assert records[name]["params"] == count_parameters(whole)
+        assert records[name]["macs"] == count_multiply_adds(whole, (3, 20, 20))
 
 
 @pytest.mark.slow

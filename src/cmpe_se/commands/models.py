@@ -3,13 +3,13 @@
 import json
 from typing import Any
 
-import timm
 from rich import box
 from rich.table import Table
 
 from cmpe_se.errors import UserError
 from cmpe_se.layers.views import TABLE
 from cmpe_se.networks.registry import PLAIN_NETWORKS, PREFIXES
+from cmpe_se.networks.residual import ResidualNetwork
 from cmpe_se.utils.cost import count_multiply_adds, count_parameters
 from cmpe_se.utils.terminal import Terminal
 
@@ -33,8 +33,9 @@ def models(
     if image_size < 1 or num_classes < 1:
         raise UserError(f"image_size {image_size} and num_classes {num_classes} should be at least 1")
     views = {prefix: view if prefix == "cmpe_se_" else own for prefix, own in PREFIXES.items()}
+    measure = _Measure(num_classes, image_size)
     records = [
-        _measure(prefix + base, view_of_prefix, num_classes, image_size)
+        {"name": prefix + base, "view": view_of_prefix} | measure(base, view_of_prefix)
         for base in PLAIN_NETWORKS
         for prefix, view_of_prefix in views.items()
     ]
@@ -45,10 +46,31 @@ def models(
     return records
 
 
-def _measure(name: str, view: str | None, num_classes: int, image_size: int) -> dict[str, Any]:
-    model = timm.create_model(name, view=view, num_classes=num_classes, device="meta")
-    macs = count_multiply_adds(model, (3, image_size, image_size))
-    return {"name": name, "view": view, "params": count_parameters(model), "macs": macs}
+class _Measure:
+    """Parameters and multiply-adds of our networks, in a quarter of the time that the whole networks take.
+
+    After a stage's first block, which may project, all of its blocks are alike. So networks of one and of two blocks a
+    stage tell what any deeper one costs, exactly; networks that differ in their depth alone share them.
+    """
+
+    def __init__(self, num_classes: int, image_size: int):
+        self._num_classes, self._image_size = num_classes, image_size
+        self._measured: dict[str, dict[str, int]] = {}
+
+    def __call__(self, base: str, view: str | None) -> dict[str, int]:
+        network, settings = PLAIN_NETWORKS[base]
+        layers = 9 if settings.get("block") == "bottleneck" else 6  # of one block in each of three stages
+        blocks, others = divmod(settings["depth"], layers)
+        one, two = (self._short(network, settings | {"depth": n * layers + others, "view": view}) for n in (1, 2))
+        return {name: one[name] + (blocks - 1) * (two[name] - one[name]) for name in one}
+
+    def _short(self, network: type[ResidualNetwork], settings: dict[str, Any]) -> dict[str, int]:
+        key = f"{network.__name__} {settings}"
+        if key not in self._measured:
+            made = network(**settings, num_classes=self._num_classes, device="meta")
+            macs = count_multiply_adds(made, (3, self._image_size, self._image_size))
+            self._measured[key] = {"params": count_parameters(made), "macs": macs}
+        return self._measured[key]
 
 
 def _table(records: list[dict[str, Any]], view: str, image_size: int) -> Table:

@@ -27,6 +27,10 @@ class Ratio(NamedTuple):
         """Whether the interval leaves out 1, that is, whether a difference has been shown."""
         return not self.low <= 1 <= self.high
 
+    def rounded(self) -> "Ratio":
+        """As it is shown, to a tenth of a percent: an interval that is printed from 1.000 shows no difference."""
+        return Ratio(*(round(value, 3) for value in self))
+
 
 def take_turns(
     steps: dict[str, Callable[[], None]], turns: Iterable[int], device: torch.device

@@ -72,6 +72,9 @@ def test_ratios_and_their_intervals():
     # Of 15 values the 4th from either end: an interval of 96.5 %, where the 5th would be one of 88.2 %.
     assert ratio == pytest.approx((1, 0.96, 1.04))
     assert not ratio.resolved
+    just_above = paired_ratio([1.0004] * 15, [1.0] * 15)
+    assert just_above.resolved
+    assert not just_above.rounded().resolved  # nothing is shown by what is printed as 1.000 to 1.000
     assert paired_ratio([3.0, 1.0, 2.0], [1.0] * 3) == (2, 1, 3)  # too few: from the smallest to the largest
 
 

@@ -208,7 +208,7 @@ def _measure(
     plain = memory[PLAIN]
     for name, times in seconds.items():
         own = memory[name]
-        ratio = paired_ratio(times, seconds[PLAIN])
+        ratio = paired_ratio(times, seconds[PLAIN]).rounded()
         median = sorted(times)[len(times) // 2]
         known = name != PLAIN and ratio.resolved
         rows.append(
@@ -221,9 +221,9 @@ def _measure(
                 "contender": name,
                 "images_per_second": round(batch_size / median, 1),
                 "milliseconds": round(1000 * median, 2),
-                "ratio": 1.0 if name == PLAIN else round(ratio.median, 3) if known else None,
-                "low": round(ratio.low, 3),
-                "high": round(ratio.high, 3),
+                "ratio": 1.0 if name == PLAIN else ratio.median if known else None,
+                "low": ratio.low,
+                "high": ratio.high,
                 "steps": steps_each,
                 "p50": round(1000 * percentile(times, 50), 2) if latency else None,
                 "p90": round(1000 * percentile(times, 90), 2) if latency else None,
