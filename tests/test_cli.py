@@ -209,7 +209,7 @@ def test_models_without_whole_networks(view):
         assert records[name]["macs"] == count_multiply_adds(whole, (3, 20, 20))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_models_table():
     done = succeed("models", "--view", "pair_view_1x1")
     assert re.search(r"preact_resnet164 +1,703,258.*\+193,536.*\+290,682", done.out)

@@ -149,6 +149,7 @@ def assert_only_our_html(text: str) -> None:
     assert all(attributes["src"].startswith("data:") for tag, attributes in page.tags if tag == "img")
 
 
+@pytest.mark.slow
 def test_report(trained, classes, tmp_path, capsys, caplog, recwarn):
     made = report(str(trained[0]), output=str(tmp_path / f"[out] {LATIN_1}"))
     text = Path(made["page"]).read_text(encoding="utf-8")

@@ -98,6 +98,7 @@ for module in ("cmpe_se.training", "cmpe_se.commands.evaluate"):
     ]
 
 
+@pytest.mark.long
 def test_each_command_says_which_extra_is_missing():
     done = python(
         f"""
@@ -112,7 +113,7 @@ print([main([name, "--help"]) for name in {list(COMMANDS)}])
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_only_what_is_missing_is_named():
     command = [
         sys.executable,

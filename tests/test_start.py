@@ -86,6 +86,7 @@ def test_no_folder_for_temporary_files(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_full_standard_output():
     command = [CONSOLE_SCRIPT, "compare", "--plan", "--effect=0.3", "--sd=0.4"]
     with open("/dev/full", "w") as full:

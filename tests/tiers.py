@@ -11,7 +11,7 @@ import pytest
 
 
 def slow_but(values: Iterable[Any], now: Collection[Any]) -> list[Any]:
-    """Parameters of a test: those of ``now`` in the default tier, all others in the slow one.
+    """Parameters of a test: those of ``now`` in the test's own tier, all others in the slow one.
 
     Raises:
         AssertionError: one of ``now`` is no value, and would never run.

@@ -277,6 +277,7 @@ def counts():
         pass
 
 
+@pytest.mark.slow
 def test_no_network_ends_the_census(monkeypatch):
     monkeypatch.setattr(processes, "PATIENCE", 4)
     chosen = [network(build, build.__name__) for build in (exits, Block, grows, Block, counts)]

@@ -467,6 +467,7 @@ def test_a_gpu_is_given_the_lines_of_the_plan(script, tmp_path):
     assert "--output TMP/out/large" in found.stdout.replace(str(tmp_path), "TMP")
 
 
+@pytest.mark.long
 def test_a_gpu_goes_on_with_the_plan(script, archive, tmp_path):
     models, recipe = "preact_resnet20,preact_resnet20:se", script.records / "recipe.yaml"
     recipe.write_text("data: folder\nbatch_size: 36\nlr: 0.05\n")

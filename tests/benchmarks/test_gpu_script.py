@@ -36,6 +36,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=surroundings, cwd="/", check=False)
 
 
+@pytest.mark.long
 def test_experiment(images, tmp_path):
     models = "--models=preact_resnet20,se_preact_resnet20"
     done = run(
@@ -86,6 +87,7 @@ def test_wrn(images, tmp_path):
     assert "cmpe_se_wrn16_4:folded_3x3" in done.stdout
 
 
+@pytest.mark.long
 def test_tests_are_skipped_without_a_gpu(tmp_path):
     done = run("tests", "-", tmp_path, "--co")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,6 +9,8 @@ from cmpe_se.data import plain_training_batches
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rows(folded):

@@ -191,6 +191,7 @@ def test_the_queue_begins_only_what_can_finish():
     assert queue.finished == [second]
 
 
+@pytest.mark.long
 def test_corrupted_images_are_those_of_compare(recipe, tmp_path):
     script.main(arguments(recipe, tmp_path, "--corruptions", "--seeds=1", "--keep-weights=all"))
     files = sorted(tmp_path.glob("cells/*/corruptions.json"))
@@ -206,6 +207,7 @@ def test_corrupted_images_are_those_of_compare(recipe, tmp_path):
         assert all(own[key] == right[key] for key in ("clean", "mean", "jpeg", "noise", "data", "parameters"))
 
 
+@pytest.mark.long
 def test_a_failing_run_does_not_end_the_others(recipe, tmp_path, monkeypatch, capsys):
     def failing(program, *_):
         if not hasattr(program.network.stages[0].blocks[0].attention, "fc1"):

@@ -33,6 +33,8 @@ from tests.tiers import long_but
 from tests.training.processes import empty_folder, trained_run
 from tests.training.runs import checkpoint
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"small": SmallImages, "large": LargeImages, "streamed": StreamedImages}
 
 
@@ -121,6 +123,7 @@ def test_every_command_makes_the_same_tensors(run):
     assert torch.equal(next(network._batches(data, range(24)))[0], images)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", long_but(KINDS, ["small"]))
 def test_an_exported_file_is_the_run(kind, tmp_path):
     run = trained(kind)
@@ -166,6 +169,7 @@ def test_an_older_run_goes_on_as_it_was(older):
     assert load_run_data(older).preprocessing == saved
 
 
+@pytest.mark.long
 def test_older_runs_of_other_images():
     large = trained("large")
     config = large.model_config()

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
 TIMM = {
     "test_resnet": (4, 4),
@@ -47,7 +47,7 @@ FAMILIES = (
 """One small network of each kind, for the default tier."""
 
 ALL_NAMES = [f"timm {name}" for name in TIMM] + [f"torchvision {name}" for name in TORCHVISION]
-NAMES = slow_but(ALL_NAMES, FAMILIES)
+NAMES = long_but(ALL_NAMES, FAMILIES)
 
 
 def build(name: str, **settings) -> nn.Module:

@@ -181,13 +181,14 @@ def assert_compiles_and_exports(module: nn.Module, x: torch.Tensor) -> None:
         torch.testing.assert_close(exported.module()(x), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", long_but(WHOLE, ["timm test_resnet"]))
 def test_compile_and_export(name):
     torch.compiler.reset()  # networks of one class share their code, and the compiler's limit for it
     assert_compiles_and_exports(move_gates(convert(shorten(build(name)))), images(batch=3))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_training():
     torch.compiler.reset()
     converted = convert(build("timm test_resnet")).train()

@@ -21,9 +21,9 @@ from tests.conversion.networks import randomise
 from tests.conversion.test_convert import assert_same, gates, move_gates
 from tests.merging import test_merging
 from tests.networks.naive import naive_gate
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
-NAMES = slow_but(CASES, QUICK)
+NAMES = long_but(CASES, QUICK)
 SMALL = pytest.mark.parametrize("name", ["ecg", "x3d"])
 NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -197,7 +197,8 @@ def test_gates_are_held(name):
     assert seen.residual_share.max() == 0
 
 
-@SMALL
+@pytest.mark.slow
+@pytest.mark.parametrize("name", long_but(["ecg", "x3d"], ["ecg"]))
 def test_saved_and_compiled(name):
     torch.compiler.reset()
     model, x = converted(name), inputs(name)

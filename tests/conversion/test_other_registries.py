@@ -60,6 +60,7 @@ def test_a_backbone_of_transformers():
     assert not missing.missing_keys
 
 
+@pytest.mark.slow
 def test_transformers_is_not_imported():
     code = "import sys, cmpe_se; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)

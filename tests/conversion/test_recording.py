@@ -272,6 +272,7 @@ def test_example_inputs_are_left_alone():
         convert(network, example_inputs=torch.zeros(1, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_a_network_knows_its_own_size():
     """Positions of maps of 224 pixels fit no other ones."""
     with torch.device("meta"):

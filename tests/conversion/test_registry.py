@@ -44,6 +44,7 @@ def test_weights_of_the_base_network(tmp_path):
     assert other.fc.out_features == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -135,6 +136,7 @@ def test_features_with_saved_gates(tmp_path):
             assert torch.equal(actual, expected)
 
 
+@pytest.mark.slow
 def test_weights_of_a_base_whose_blocks_have_two_gates(tmp_path):
     plain = randomise(timm.create_model("test_coatnet")).eval()
     torch.save(plain.state_dict(), tmp_path / "base.pth")

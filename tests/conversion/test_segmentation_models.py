@@ -63,8 +63,13 @@ def test_encoder_by_name(network, settings, blocks):
     assert all(gate.fc2.weight.grad.abs().sum() > 0 for gate in gates(model).values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "name", ["tu-cmpe_se_resnet50", "tu-cmpe_se_converted.convnext_atto", "tu-cmpe_se_resnext50_32x4d"]
+    "name",
+    long_but(
+        ["tu-cmpe_se_resnet50", "tu-cmpe_se_converted.convnext_atto", "tu-cmpe_se_resnext50_32x4d"],
+        ["tu-cmpe_se_converted.convnext_atto"],
+    ),
 )
 def test_encoder_on_the_meta_device(name):
     with torch.device("meta"):
@@ -87,7 +92,8 @@ def test_encoder_with_the_weights_of_its_base(tmp_path):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("network", long_but(DECODERS, ("Unet", "MAnet", "FPN")))
+@pytest.mark.slow
+@pytest.mark.parametrize("network", long_but(DECODERS, ("Unet",)))
 def test_networks_through_convert(network):
     original = make(network, "tu-resnet18")
     model = cmpe_se.convert(original)
@@ -106,6 +112,7 @@ def test_networks_through_convert(network):
         torch.testing.assert_close(cmpe_se.merge(model)(images()), y, rtol=1e-3, atol=1e-4 * float(y.abs().max()))
 
 
+@pytest.mark.slow
 def test_addition_in_a_decoder_gets_a_gate():
     """MAnet adds what its attention at the bottom finds to what it was given."""
     report = cmpe_se.conversion_report(cmpe_se.convert(make("MAnet", "tu-resnet18")))

@@ -42,6 +42,7 @@ def test_cache_is_used_and_gives_the_same(two_classes, cache_dir, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(_tensors(first), _tensors(again), strict=True))
 
 
+@pytest.mark.slow
 def test_cache_is_faster(cifar10_subset):
     times = []
     for _ in range(2):

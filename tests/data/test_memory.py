@@ -49,6 +49,7 @@ def _own(pid):
         return 0
 
 
+@pytest.mark.long
 def test_memory_is_flat_over_epochs(images):
     data = load_data("folder", images, image_size=112, workers=2)
     sizes = [memory(data, epoch) for epoch in range(EPOCHS)]

@@ -119,6 +119,7 @@ def move(gates: list[CompetitiveSE]) -> None:
                 weight.add_(0.1 * torch.randn(weight.shape, generator=random))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", long_but(DETECTORS, ["fasterrcnn_mobilenet_v3_large_320_fpn"]))
 def test_converted_detector(name):
     """Equal detections, gates that learn, copies, and merged maps."""

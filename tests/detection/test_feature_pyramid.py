@@ -91,6 +91,7 @@ def test_frozen_stages(convert):
     assert learning(cmpe_se.fpn_backbone("resnet18", convert=convert, **SMALL)) == everything
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "hrnet_w18_small"])
 def test_frozen_stages_of_networks_with_feature_maps_of_their_own(name):
     """A frozen stage is frozen as a whole, gates included, and no layer of the next one is."""
@@ -147,7 +148,7 @@ def test_extra_blocks():
         assert list(backbone(torch.randn(2, 3, 64, 64))) == names
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pretrained_weights_are_those_of_the_network(tmp_path):
     """Also where timm names the feature maps' layers in another way than the network's."""
     for base, gate in (("resnet18", "se"), ("convnext_atto", "se"), ("mobilenetv3_small_050", "se")):

@@ -25,6 +25,7 @@ def example():
         sys.path.remove(str(EXAMPLES))
 
 
+@pytest.mark.slow
 def test_both_detectors_start_with_the_same_losses_and_learn(example):
     options = example["parse"](["--steps", "30", "--batch-size", "4", "--test-images", "2"])
     classes, images, _ = example["load"](options)
@@ -37,6 +38,7 @@ def test_both_detectors_start_with_the_same_losses_and_learn(example):
     assert all(sum(each[-5:]) < 0.9 * sum(each[:5]) for each in losses.values())
 
 
+@pytest.mark.slow
 def test_runs_are_kept_and_compared(example, tmp_path, capsys):
     command = [
         "--steps",

@@ -28,7 +28,7 @@ def test_timm_network_learns_and_merges():
     assert example["largest_difference"](converted, cmpe_se.merge(converted), images) < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchvision_network_is_exported_with_its_gates(tmp_path):
     example = names_of("torchvision_network")
     original, converted = example["build"]()

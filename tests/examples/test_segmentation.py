@@ -38,6 +38,7 @@ def own_folder(tmp_path):
     return tmp_path / "own"
 
 
+@pytest.mark.slow
 def test_both_arms_begin_alike_and_the_gates_move(example):
     data = example["pasted"]("digits", [], 12, 32)
     plain, converted = (example["build"](arm, 11, "folded_3x3", 3) for arm in example["ARMS"])
@@ -76,7 +77,7 @@ def test_scenes_are_exact_and_their_classes_follow_the_background(example):
     assert ((data.train.masks > 0).flatten(1).sum(1) >= 3 * 12**2).all()  # a disc of 24 pixels, or more
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_own_folder_interrupted_and_resumed(example, own_folder, tmp_path, capsys):
     output = tmp_path / "runs" / "first"
     arguments = ["--data-dir", str(own_folder), "--output", str(output), *QUICK]

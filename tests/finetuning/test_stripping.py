@@ -75,6 +75,7 @@ def test_hooks_modes_and_sharing_stay():
     assert calls == ["layer", "block"] * 3
 
 
+@pytest.mark.slow
 def test_its_pickle_needs_no_cmpe_se(tmp_path):
     model = strip_gates(convert(timm.create_model("test_resnet").eval()))
     torch.save(model, tmp_path / "model.pt")

@@ -20,7 +20,7 @@ from tests.networks.naive import (
     naive_picture,
     randomise,
 )
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
 CONVERTED = {
     "resnet18": {"layers": (1, 2, 1, 1), "channels": (8, 16, 24, 32)},
@@ -125,7 +125,7 @@ def test_our_networks(kind, view, merged):
 
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("view", SQUEEZE_VIEWS)
-@pytest.mark.parametrize("name", slow_but(CONVERTED, ["test_resnet"]))
+@pytest.mark.parametrize("name", long_but(CONVERTED, ["test_resnet"]))
 def test_converted_networks(name, view, merged):
     model = converted(name, view)
     x = images(side=40)

@@ -18,7 +18,7 @@ from cmpe_se.layers.views import TABLE, View
 from cmpe_se.merging import MergedGate
 from tests.layers.test_views import flows, make, naive_factors
 from tests.networks.naive import MERGING_VIEWS, SQUEEZE_VIEWS, naive_gate
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
 SIZES = {"1-D": (7,), "3-D": (3, 4, 2), "one sample": (1,), "one voxel": (1, 1, 1), "odd": (5, 1, 3)}
 DIMENSIONS = pytest.mark.parametrize("size", [SIZES["1-D"], SIZES["3-D"]], ids=["1-D", "3-D"])
@@ -128,7 +128,7 @@ def test_copies(duplicate, size):
 
 
 @DIMENSIONS
-@pytest.mark.parametrize("view", slow_but(GENERAL, ["folded_3x3", "timm_eca"]))
+@pytest.mark.parametrize("view", long_but(GENERAL, ["folded_3x3", "timm_eca"]))
 def test_compiled(view, size):
     torch.compiler.reset()
     gate, (u, s) = make(view, training=True), flows(size=size)
@@ -137,7 +137,7 @@ def test_compiled(view, size):
 
 
 @DIMENSIONS
-@pytest.mark.parametrize("view", slow_but(GENERAL, ["folded_3x3", "timm_eca"]))
+@pytest.mark.parametrize("view", long_but(GENERAL, ["folded_3x3", "timm_eca"]))
 def test_exported_for_any_batch(view, size):
     gate, batch = make(view), torch.export.Dim("batch", min=2)
     with torch.no_grad():
@@ -214,6 +214,7 @@ def by_functions(identity, gate, weight, x):
     return add_gated_pointwise(identity, gate, conv, x)
 
 
+@pytest.mark.long
 @DIMENSIONS
 @pytest.mark.parametrize("layout", ["channels first", "channels last"])
 def test_derivatives_of_add_gated_pointwise(layout, size):

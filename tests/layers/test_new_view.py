@@ -256,7 +256,8 @@ def test_a_conversion_begins_with_the_same_output(view):
     assert view in str(cmpe_se.conversion_report(converted))
 
 
-@EVERY_TOY
+@pytest.mark.slow
+@pytest.mark.parametrize("view", long_but(TOYS, ["toy_folded_3x5"]))
 def test_saved_and_exported(view):
     model, x = network("basic", view), images()
     file = io.BytesIO()
@@ -297,7 +298,7 @@ def test_listed(monkeypatch, capsys):
     assert {row["view"] for row in json.loads(capsys.readouterr().out)} == {None, "se", "toy_identity"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("view", long_but(["toy_identity", "toy_module"], ["toy_module"]))
 def test_a_run_and_its_pages(view, tmp_path):
     settings = {"model": "preact_resnet20", "view": view, "start": "one", "epochs": 1, "lr": 0.2, "device": "cpu"}

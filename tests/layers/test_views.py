@@ -13,7 +13,7 @@ from cmpe_se.inspecting import forced_gates
 from cmpe_se.layers.views import TABLE
 from cmpe_se.utils.cost import count_multiply_adds
 from tests.networks.naive import MERGING_VIEWS, SMALL_NETWORKS, SQUEEZE_VIEWS, naive_flows, naive_gate, randomise
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
 MAP_VIEWS = tuple(name for name, view in TABLE.items() if view.form == "maps")
 WHOLE_VIEWS = ("static", *MAP_VIEWS)  # which take residual and identity whole
@@ -302,7 +302,7 @@ def test_merged(kind, view, bias):
         assert not any(block.attention for stage in merged.stages for block in stage.blocks)
 
 
-@pytest.mark.parametrize("name", slow_but(["resnet18", "resnet50", "mobilenetv2_050", "resnetv2_50"], ["resnet18"]))
+@pytest.mark.parametrize("name", long_but(["resnet18", "resnet50", "mobilenetv2_050", "resnetv2_50"], ["resnet18"]))
 def test_static_gates_of_converted_networks_cost_nothing(name):
     import timm
 

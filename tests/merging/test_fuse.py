@@ -14,7 +14,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.layers.views import TABLE
 from cmpe_se.merging import MergedGate
 from tests.networks.naive import SMALL_NETWORKS, randomise
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
 NARROW = {"layers": (1, 2, 1, 1), "channels": (8, 16, 24, 32)}
 NETWORKS = SMALL_NETWORKS | {
@@ -42,7 +42,7 @@ def gates(model: nn.Module, kind: type) -> list[nn.Module]:
 
 
 @EVERY_VIEW
-@pytest.mark.parametrize("kind", slow_but(NETWORKS, ["bottleneck", "test_resnet"]))
+@pytest.mark.parametrize("kind", long_but(NETWORKS, ["bottleneck", "test_resnet"]))
 def test_gates_are_merged(kind, view):
     model, x = make(kind, view), images()
     before = copy.deepcopy(model.state_dict())
@@ -118,6 +118,7 @@ def test_inspected(view):
         torch.testing.assert_close(after.residual_squeeze, before.residual_squeeze, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_compiled_and_exported():
     model = reparameterize_model(PreActResNet(11, view="folded_3x3")).eval()
     x = images(torch.float32)

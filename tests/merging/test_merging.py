@@ -18,7 +18,7 @@ from cmpe_se.merging import MergedGate
 from tests.conversion.networks import FAMILIES, NAMES, build, shorten
 from tests.conversion.networks import randomise as randomise_norms
 from tests.networks.naive import MERGING_VIEWS, SMALL_NETWORKS, naive_gate, randomise
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
 
 def images(batch=3, side=64, dtype=torch.float64):
@@ -106,7 +106,7 @@ def test_converted_networks(name):
 
 @pytest.mark.parametrize(
     "name",
-    slow_but(
+    long_but(
         ["timm resnet50", "timm seresnet50", "timm tf_efficientnet_b0", "timm mobilenetv3_small_050"],
         ["timm mobilenetv3_small_050"],
     ),
@@ -119,6 +119,7 @@ def test_networks_without_competition(name):
     assert sum(m is not None for m in merged.parameters()) > 0
 
 
+@pytest.mark.slow
 def test_gates_read_the_smaller_tensor():
     merged = merge(move_gates(convert(build("timm resnet50", layers=(1, 2, 1, 1)))))
     first, second = merged.layer2[0], merged.layer2[1]
@@ -311,6 +312,7 @@ def test_gradients_of_images_through_a_merged_network():
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.long
 def test_compile_and_export():
     merged = merge(move_gates(convert(build("timm test_resnet"))))
     torch.compiler.reset()

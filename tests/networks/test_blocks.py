@@ -243,6 +243,7 @@ def test_recomputed_blocks_under_autocast():
         assert_same(step(recomputing, x), step(plain, x), 0)
 
 
+@pytest.mark.long
 def test_recomputed_blocks_compile():
     plain, recomputing = recomputing_pair("bottleneck", "folded_3x3")
     x = images(3, size=(8, 8))

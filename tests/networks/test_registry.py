@@ -13,7 +13,7 @@ from cmpe_se.conversion.registry import BASES
 from cmpe_se.networks.registry import PLAIN_NETWORKS, PREFIXES, default_cfgs
 from cmpe_se.shipped import shipped_names
 from tests.networks.naive import randomise
-from tests.tiers import slow_but
+from tests.tiers import long_but
 
 NAMES = [prefix + base for base in PLAIN_NETWORKS for prefix in PREFIXES]
 SHALLOW = [name for name in NAMES if not name.endswith(("110", "164"))]
@@ -64,7 +64,7 @@ def test_parameters(base, view):
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[base][COLUMNS.index(view)]
 
 
-@pytest.mark.parametrize("name", slow_but(NAMES, SHALLOW))
+@pytest.mark.parametrize("name", long_but(NAMES, SHALLOW))
 def test_every_name(name):
     base = name.removeprefix("cmpe_").removeprefix("se_")
     prefix = name.removesuffix(base)

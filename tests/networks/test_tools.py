@@ -40,15 +40,16 @@ def assert_same(actual, expected, tolerance):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "view", "training"),
     [
         ("bottleneck", "folded_3x3", True),
-        ("bottleneck", "folded_3x3", False),
-        ("wide", "pair_view_1x1", True),
         ("wide", "se", False),
-        ("basic", "double_fc", True),
-        ("basic", None, True),
+        pytest.param("bottleneck", "folded_3x3", False, marks=pytest.mark.long),
+        pytest.param("wide", "pair_view_1x1", True, marks=pytest.mark.long),
+        pytest.param("basic", "double_fc", True, marks=pytest.mark.long),
+        pytest.param("basic", None, True, marks=pytest.mark.long),
     ],
 )
 def test_compile_has_no_graph_break(family, view, training):

@@ -16,6 +16,7 @@ from cmpe_se.pruning.choice import Cut, apply, by_layer
 from cmpe_se.pruning.criteria import CRITERIA, GateScores, importances
 from cmpe_se.utils.cost import count_multiply_adds
 from tests.networks.naive import randomise
+from tests.tiers import long_but
 
 pytest.importorskip("torch_pruning")
 
@@ -40,7 +41,8 @@ def converted():
     return randomise(convert(timm.create_model("resnet18", num_classes=10))).eval()
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", long_but(CRITERIA, ["gate", "bn"]))
 @pytest.mark.parametrize("network", ["ours", "converted"])
 def test_at_most_so_many_multiply_adds(network, criterion, request):
     model = request.getfixturevalue(network)
@@ -82,19 +84,21 @@ def test_what_stays_are_the_channels_of_before(ours):
     torch.testing.assert_close(pruned(x), silent(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_layerwise_takes_the_same_part_of_each(converted):
     pruned = prune(converted, 0.6, images=images(32), criterion="random", layerwise=True, round_to=1)
     parts = [layer.after / layer.before for layer in pruned.layers if not layer.stream]
     assert max(parts) - min(parts) < 0.03
 
 
+@pytest.mark.long
 def test_multiples(converted):
     pruned = prune(converted, 0.6, images=images(32), criterion="l1", round_to=8)
     assert any(layer.after < layer.before for layer in pruned.layers)
     assert all(layer.after % 8 == 0 for layer in pruned.layers)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_steps_measure_anew(ours):
     seen = []
     pruned = prune(ours, 0.6, images=images(), criterion="l1", steps=3, after_step=lambda model: seen.append(model))
@@ -105,6 +109,7 @@ def test_steps_measure_anew(ours):
     assert sorted(parts, reverse=True) == parts
 
 
+@pytest.mark.long
 def test_the_stream_goes_last_and_its_gates_begin_anew(ours):
     pruned = prune(ours, 0.2, images=images(), criterion="l1")
     assert pruned.through_stream
@@ -121,6 +126,7 @@ def test_the_stream_goes_last_and_its_gates_begin_anew(ours):
     torch.testing.assert_close(merge(pruned.network)(x), pruned.network(x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 def test_a_target_that_cannot_be_reached_names_the_least(ours):
     with pytest.raises(UserError, match=r"target_macs 0.01 cannot be reached: .* give at least 0\.") as raised:
         prune(ours, 0.01, images=images())
@@ -130,6 +136,7 @@ def test_a_target_that_cannot_be_reached_names_the_least(ours):
         prune(ours, least - 0.01, images=images())
 
 
+@pytest.mark.long
 def test_a_block_that_adds_nothing_goes_as_a_whole(ours):
     model = timm.create_model("cmpe_se_preact_resnet20", num_classes=10).eval()
     model.load_state_dict(ours.state_dict())
@@ -254,7 +261,7 @@ def test_apply_agrees_with_torch_pruning(converted):
     torch.testing.assert_close(own(x), channels.plain(x), rtol=0, atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_networks():
     """Depthwise convolutions, SE within blocks, layer norms; what stays whole (layer scale, groups) is named."""
     for name in ("mobilenetv3_small_050", "convnext_atto", "regnetx_002"):
@@ -267,7 +274,7 @@ def test_other_networks():
         assert bool(pruned.left) is (name != "mobilenetv3_small_050")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_layers_without_a_batch_norm_stay_by_that_criterion():
     model = timm.create_model("mobilenetv3_small_050", num_classes=10).eval()
     pruned = prune(model, 0.8, images=images(64), criterion="bn")
@@ -357,7 +364,7 @@ def test_a_gate_scales_the_residual_and_not_the_shortcut(converted):
     torch.testing.assert_close(found, expected / expected.mean(), rtol=1e-9, atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_has_no_importance_is_named_after_several_steps_too():
     model = timm.create_model("mobilenetv3_small_050", num_classes=10).eval()
     one, two = (prune(model, 0.8, images=images(64), criterion="bn", steps=steps).left for steps in (1, 2))

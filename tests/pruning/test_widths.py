@@ -137,7 +137,7 @@ def test_feature_maps_of_ours():
     assert [one.shape[1] for one in features(torch.randn(1, 3, 16, 16))] == [16, 16, 32, 64]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_feature_maps_of_a_pruned_network():
     whole = convert(timm.create_model("resnet18", num_classes=4))
     pruned = prune(whole, 0.15, images=[(torch.randn(2, 3, 64, 64), torch.zeros(2).long())], criterion="l1")

@@ -10,6 +10,7 @@ from cmpe_se.layers.views import TABLE
 from cmpe_se.merging import merge
 from cmpe_se.runtimes import programs
 from tests.networks.naive import randomise
+from tests.tiers import long_but
 
 for package in ("onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="an extra")
@@ -58,7 +59,7 @@ def check(merged, before, after):
         assert other <= max(4 * one, 2e-5 * right.abs().max().item())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_squeezes_gates_and_additions_keep_the_layout(tmp_path):
     """Of a bottleneck network with gates as wide as the layout's blocks, strided projections among them."""
     merged = network("resnet26", "folded_3x3")
@@ -77,10 +78,10 @@ def test_squeezes_gates_and_additions_keep_the_layout(tmp_path):
     check(merged, before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "view"),
     [
-        ("preact_resnet20", "folded_3x3"),
         ("test_resnet", "pair_view_1x1"),
         *[
             pytest.param(model, view, marks=pytest.mark.long)
@@ -97,7 +98,8 @@ def test_the_numbers_stay_the_same(model, view):
     check(merged, before, after)
 
 
-@pytest.mark.parametrize("view", ["plain", "timm_se"])
+@pytest.mark.slow
+@pytest.mark.parametrize("view", long_but(["plain", "timm_se"], ["timm_se"]))
 def test_what_has_no_merged_gate_stays_as_it_is(view):
     before, after = exported(network("test_resnet", view))
     assert kinds(after) == kinds(before)

@@ -26,7 +26,7 @@ signal.raise_signal(signal.SIGTERM)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_after_networks_have_gone_is_handled():
     """Each ``openvino.Core`` changes the stack for signals: the second one to go would leave the first one's, freed."""
     done = subprocess.run([sys.executable, "-c", NETWORKS_THAT_GO], capture_output=True, text=True, timeout=120)

@@ -20,6 +20,7 @@ from cmpe_se.networks.registry import view_of
 from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.escaping import visible
 from tests.photos import write_photos
+from tests.tiers import long_but
 from tests.training.processes import complaint_of, empty_folder, succeed
 from tests.training.runs import weights
 
@@ -83,7 +84,8 @@ def test_its_files_say_what_it_is(name):
             assert len(content) < 1.3 * 2**20, file
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", long_but(NAMES, [shipped.SHIPPED]))
 def test_the_accuracy_is_that_of_real_images(name, cifar10_subset, tmp_path):
     """Of a tenth of the images, whose accuracy has a standard deviation of a point."""
     found = evaluate(name, data_dir=str(cifar10_subset), output=str(tmp_path))["test_top1"]
@@ -108,6 +110,7 @@ def photo(tmp_path_factory) -> Path:
     return next(folder.rglob("*.jpg"))
 
 
+@pytest.mark.slow
 def test_predictions_without_a_run(photo):
     folder = empty_folder()
     alone = succeed("predict", photo, "--as-json", cwd=folder, env=OFFLINE)
@@ -136,7 +139,7 @@ def test_a_network_that_is_named(name, photo):
     assert done.err == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_commands_without_a_run_write_into_runs():
     folder = empty_folder()
     succeed("export", cwd=folder, env=OFFLINE)
@@ -153,7 +156,7 @@ def test_commands_without_a_run_write_into_runs():
     assert visible(str(Path(cmpe_se.__file__).parent)) not in report.out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_report_on_images_that_are_at_hand(cifar10_subset):
     folder = empty_folder()
     succeed("report", "--data-dir", cifar10_subset, cwd=folder)
@@ -162,7 +165,8 @@ def test_a_report_on_images_that_are_at_hand(cifar10_subset):
     assert "Over 1,000 test images" in page
 
 
-@pytest.mark.parametrize("pretrained", [shipped.SHIPPED, "timm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("pretrained", long_but([shipped.SHIPPED, "timm"], ["timm"]))
 def test_a_run_starts_from_one(pretrained):
     folder = empty_folder()
     done = succeed(
@@ -176,7 +180,7 @@ def test_a_run_starts_from_one(pretrained):
     assert RunFolder.open(folder / "run").read_config().reduction == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_of_its_name_that_holds_no_run():
     """Such as the one that reports are written into."""
     folder = empty_folder()
@@ -227,6 +231,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path):
         read_tested(tmp_path / "tested.safetensors")
 
 
+@pytest.mark.slow
 def test_exported_file_gives_the_same(tmp_path, photo):
     exported = export(output=str(tmp_path / "model.onnx"))
     assert exported["largest_error"] < 1e-4

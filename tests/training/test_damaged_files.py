@@ -128,6 +128,7 @@ def test_other_content(name, folder, capsys):
         assert_answered(what, *readers_of(folder, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["result.json", "model/config.json"])
 def test_other_values(name, folder, capsys):
     path = folder.path / name
@@ -153,6 +154,7 @@ def test_other_values_in_metrics(folder):
         assert_answered(what, folder.read_metrics)
 
 
+@pytest.mark.slow
 def test_other_values_in_settings(folder):
     values = yaml.safe_load(folder.config.read_text())
     for what, value in variants(values, (None, [], "x")):

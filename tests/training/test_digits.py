@@ -120,6 +120,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.long
 def test_model_loads_in_a_fresh_process(digits_run):
     command = [sys.executable, "-c", _FRESH, str(digits_run / "model")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

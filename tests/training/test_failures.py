@@ -13,9 +13,11 @@ import pytest
 
 from cmpe_se.training.checkpoint import Checkpoints
 from cmpe_se.training.run_folder import RunFolder
-from tests.tiers import slow_but
+from tests.tiers import long_but
 from tests.training.processes import SHORT, complaint_of, run, succeed
 from tests.training.runs import assert_same_run, everything_in, metrics, place, result, start_until
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_no_room_for_the_first_checkpoint(tmp_path):
     assert not list((tmp_path / "run" / "state").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_room_for_the_next_checkpoint(stopped, short_run):
     before = everything_in(stopped / "state")
     done = run("train", "--resume", stopped, before=no_large_files)
@@ -80,6 +82,7 @@ def test_full_disk(small_disk, stopped, short_run):
     assert_same_run(short_run, run_folder)
 
 
+@pytest.mark.long
 def test_no_room_for_the_model(stopped, short_run):
     (stopped / "model").write_text("a file where the folder should be")
     assert f"cannot write {stopped / 'model'}" in complaint_of("train", "--resume", stopped)
@@ -90,7 +93,7 @@ def test_no_room_for_the_model(stopped, short_run):
     assert_same_run(short_run, stopped)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_room_for_a_better_model(short_run, tmp_path):
     """The model of an earlier end stays whole while the next one is written."""
     folder = RunFolder(shutil.copytree(short_run, tmp_path / "run"))
@@ -116,7 +119,7 @@ def no_room_for_models():
     RunFolder.save_model = save_model
 
 
-@pytest.mark.parametrize("steps", slow_but([1, 500], [1]))
+@pytest.mark.parametrize("steps", long_but([1, 500], [1]))
 def test_loss_that_is_not_finite(steps, tmp_path):
     done = run("train", *SHORT, "--lr=1e12", "--checkpoint-steps", steps, "--output", tmp_path / "run")
     found = re.search(
@@ -139,7 +142,6 @@ def test_loss_that_is_not_finite(steps, tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-@pytest.mark.slow
 def test_loss_that_is_not_finite_loses_nothing(short_run, tmp_path):
     folder = shutil.copytree(short_run, tmp_path / "run")
     before = everything_in(folder)
@@ -174,7 +176,7 @@ def _without_locks() -> None:
     fcntl.flock = cannot
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_file_system_without_locks(tmp_path, short_run):
     done = run("train", *SHORT, "--output", tmp_path / "run", before=_without_locks)
     assert done.status == 0, done.err

@@ -21,6 +21,8 @@ from tests.training.processes import complaint_of, succeed
 from tests.training.runs import assert_same_run, result, weights
 from tests.training.test_processes import launch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base_run(digit_folder, tmp_path_factory):
@@ -85,6 +87,7 @@ def test_run(finetuned, tmp_path, digit_folder):
     assert re.search(r"\d+\.\d %", succeed("predict", finetuned, digit_folder / "test" / "2" / "000.png").out)
 
 
+@pytest.mark.long
 def test_resumes_without_what_it_started_from(base_run, digit_folder, finetuned, tmp_path):
     base = shutil.copytree(base_run, tmp_path / "base")
     finetune(base, digit_folder, tmp_path / "run", "--epochs=1", "--checkpoint-steps=3")
@@ -192,13 +195,13 @@ def test_mistakes(flags, message, base_run, digit_folder, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_same_settings_same_weights(base_run, digit_folder, finetuned, tmp_path):
     finetune(base_run, digit_folder, tmp_path / "run", "--epochs=2")
     assert_same_run(finetuned, tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes(base_run, digit_folder, tmp_path):
     flags = ["--model=test_resnet", "--convert=folded_3x3", "--pretrained", base_run, "--epochs=1", "--batch-size=32"]
     done = launch("train", *flags, "--data=folder", "--data-dir", digit_folder, "--output", tmp_path / "run")

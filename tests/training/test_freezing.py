@@ -31,6 +31,7 @@ def changed(before: dict, after: dict) -> set[str]:
     return {"gate" if ".competition." in name else name.split(".")[0] for name in different}
 
 
+@pytest.mark.slow
 def test_classifier_and_gates_train_first(converted, tmp_path):
     flags = settings(converted)
     succeed("train", *flags, "--freeze-epochs=1", "--epochs=1", "--output", tmp_path / "frozen")
@@ -39,7 +40,7 @@ def test_classifier_and_gates_train_first(converted, tmp_path):
     assert changed(weights(converted), weights(tmp_path / "thawed")) > {"fc", "gate", "conv1", "bn1", "layer1"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes(converted, tmp_path):
     """After an epoch, which is the checkpoint before the last one, and after two."""
     done = launch("train", *settings(converted), "--freeze-epochs=1", "--epochs=2", "--output", tmp_path / "run")

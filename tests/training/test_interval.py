@@ -17,6 +17,7 @@ def records(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_every_second_epoch_and_the_last_one_are_tested(tmp_path):
     small = {"model": "test_resnet", "convert": "pair_view_1x1", "device": "cpu"}
     result = train(epochs=3, test_interval=2, output=tmp_path / "run", **small)
@@ -27,6 +28,7 @@ def test_every_second_epoch_and_the_last_one_are_tested(tmp_path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_tests_do_not_touch_the_training(short_run, tmp_path):
     """The shared run has been tested after each of its two epochs."""
     assert [record["test_top1"] is not None for record in records(short_run)] == [True, True]

@@ -13,6 +13,8 @@ from cmpe_se.training.run_folder import RunFolder
 from tests.training.processes import complaint_of, succeed, trained_run
 from tests.training.runs import assert_same_run, assert_same_tensors, checkpoint, metrics, result, start_until, weights
 
+pytestmark = pytest.mark.slow
+
 # A high constant rate, so that accuracies go up and down.
 SETTINGS = ("--validation=0.25", "--epochs=4", "--schedule=constant", "--lr=0.4", "--ema=0.5")
 

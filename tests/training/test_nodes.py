@@ -131,6 +131,7 @@ def test_two_machines_test_every_image_once(killed_and_started_again, tmp_path):
     assert result(folder)["test_loss"] == pytest.approx(own["test_loss"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_killed_process_changes_nothing(killed_and_started_again, four_processes):
     """Until the kill bit for bit. Afterwards DDP adds up the four gradients in another order for one step."""
     folder, _ = killed_and_started_again
@@ -140,6 +141,7 @@ def test_a_killed_process_changes_nothing(killed_and_started_again, four_process
     assert_close(weights(folder), weights(four_processes), most=1e-4)
 
 
+@pytest.mark.long
 def test_two_processes_are_the_same_bit_for_bit_after_a_kill(tmp_path):
     """Of two numbers the sum is the same in any order."""
     once, again = tmp_path / "once", tmp_path / "again"
@@ -177,6 +179,7 @@ def resumed(four_processes, tmp_path_factory) -> dict[int, Path]:
     return folders
 
 
+@pytest.mark.long
 def test_resumed_on_another_number_of_processes(resumed):
     """Three processes have 22, 21 and 21 of the 64 images of a batch; each image weighs the same."""
     one, three = resumed[1], resumed[3]
@@ -186,6 +189,7 @@ def test_resumed_on_another_number_of_processes(resumed):
     assert_close(weights(one), weights(three))
 
 
+@pytest.mark.long
 def test_resumed_where_one_machine_alone_has_the_folder(four_processes, resumed):
     """The second machine gets settings and weights from the main process, which the first one has."""
     folders = [empty_folder(), empty_folder()]

@@ -20,6 +20,8 @@ from tests.training.conftest import write_digits
 from tests.training.processes import SHORT, SMALL, complaint_of, succeed, trained_run
 from tests.training.runs import metrics, result, weights
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "bfloat16": ["--precision", "bfloat16"],
     "contiguous": ["--channels-last", "false"],
@@ -46,7 +48,7 @@ def test_learns(option):
     assert (records[0]["train_top1"] is None) == any("--mixup" in flag for flag in flags)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_format_changes_little(short_run):
     run = trained_run(*SHORT, *OPTIONS["contiguous"])
     assert metrics(run)[0]["train_loss"] == pytest.approx(metrics(short_run)[0]["train_loss"], rel=0.02)
@@ -123,7 +125,7 @@ def test_tensorboard(digit_folder, tmp_path):
     assert found == pytest.approx([record["test_top1"] for record in metrics(tmp_path / "run")])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_large_images_and_a_network_of_timm(tmp_path):
     data = write_digits(tmp_path / "data", {"train": 12, "val": 4}, side=128)
     flags = ["--data", "folder", "--data-dir", data, "--image-size", "128", "--batch-size", "16", "--epochs", "1"]
@@ -137,6 +139,7 @@ def test_large_images_and_a_network_of_timm(tmp_path):
     assert re.search(r"\d+\.\d %", done.out)
 
 
+@pytest.mark.long
 def test_a_test_at_another_size(tmp_path):
     """Trained at 40 pixels and tested at 64, uncropped; everything after training has the size of the tests."""
     data = write_digits(tmp_path / "data", {"train": 4, "val": 2}, side=128)

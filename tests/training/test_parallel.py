@@ -61,7 +61,7 @@ def test_a_checkpoint_of_either_resumes_as_the_other(ddp, fsdp, tmp_path):
     assert_close(*ended, most=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("hook", ["fp16", "bf16"])
 def test_compressed_gradients_train_nearly_the_same(hook, ddp, tmp_path):
     folder = train_two(tmp_path / "run", "--gradient-compression", hook)
@@ -70,7 +70,7 @@ def test_compressed_gradients_train_nearly_the_same(hook, ddp, tmp_path):
     assert_close(weights(folder), weights(ddp), most=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_powersgd_begins_after_a_thousand_steps(ddp, tmp_path):
     folder = train_two(tmp_path / "run", "--gradient-compression", "power_sgd")
     assert_same_tensors(weights(folder), weights(ddp))

@@ -67,6 +67,7 @@ def two_processes(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     return folder, done
 
 
+@pytest.mark.slow
 def test_there_were_two(two_processes):
     folder, done = two_processes
     assert result(folder)["processes"] == 2
@@ -74,6 +75,7 @@ def test_there_were_two(two_processes):
     assert done.stdout.count('"test_top1"') == 1
 
 
+@pytest.mark.slow
 def test_every_test_image_once(two_processes, tmp_path):
     folder, _ = two_processes
     assert result(folder)["test_images"] == 360
@@ -83,6 +85,7 @@ def test_every_test_image_once(two_processes, tmp_path):
     assert result(folder)["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_same_recipe(two_processes, short_run):
     folder, _ = two_processes
     two, one = metrics(folder), metrics(short_run)
@@ -93,7 +96,7 @@ def test_same_recipe(two_processes, short_run):
     assert weights(folder).keys() == weights(short_run).keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_odd_test_set_and_interruption(digit_folder, tmp_path):
     """29 x 4 + 1 test images do not halve; a stop reaches both processes and both go on."""
     extra = next((digit_folder / "train" / "0").iterdir())
@@ -215,7 +218,7 @@ def test_a_killed_process_is_one_sentence(rank, tmp_path):
     assert "cmpe_se/" not in text  # no trace of ours; the launcher has one of its own
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0, 1])
 def test_one_process_that_fails_says_why_alone(share, digit_folder, tmp_path):
     """A broken test image in the share of either process."""

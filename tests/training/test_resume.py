@@ -10,7 +10,7 @@ import yaml
 
 from cmpe_se.training import train
 from cmpe_se.training.checkpoint import Checkpoints
-from tests.tiers import slow_but
+from tests.tiers import long_but
 from tests.training.conftest import EVERYTHING
 from tests.training.processes import SHORT, complaint_of, start, succeed
 from tests.training.runs import (
@@ -24,13 +24,15 @@ from tests.training.runs import (
     weights,
 )
 
+pytestmark = pytest.mark.slow
+
 REFERENCES = pytest.mark.parametrize(
     ("reference", "settings"), [("short_run", SHORT), ("everything_run", EVERYTHING)], ids=["plain", "everything on"]
 )
 
 
 @REFERENCES
-@pytest.mark.parametrize("epoch", slow_but([0, 1], [1]))
+@pytest.mark.parametrize("epoch", long_but([0, 1], [1]))
 def test_killed_in_an_epoch(reference, settings, epoch, request, tmp_path):
     done = start_until(tmp_path / "run", epoch, 5, *settings).send(signal.SIGKILL)
     assert done.status == -signal.SIGKILL
@@ -43,7 +45,7 @@ def test_killed_in_an_epoch(reference, settings, epoch, request, tmp_path):
     assert_same_run(request.getfixturevalue(reference), tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_before_the_first_checkpoint(everything_run, tmp_path):
     """It begins anew, with each of its settings."""
     running = start("train", *EVERYTHING, "--output", tmp_path / "run")
@@ -75,7 +77,11 @@ def test_killed_between_the_last_checkpoint_and_the_result(short_run, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "epoch"),
-    [(signal.SIGINT, 1), (signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow)],
+    [
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.long),
+        (signal.SIGTERM, 1),
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.long),
+    ],
 )
 def test_interrupted(number, epoch, short_run, tmp_path):
     running = start("train", *SHORT, "--output", "here", "--checkpoint-steps=5", cwd=tmp_path)
@@ -162,7 +168,7 @@ def test_finished_run_returns_its_result(short_run):
     assert train(resume=short_run) == result(short_run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_longer(short_run, tmp_path):
     shutil.copytree(short_run, tmp_path / "run")
     arguments = ("train", "--resume", tmp_path / "run", "--epochs", "4")
@@ -200,6 +206,7 @@ def test_resume_with_an_output(stopped, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.long
 def test_another_batch_size_in_an_epoch(stopped, short_run):
     before = everything_in(stopped)
     complaint = complaint_of("train", "--resume", stopped, "--batch-size", "32")
@@ -216,6 +223,7 @@ def test_settings_for_a_finished_run(short_run):
     assert everything_in(short_run) == before
 
 
+@pytest.mark.long
 def test_torn_result(short_run, tmp_path):
     folder = shutil.copytree(short_run, tmp_path / "run")
     (folder / "result.json").write_text("{")

@@ -62,7 +62,7 @@ def test_flags_win_over_the_recipe_whatever_the_order(recipe, tmp_path):
     assert_same_run(tmp_path / "first", tmp_path / "last")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_names_of_runs(recipe, tmp_path):
     flags = ["--recipe", recipe, "--epochs=1", "--model=cmpe_se_preact_resnet20", "--view", "pair_view_1x1"]
     for _ in range(2):
@@ -75,7 +75,7 @@ def test_names_of_runs(recipe, tmp_path):
     assert next(w for name, w in weights(first).items() if "map_conv" in name).shape[2:] == (1, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_seeds_differ(recipe, tmp_path):
     for seed in (0, 1):
         succeed("train", "--recipe", recipe, "--epochs=1", "--seed", seed, "--output", tmp_path / str(seed))
@@ -212,6 +212,7 @@ def test_switches_need_no_value(recipe, tmp_path):
     assert (config["flip"], config["compile"]) == (True, False)
 
 
+@pytest.mark.slow
 def test_the_folder_is_kept_whole(digit_folder, tmp_path):
     """A run is understood from another working directory."""
     flags = ["--data=folder", "--epochs=1", "--data-dir", digit_folder.name, "--output", tmp_path / "run"]
@@ -219,6 +220,7 @@ def test_the_folder_is_kept_whole(digit_folder, tmp_path):
     succeed("evaluate", tmp_path / "run", "--output", tmp_path / "evaluation")
 
 
+@pytest.mark.slow
 def test_what_only_the_recipe_asks_for_is_left_out(digit_folder, tmp_path):
     flags = ["--data=folder", "--data-dir", digit_folder, "--image-size=100", "--epochs=1", "--model=test_resnet"]
     done = succeed("train", *flags, "--output", tmp_path / "run")

@@ -84,6 +84,7 @@ def test_python_and_command_agree(digits_run, evaluation, tmp_path):
     assert figures["test_top1"] == evaluation[1]["test_top1"]
 
 
+@pytest.mark.slow
 def test_corruptions_are_tested_and_left_in_the_folder(digits_run, evaluation, tmp_path):
     done = succeed("evaluate", "--corruptions", digits_run, "--output", tmp_path)
     figures = json.loads((tmp_path / "corruptions.json").read_text())
@@ -102,6 +103,7 @@ def test_other_classes(digits_run, tmp_path):
     assert "test on the same classes" in complaint
 
 
+@pytest.mark.long
 def test_other_images_at_the_trained_size(digit_folder, tmp_path):
     succeed("train", "--data=folder", "--data-dir", digit_folder, "--epochs=1", "--output", tmp_path / "run")
     large = write_digits(tmp_path / "large", {"train": 2, "test": 2}, side=120)

@@ -25,6 +25,7 @@ from cmpe_se.runtimes.timing import paired_ratio, peak_memory, percentile, take_
 from cmpe_se_command import main
 from tests.conversion.dimensions import EcgNet
 from tests.networks.naive import randomise
+from tests.tiers import long_but
 
 CPU = torch.device("cpu")
 
@@ -125,6 +126,7 @@ def measured(tmp_path_factory):
     return rows, folder
 
 
+@pytest.mark.slow
 def test_rows(measured):
     rows, _ = measured
     groups = {(row["mode"], row["dtype"], row["merged"], row["batch_size"]) for row in rows}
@@ -144,6 +146,7 @@ def test_rows(measured):
     assert training["high"] > 1  # nine blocks with a picture each are not free; on a busy machine it is not shown
 
 
+@pytest.mark.slow
 def test_percentiles_are_of_single_images_in_forward(measured):
     for row in measured[0]:
         if row["mode"] == "forward" and row["batch_size"] == 1:
@@ -155,6 +158,7 @@ def test_percentiles_are_of_single_images_in_forward(measured):
             assert row["p50"] is row["p90"] is row["p99"] is None
 
 
+@pytest.mark.slow
 def test_files(measured):
     rows, folder = measured
     (table,) = folder.glob("benchmark-preact_resnet20-b4-1-float32-bfloat16-eager_*-1-threads_*.csv")
@@ -197,7 +201,8 @@ def test_engines_outside_pytorch(engine, tmp_path, capsys):
     assert re.search(rf'^# {engine}: "\d', table.read_text(), re.M)  # its version
 
 
-@pytest.mark.parametrize("engine", OUTSIDE)
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", long_but(OUTSIDE, ["onnxruntime"]))
 def test_engines_run_what_is_exported(engine, monkeypatch):
     """Of one program with a free batch dimension, on as many threads as PyTorch has, in float32."""
     for package in ("onnxscript", engine):

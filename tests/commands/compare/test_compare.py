@@ -54,6 +54,7 @@ def finished():
     return folder, succeed(*short(MODELS), "--seeds=2", "--jobs=2", "--output", folder, before=warm_starts)
 
 
+@pytest.mark.slow
 def test_a_grid_is_trained_and_reported(finished):
     folder, done = finished
     assert len(cells(folder)) == 6
@@ -77,7 +78,7 @@ def test_a_grid_is_trained_and_reported(finished):
     assert "cmpe_se_preact_resnet20" in done.out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_table_lives_on_a_terminal():
     folder = empty_folder() / "comparison"
     long_enough_to_be_seen = ["compare", "--models", TWO, "--batch-size=256", "--device=cpu", "--epochs=2"]
@@ -89,6 +90,7 @@ def test_a_table_lives_on_a_terminal():
     assert len(cells(folder)) == 2
 
 
+@pytest.mark.slow
 def test_each_run_is_what_train_makes(finished):
     folder = finished[0]
     alone = empty_folder() / "alone"
@@ -110,6 +112,7 @@ def test_finished_runs_are_left_alone_and_seeds_can_be_added(finished):
     assert {row["seeds"] for row in table(folder / "compare.csv")} == {"3"}
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_in_the_same_folder(finished):
     folder = finished[0]
     complaint = complaint_of(*short(MODELS), "--seeds=2", "--lr=0.3", "--output", folder)
@@ -195,6 +198,7 @@ def test_hours_on_several_machines():
     assert line_about_machines([{"runs": 1, "hours": 6.0}]) is None
 
 
+@pytest.mark.slow
 def test_the_log_says_how_far_runs_are(finished, monkeypatch):
     folder = shutil.copytree(finished[0], empty_folder() / "copy")
     monkeypatch.setattr(running, "_SAID", 0)

@@ -71,6 +71,7 @@ def measure(grid: Grid) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_columns_by_hand(grid):
     measured = second(grid)
     plain, se = (measured.columns(model) for model in MODELS[:2])

@@ -26,9 +26,11 @@ from cmpe_se.errors import UserError
 from cmpe_se.inspecting import find_gates, forced_gates
 from cmpe_se.inspecting.attribution import attribute
 from cmpe_se.training.run_folder import RunFolder
-from tests.tiers import slow_but
+from tests.tiers import long_but
 from tests.training.conftest import write_digits
 from tests.training.processes import trained_run
+
+pytestmark = pytest.mark.slow
 
 
 class Shown(HTMLParser):
@@ -118,7 +120,7 @@ def test_the_answer_is_the_network_s(folded):
 
 
 @pytest.mark.parametrize("to", FORCES)
-@pytest.mark.parametrize("run", slow_but(["folded", "se", "converted", "static"], ["folded", "converted"]))
+@pytest.mark.parametrize("run", long_but(["folded", "se", "converted", "static"], ["folded", "converted"]))
 def test_held_gates(run, to, request):
     asked = network(request.getfixturevalue(run))
     photo, block = asked.photo(asked.examples[0]), asked.blocks[1]
@@ -246,6 +248,7 @@ def test_own_image_as_predict_has_it(kind, folded, plain_file):
     assert f"Your image: prediction {best['class']} ({100 * best['probability']:.1f} %)." in html
 
 
+@pytest.mark.long
 def test_own_images_of_any_size_and_look(folded, se):
     talk, (left, right) = answers(folded, se)
     for image in (Image.new("L", (1, 1)), Image.new("RGBA", (900, 3), (1, 2, 3, 4)), Image.new("I;16", (40, 40), 999)):

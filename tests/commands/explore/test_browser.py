@@ -15,11 +15,14 @@ from cmpe_se.commands.predict import predict
 from cmpe_se.data import load_data
 from cmpe_se.training.run_folder import RunFolder
 from tests.commands.explore.served import served
-from tests.tiers import slow_but
+from tests.tiers import long_but
 from tests.training.processes import empty_folder
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium"),
+]
 
 expect.set_options(timeout=90_000)  # milliseconds, on a machine that does other things beside
 
@@ -155,7 +158,7 @@ def test_pick_an_example_and_give_an_image(page, network, runs, tmp_path):
     expect(said(page)).to_contain_text("Test image")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_walk_through_the_depth(page, network):
     slider = page.locator("#depth input[type=range]")
     middle = (len(network.blocks) + 1) // 2
@@ -171,7 +174,7 @@ def test_walk_through_the_depth(page, network):
     expect(page.locator("#left-answer")).to_contain_text("Integrated gradients on the input (captum)")
 
 
-@pytest.mark.parametrize("ways", slow_but([["closed"], ["open", "mean"]], [["closed"]]), ids=" and ".join)
+@pytest.mark.parametrize("ways", long_but([["closed"], ["open", "mean"]], [["closed"]]), ids=" and ".join)
 def test_hold_gates(page, network, ways):
     for to in ways:
         hold(page, network, to)
@@ -193,7 +196,7 @@ def hold(page, network, to):
     expect(said(page)).not_to_contain_text("held")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_network_and_two_networks(page):
     choose(page, "left-network", "se")
     expect(page.locator("#left-answer h2")).to_contain_text("se (")
@@ -217,7 +220,7 @@ def test_another_network_and_two_networks(page):
     expect(page.locator("#right-answer")).to_be_hidden()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_images(page, network):
     page.locator("#mode").get_by_label("Two images").check()
     expect(said(page, "right")).to_contain_text(network.examples[1].name)
@@ -228,7 +231,7 @@ def test_two_images(page, network):
     expect(said(page, "right")).to_contain_text("Your image")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_garbage_is_answered_with_a_sentence(page):
     give(page, "digit.png", png(digit()))
     expect(said(page)).to_contain_text("Your image")
@@ -262,7 +265,7 @@ def nothing_covers_the_examples_and_words_in_plots_are_large_enough(page: Page) 
     assert min(sizes) * points >= 8.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_a_wide_screen_the_answer_is_beside_what_it_answers(browser, site):
     page = visit(browser, site, width=1600)
     boxes = {
@@ -279,6 +282,7 @@ def test_on_a_wide_screen_the_answer_is_beside_what_it_answers(browser, site):
     page.context.close()
 
 
+@pytest.mark.long
 def test_the_network_of_the_package(browser):
     with served(cwd=empty_folder()) as site:
         page = visit(browser, site)
@@ -291,6 +295,7 @@ def test_the_network_of_the_package(browser):
         page.context.close()
 
 
+@pytest.mark.long
 def test_on_a_phone(browser, site):
     page = visit(browser, site, width=390)
     nothing_covers_the_examples_and_words_in_plots_are_large_enough(page)
@@ -305,7 +310,6 @@ def test_on_a_phone(browser, site):
     page.context.close()
 
 
-@pytest.mark.slow
 def test_all_is_reached_with_the_keyboard(page, network):
     wanted = {"mode", "left-network", "left-examples", "left-file", "depth", "to", "at", "attribution"}
     place = "() => document.activeElement.closest('[id]:is(#" + ",#".join(wanted) + ")')?.id"
@@ -325,7 +329,6 @@ def test_all_is_reached_with_the_keyboard(page, network):
     expect(said(page)).to_contain_text("held closed")
 
 
-@pytest.mark.slow
 def test_pictures_have_words_and_fields_have_labels(page):
     nothing_covers_the_examples_and_words_in_plots_are_large_enough(page)
     alternatives = page.locator("#left-answer img").evaluate_all("images => images.map(image => image.alt)")
@@ -359,7 +362,7 @@ def test_many_at_once_wait_their_turn(browser, site, network):
         page.context.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_missing_is_said(browser, runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)

@@ -18,6 +18,8 @@ from cmpe_se.shipped import shipped_names
 from tests.commands.explore.served import free_port, look_for_the_temporary_folder_anew, served
 from tests.training.processes import complaint_of, empty_folder, start, succeed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def page(folded):
@@ -149,7 +151,7 @@ def test_made_up_events_reach_no_other_files(page, folded, path):
     assert [message["success"] for message in said if message["msg"] == "process_completed"] == [False], said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_left_behind(folded):
     for number in (signal.SIGINT, signal.SIGTERM):
         with served(folded) as page:
@@ -166,7 +168,7 @@ def _keep_uploads_for_a_moment() -> None:
     images.UPLOADS_KEPT = 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_uploads_are_deleted_while_the_page_goes_on(folded):
     with served(folded, before=_keep_uploads_for_a_moment) as page:
         path = json.loads(upload(page, "x.png", b"1234")[1])[0]
@@ -176,7 +178,7 @@ def test_uploads_are_deleted_while_the_page_goes_on(folded):
         assert list(page.temporary.rglob("*.png"))  # the examples are there for the next visitor
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_finished_runs_of_the_folder(folded, se):
     place = empty_folder()
     (place / "runs" / "unfinished").mkdir(parents=True)
@@ -292,7 +294,7 @@ def test_values_of_another_type_are_answered_in_words(page):
     assert "Traceback" not in page.running.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_answer_that_nobody_waits_for_is_not_computed(page):
     number, values = shows(page)
     body = {"data": [*values[:-1], "Integrated gradients"], "fn_index": number, "event_data": None, "trigger_id": None}
@@ -312,7 +314,7 @@ def _keep_few_uploads() -> None:
     serving._MOST_UPLOADS, serving._UPLOADED = 3, 10_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_uploads_are_limited_in_number_and_size(folded):
     with served(folded, before=_keep_few_uploads) as page:
         assert upload(page, "x.png", b"0" * 9_000)[0] == 200

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from cmpe_se.commands.export import export
-from tests.tiers import slow_but
+from tests.tiers import long_but
 from tests.training.conftest import write_digits
 from tests.training.processes import empty_folder, shared_folder, trained_run
 
@@ -43,7 +43,7 @@ def _export(run: Path, to: str, name: str = "model", **settings: Any) -> Export:
     return Export(path, json.loads(result.read_text()))
 
 
-@pytest.fixture(scope="session", params=slow_but(SUFFIXES, ["onnx"]))
+@pytest.fixture(scope="session", params=long_but(SUFFIXES, ["onnx"]))
 def exported(request, trained) -> Export:
     """The trained run in each format."""
     return _export(trained, request.param)

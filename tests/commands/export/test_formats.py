@@ -14,6 +14,8 @@ from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import load_exported
 from cmpe_se.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 
 def probabilities(run, images, batch_size: int) -> torch.Tensor:
     """Of every class, by name: (images, 10)."""
@@ -74,7 +76,7 @@ def test_onnx_in_the_file_itself(onnx_export):
     assert shapes == {"images": ["batch", 1, 8, 8], "logits": ["batch", 10]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_unmerged(trained, unmerged, onnx_export, images):
     assert not unmerged.result["merged"]
     found = probabilities(unmerged.path, images, 5)
@@ -82,7 +84,6 @@ def test_unmerged(trained, unmerged, onnx_export, images):
     assert len(onnx.load(onnx_export.path).graph.node) < len(onnx.load(unmerged.path).graph.node)
 
 
-@pytest.mark.slow
 def test_converted_network(converted, images, tmp_path):
     path = tmp_path / "m.onnx"
     assert export(str(converted), output=str(path))["images"] == "test"
@@ -90,7 +91,7 @@ def test_converted_network(converted, images, tmp_path):
     torch.testing.assert_close(probabilities(path, images, 5), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "merge"), [("static", False), ("static", True), ("cbam", False)])
 def test_other_gates(kind, merge, images, tmp_path, request):
     run, path = request.getfixturevalue(kind), tmp_path / "m.onnx"
@@ -104,7 +105,6 @@ def test_other_gates(kind, merge, images, tmp_path, request):
         assert result["int8"]["test_top1"] == pytest.approx(result["test_top1"], abs=5)
 
 
-@pytest.mark.slow
 def test_converted_network_that_openvino_cannot_express(converted, tmp_path):
     """Its 2x2 pooling meets a 1x1 picture: images of 8x8 are small for a network with five strides."""
     with pytest.raises(UserError, match=r"cannot be exported to openvino: .*; try onnx or torch-export"):

@@ -14,12 +14,13 @@ from cmpe_se.commands.export import export, formats
 from cmpe_se.errors import UserError
 from cmpe_se.runtimes.exported import load_exported
 from tests.commands.export.conftest import SUFFIXES
-from tests.tiers import slow_but
+from tests.tiers import long_but
 from tests.training.processes import complaint_of, run, succeed
 
 command = importlib.import_module("cmpe_se.commands.export.export")  # the package's attribute is the function
 
 
+@pytest.mark.slow
 def test_command_writes_into_the_run(trained, images, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     done = succeed("export", "--int8", folder, "--calibration-images", "64")
@@ -60,14 +61,16 @@ def limit_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
 
 
-@pytest.mark.parametrize("to", slow_but(SUFFIXES, ["onnx"]))
+@pytest.mark.long
+@pytest.mark.parametrize("to", long_but(SUFFIXES, ["onnx"]))
 def test_full_disk(to, plain, tmp_path):
     done = run("export", plain, "--to", to, "--output", tmp_path / f"m{SUFFIXES[to]}", before=limit_files)
     assert re.search(r"cannot write .*/m\.\w+: .*; make room", done.complaint)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("to", slow_but(SUFFIXES, ["onnx"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("to", long_but(SUFFIXES, ["onnx"]))
 def test_verification_finds_another_network(to, plain, tmp_path, monkeypatch):
     def write_another(network, path, to, **settings):
         network.head.fc.weight.data[3] *= 1.01

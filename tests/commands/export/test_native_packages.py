@@ -45,7 +45,7 @@ def made_for(path: Path, **changes) -> Path:
     return archive(path, extra__made_for=json.dumps(settings))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_logits_are_the_run_s(package, trained):
     batch, _ = next(load_data("digits").test_batches(batch_size=360))
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_logits_are_the_run_s(package, trained):
         torch.testing.assert_close(network(images), expected[: len(images)], atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_layouts_and_shapes(package):
     """The library itself checks neither, and would read memory that is not the images'."""
     network = load_exported(package.path, trust_pickle=True)
@@ -67,7 +67,7 @@ def test_other_layouts_and_shapes(package):
             network(wrong)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_threads_are_those_of_the_process(package):
     network = load_exported(package.path, trust_pickle=True)
     images, before, results = torch.rand(64, 1, 8, 8), torch.get_num_threads(), []
@@ -80,7 +80,7 @@ def test_threads_are_those_of_the_process(package):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_export_returns(package, trained):
     result = package.result
     assert (result["format"], result["merged"], result["batch_sizes"]) == ("aoti", True, [1, 2, 3, 7])
@@ -92,7 +92,7 @@ def test_what_export_returns(package, trained):
     assert opened.preprocessing == RunFolder.open(trained).preprocessing()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_source_and_no_paths_of_this_machine(package):
     with zipfile.ZipFile(package.path) as file:
         assert not [name for name in file.namelist() if name.endswith(".cpp")]
@@ -101,7 +101,7 @@ def test_no_source_and_no_paths_of_this_machine(package):
                 assert trace not in file.read(name), (name, trace)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_predict_opens_it_when_trusted_alone(package, images):
     refusal = complaint_of("predict", package.path, *images)
     assert "model.aoti.pt2 is a compiled package (aoti): opening it runs its native code" in refusal
@@ -110,7 +110,7 @@ def test_predict_opens_it_when_trusted_alone(package, images):
     assert [record["classes"][0]["class"] for record in records] == ["0", "3", "4", "7", "9"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_name_does_not_decide(package, trained, tmp_path):
     renamed = shutil.copy(package.path, tmp_path / "m.pt2")
     with pytest.raises(UserError, match=r"m\.pt2 is a compiled package"):
@@ -122,7 +122,7 @@ def test_name_does_not_decide(package, trained, tmp_path):
     torch.testing.assert_close(load_exported(graph)(batch), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_damaged_package(package, tmp_path):
     whole = package.path.read_bytes()
     (tmp_path / "half.aoti.pt2").write_bytes(whole[: len(whole) // 2])
@@ -201,7 +201,7 @@ def test_compiler_is_found():
     require_compiler()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_failing_compiler(plain, tmp_path):
     """It is there, and says no at the first file."""
     compiler = tmp_path / "c++"

@@ -17,6 +17,8 @@ from cmpe_se.layers.attention import CompetitiveSE
 from cmpe_se.training.run_data import load_run_data
 from cmpe_se.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def frozen(folded, tmp_path_factory):

@@ -24,6 +24,8 @@ from cmpe_se.training.run_folder import RunFolder
 from cmpe_se.utils.cost import count_multiply_adds
 from tests.training.processes import complaint_of
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch_pruning")
 SETTINGS = {"target_macs": 0.6, "epochs": 1, "images": 300, "steps": 2}
 
@@ -73,7 +75,7 @@ def test_timm_builds_it_again(pruned):
     assert len(inspect_gates(model, images[:2])) == 9 - len(gone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_everything_else_takes_it(pruned, tmp_path):
     found, run = pruned
     assert evaluate(str(run.path))["test_top1"] == pytest.approx(found["test_top1"])
@@ -92,6 +94,7 @@ def test_everything_else_takes_it(pruned, tmp_path):
     assert started["params"] == run.read_result()["params"]
 
 
+@pytest.mark.long
 def test_it_is_exported_and_predicts(pruned, tmp_path):
     _, run = pruned
     written = export(str(run.path), to="torch-export", output=str(tmp_path / "x.pt2"))
@@ -101,7 +104,7 @@ def test_it_is_exported_and_predicts(pruned, tmp_path):
     assert written
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_report_shows_what_was_pruned(pruned, tmp_path):
     found, run = pruned
     seen = report(str(run.path), output=str(tmp_path))["seen"]

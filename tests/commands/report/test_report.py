@@ -22,9 +22,11 @@ from cmpe_se.exhibits.choosing import choose_images, photo
 from cmpe_se.inspecting import forced_gates
 from cmpe_se.inspecting.gathering import Gathered
 from cmpe_se.training.run_folder import RunFolder
-from tests.tiers import slow_but
+from tests.tiers import long_but
 from tests.training.processes import complaint_of, shown_on_terminal, succeed
 from tests.training.runs import everything_in, result
+
+pytestmark = pytest.mark.slow
 
 FIGURES = {
     *("curves", "inside-1", "inside-2", "inside-3", "inside-4", "gates-over-depth", "class-differences"),
@@ -205,7 +207,7 @@ def test_numbers_of_mistakes(made, seen):
         assert (labels[index], predicted[index]) == (int(first["true"]), int(first["predicted"]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_own_images_and_blocks(folded, digit_files, tmp_path):
     """On a terminal, which shows how far it is."""
     arguments = ("--images", digit_files, "--blocks", "stages.2.blocks.1,stages.0.blocks.2", "--output", tmp_path)
@@ -218,7 +220,7 @@ def test_own_images_and_blocks(folded, digit_files, tmp_path):
     assert "000.png: " in Page(tmp_path / "report.html").text
 
 
-@pytest.mark.parametrize("kind", slow_but(["converted", "se"], ["converted"]))
+@pytest.mark.parametrize("kind", long_but(["converted", "se"], ["converted"]))
 def test_other_networks(kind, request, tmp_path):
     made = report(str(request.getfixturevalue(kind)), output=str(tmp_path), batch_size=100)
     assert made["page"] == str(tmp_path / "report.html")
@@ -232,7 +234,7 @@ def test_other_networks(kind, request, tmp_path):
     assert ("pair_view_1x1" if kind == "converted" else "without a picture") in view
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["static", "cbam"])
 def test_other_gates(kind, request, tmp_path):
     """What cannot be seen of gates is said, and not drawn."""

@@ -188,7 +188,7 @@ def test_a_dead_gate_is_told_once(tmp_path, capsys, monkeypatch):
     assert [record["gates"]["layer2.0"]["dead"] for record in records_of(tmp_path / "run")] == [NO_GRADIENT] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_has_the_same_statistics(short_run, tmp_path):
     flags = ("--epochs=2", *SMALL, "--checkpoint-steps=5", "--output", tmp_path / "run")
     start("train", *flags).until(lambda: place(tmp_path / "run") >= (1, 5)).send(9)

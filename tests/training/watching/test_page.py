@@ -72,6 +72,7 @@ def test_without_gates(plain):
     assert "Gates" not in page.texts
 
 
+@pytest.mark.slow
 def test_while_a_run_goes_on_and_after_it_was_stopped(tmp_path):
     running = start("train", *SHORT, "--checkpoint-steps=5", "--output", tmp_path / "run")
     running.until(lambda: place(tmp_path / "run") >= (1, 5))
@@ -126,6 +127,7 @@ def test_a_page_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch, c
     assert capsys.readouterr().err.count("progress.html is written no more, training goes on: cannot write") == 1
 
 
+@pytest.mark.slow
 def test_it_is_written_again_when_a_browser_looks_again(tmp_path, monkeypatch):
     """And with every epoch where that is cheap, which these epochs are too short for."""
     written = []
@@ -154,7 +156,7 @@ def test_ticks_and_charts():
 # The profile
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_profile(short_run, tmp_path):
     """Ten steps after five, a table, and the training that it would have been."""
     done = succeed("train", *SHORT, "--profile", "--output", tmp_path / "run")

@@ -86,7 +86,7 @@ def test_a_tracker_that_comes_later_is_told_of_all_epochs(told, tmp_path):
     assert [step for step, _ in told.told] == [5, 10]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failure_ends_no_training_and_is_made_good(told, tmp_path, capsys):
     told.fails_at |= {10}
     train(**QUICK, epochs=3, log_to="told", output=tmp_path / "run")
@@ -118,7 +118,7 @@ def test_validation_runs_tell_their_one_test(told, tmp_path):
     assert not told.told[-1][1].keys() & told.told[-2][1].keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_tells_no_step_twice(tmp_path):
     """TensorBoard, in processes."""
     flags = ("--epochs=3", *SMALL, "--log-to=tensorboard", "--output", tmp_path / "run")
