@@ -17,6 +17,7 @@ def rows(folded):
     return {row["block"]: row for row in rows_of(RunFolder.open(folded))}
 
 
+@pytest.mark.long
 def test_spreads(folded, rows):
     run = RunFolder.open(folded)
     images, labels = next(load_run_data(run).test_batches(batch_size=10_000))
@@ -34,6 +35,7 @@ def test_spreads(folded, rows):
         assert row["sleeps"] == ("yes" if over_images < 0.001 else "no")
 
 
+@pytest.mark.long
 def test_all_at_their_means_is_what_merge_makes(folded, rows):
     run = RunFolder.open(folded)
     data = load_run_data(run)

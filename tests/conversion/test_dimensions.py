@@ -126,7 +126,7 @@ def test_inspected(in_float64, merged):
             assert view.picture.shape == (2, 1, *gate.picture_size)
 
 
-@SMALL
+@pytest.mark.parametrize("name", long_but(["ecg", "x3d"], ["ecg"]))
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view(name, view):
     original, x = build(name), inputs(name)

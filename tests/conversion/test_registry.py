@@ -13,10 +13,12 @@ from tests.conversion.networks import randomise
 from tests.conversion.test_convert import assert_same, gates, images, move_gates
 from tests.tiers import long_but
 
+DEEP = ("resnet101", "resnet152", "wide_resnet50_2")  # seconds each
+
 save = partial(timm.models.save_for_hf, safe_serialization=True)
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", long_but(BASES, [base for base in BASES if base not in DEEP]))
 def test_names(base):
     model = timm.create_model(f"cmpe_se_{base}", device="meta", num_classes=7, view="pair_view_1x1")
     plain = timm.create_model(base, device="meta", num_classes=7)

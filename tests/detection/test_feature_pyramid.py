@@ -31,7 +31,7 @@ SMALL = {"channels": (8, 16, 16, 32), "layers": (1, 1, 1, 1), "stem_width": 8, "
         ("cmpe_se_preact_resnet20", {}, (1, 2, 4), 9),  # no two maps from stride 4 on
         ("convnext_atto", {"convert": "folded_3x3"}, (4, 8, 16, 32), 12),
         ("mobilenetv3_small_050", {"convert": "se"}, (4, 8, 16, 32), 7),
-        ("hrnet_w18_small", {"convert": "se"}, (4, 8, 16, 32), None),
+        pytest.param("hrnet_w18_small", {"convert": "se"}, (4, 8, 16, 32), None, marks=pytest.mark.long),
         ("darknet17", {"convert": "se"}, (4, 8, 16, 32), 5),  # strides from 1
         ("csatv2", {}, (8, 16, 32, 64), 0),
         ("swin_tiny_patch4_window7_224", {"strict_img_size": False}, (4, 8, 16, 32), 0),  # maps of NHWC

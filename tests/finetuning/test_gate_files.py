@@ -14,6 +14,7 @@ from cmpe_se.errors import UserError
 from cmpe_se.utils.tensor_files import load_tensors, save_tensors
 from tests.finetuning.networks import NETWORKS, build, equal, gated, gates, images, moved, snapshot
 from tests.finetuning.test_stripping import Own, looks
+from tests.tiers import long_but
 
 VIEWS = ("folded_3x3", "double_fc", "static", "timm_cbam")
 
@@ -251,7 +252,7 @@ def rename(record, tensors, name):
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-@pytest.mark.parametrize("with_gates", [False, True])
+@pytest.mark.parametrize("with_gates", long_but([False, True], [True]))
 def test_bad_files(case, with_gates, file):
     damage, sentence = BAD_FILES[case]
     save_gates(gated("cifar"), file)

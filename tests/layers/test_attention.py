@@ -365,6 +365,7 @@ def test_compile_has_no_graph_break(view, training):
     check_compiled(make(view, training=training, dtype=torch.float64), "aot_eager", 1e-10)
 
 
+@pytest.mark.long
 def test_compile_with_inductor():
     check_compiled(make("folded_3x3", training=True, maps=2, dtype=torch.float32), "inductor", 1e-3)
 

@@ -27,6 +27,7 @@ from cmpe_se.layers.merged_gate import MergedGate, merge_gate
 from cmpe_se.layers.picture_layers import PictureLayers
 from cmpe_se.layers.views import TABLE, View
 from cmpe_se.networks.reference import reference_targets
+from cmpe_se.networks.registry import PLAIN_NETWORKS
 from cmpe_se.training import train
 from cmpe_se.training.config import TrainingConfig
 from cmpe_se.training.run_folder import RunFolder
@@ -293,7 +294,8 @@ def test_commands_know_it(view):
 
 
 def test_listed(monkeypatch, capsys):
-    monkeypatch.setattr("cmpe_se.commands.models.PLAIN_NETWORKS", ["preact_resnet20"])
+    one = {"preact_resnet20": PLAIN_NETWORKS["preact_resnet20"]}
+    monkeypatch.setattr("cmpe_se.commands.models.PLAIN_NETWORKS", one)
     models(view="toy_identity", as_json=True)
     assert {row["view"] for row in json.loads(capsys.readouterr().out)} == {None, "se", "toy_identity"}
 

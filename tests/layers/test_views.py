@@ -285,7 +285,7 @@ def test_our_networks_leave_the_drawing_of_timms_gates_to_timm():
     assert weight.abs().max() <= weight.shape[1] ** -0.5  # uniform, as a convolution draws itself
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bias", long_but([False, True], [True]))
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("kind", SMALL_NETWORKS)
 def test_merged(kind, view, bias):

@@ -18,6 +18,7 @@ from cmpe_se import CompetitiveSE, convert, merge
 from cmpe_se.errors import UserError
 from cmpe_se.merging import MergedGate
 from tests.networks.naive import SMALL_NETWORKS, randomise
+from tests.tiers import long_but
 
 
 def images(batch=3, side=32):
@@ -188,7 +189,7 @@ def test_convolutions_behind_static_gates(kind, alter):
     assert_same(model, merge(model))
 
 
-@pytest.mark.parametrize("kind", ["converted", "bottleneck"])
+@pytest.mark.parametrize("kind", long_but(["converted", "bottleneck"], ["converted"]))
 @pytest.mark.parametrize("alter", ANY_LAYER)
 def test_norms(kind, alter):
     model = make(kind)
@@ -202,7 +203,7 @@ def test_norms(kind, alter):
         assert set(norms(merged)) == {*norms_left(kind), *altered}  # all else is folded
 
 
-@pytest.mark.parametrize("view", ["folded_3x3", "double_fc"])
+@pytest.mark.parametrize("view", long_but(["folded_3x3", "double_fc"], ["folded_3x3"]))
 @pytest.mark.parametrize("alter", ANY_LAYER)
 def test_layers_of_a_gate(view, alter):
     """Then the gate stays as it is."""
@@ -243,7 +244,7 @@ def gate_subclass(gate):
     gate.__class__ = Own
 
 
-@pytest.mark.parametrize("view", ["folded_3x3", "double_fc", "static"])
+@pytest.mark.parametrize("view", long_but(["folded_3x3", "double_fc", "static"], ["folded_3x3"]))
 @pytest.mark.parametrize("alter", [gate_hook, gate_pre_hook, gate_forward, gate_method, gate_subclass])
 def test_gates(view, alter):
     for kind in ("converted", "basic", "bottleneck"):

@@ -63,9 +63,14 @@ def test_compile_has_no_graph_break(family, view, training):
 @pytest.mark.parametrize(
     ("family", "view"),
     [
-        *(("bottleneck", None), ("basic", "se"), ("bottleneck", "double_fc"), ("wide", "pair_view_2x1")),
-        *(("basic", "static"), ("bottleneck", "se_identity"), ("basic", "se_sum"), ("basic", "timm_cbam")),
-        *(("basic", "timm_eca"), ("basic", "aff")),
+        *(("bottleneck", None), ("wide", "pair_view_2x1"), ("basic", "static"), ("basic", "timm_cbam")),
+        *(
+            pytest.param(family, view, marks=pytest.mark.long)
+            for family, view in (
+                *(("basic", "se"), ("bottleneck", "double_fc"), ("bottleneck", "se_identity")),
+                *(("basic", "se_sum"), ("basic", "timm_eca"), ("basic", "aff")),
+            )
+        ),
     ],
 )
 def test_export_with_any_batch(family, view):

@@ -41,7 +41,10 @@ def test_weight_decay_and_momentum_of_lamb():
     assert [decays[id(p)] for p in network.parameters()] == [0.02, 0, 0, 0]
 
 
-@pytest.mark.parametrize("name", ["lamb", "adamw", "sgd", "rmsproptf", "lion", "adafactorbv", "kron"])
+KRON = pytest.param("kron", marks=pytest.mark.long)  # it compiles for half a minute
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw", "sgd", "rmsproptf", "lion", "adafactorbv", KRON])
 def test_state_survives_a_checkpoint(name: str, tmp_path: Path):
     """Two steps, and one, a checkpoint and one more, are the same bit for bit."""
 

@@ -36,7 +36,7 @@ def fsdp(tmp_path_factory) -> Path:
     return train_two(tmp_path_factory.mktemp("fsdp") / "run", "--parallel=fsdp")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fsdp_trains_as_ddp(ddp, fsdp):
     assert result(fsdp)["processes"] == 2
     assert result(fsdp)["test_images"] == 360

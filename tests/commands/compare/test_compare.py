@@ -119,7 +119,7 @@ def test_other_settings_are_refused_in_the_same_folder(finished):
     assert "was made with lr 0.1, and this comparison has 0.3" in complaint
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_saves_and_the_same_command_goes_on():
     """Each run of the first command started from nothing, as for users; all others are forked."""
     folder = empty_folder() / "comparison"

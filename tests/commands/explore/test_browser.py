@@ -310,6 +310,7 @@ def test_on_a_phone(browser, site):
     page.context.close()
 
 
+@pytest.mark.long
 def test_all_is_reached_with_the_keyboard(page, network):
     wanted = {"mode", "left-network", "left-examples", "left-file", "depth", "to", "at", "attribution"}
     place = "() => document.activeElement.closest('[id]:is(#" + ",#".join(wanted) + ")')?.id"

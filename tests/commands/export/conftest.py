@@ -61,7 +61,7 @@ def _quantise(run: Path, merge: bool) -> Export:
     return Export(path.with_name("model.int8.onnx"), result)
 
 
-@pytest.fixture(scope="session", params=[True, False], ids=["merged", "unmerged"])
+@pytest.fixture(scope="session", params=long_but([True, False], [True]), ids=["merged", "unmerged"])
 def quantised(request, trained) -> Export:
     """The trained run in int8: the path is the int8 file's."""
     return _quantise(trained, request.param)
