@@ -79,7 +79,9 @@ def _status(command: str, arguments: Sequence[str]) -> int:
         return _say(f"{error.message or error} (cmpe-se {command} --help)", _USAGE)
     except Interrupted as interruption:
         return _say(str(interruption), _INTERRUPTED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if failure := _failed_before(stop):
+            return _say(f"error: {failure}", _FAILED)
         return _say("stopped", _INTERRUPTED)
     except UserError as error:
         return _say(f"error: {error}", _FAILED)
@@ -94,6 +96,16 @@ def _status(command: str, arguments: Sequence[str]) -> int:
         if not may_speak():  # the same fault, or what follows from another process's end
             return _FAILED
         raise
+
+
+def _failed_before(stop: BaseException) -> UserError | None:
+    """Of several processes: the error that was on its way when a launcher stopped this one, as another had failed."""
+    error = stop.__context__
+    while is_one_of_several() and error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__context__
+    return None
 
 
 def _say(message: str, status: int) -> int:

@@ -1,5 +1,6 @@
 """Which of several processes says why a run has ended."""
 
+import signal
 from datetime import timedelta
 
 import pytest
@@ -59,6 +60,26 @@ def test_no_process_refuses_before_they_have_met(rank, flag, two_processes, monk
     assert main(["train", flag]) == 0
     (given,) = met
     assert "nowhere" in f"{given}"
+
+
+def fails_and_is_stopped(**_):
+    try:
+        raise UserError("the other process has ended")
+    finally:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_launchers_signal_does_not_hide_the_reason(two_processes, monkeypatch, capsys):
+    """torchrun stops the others as soon as it sees that one has ended, and they may be about to say so."""
+    monkeypatch.setattr(training, "train", fails_and_is_stopped)
+    assert main(["train"]) == 1
+    assert "error: the other process has ended" in capsys.readouterr().err
+
+
+def test_a_run_of_one_process_is_stopped_by_its_user(monkeypatch, capsys):
+    monkeypatch.setattr(training, "train", fails_and_is_stopped)
+    assert main(["train"]) == 130
+    assert "cmpe-se: stopped" in capsys.readouterr().err
 
 
 def test_one_process_speaks(monkeypatch):

@@ -1,7 +1,8 @@
 """A run, from its settings to its folder."""
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,17 +93,26 @@ def train(
     send_weights(accelerator, model)
     if start.before is None:
         told_by_main(lambda: RunFolder.new(run.path).path)
+    with Interruption() as interruption, _failures_in_words(run):
+        trainer = Trainer(config, data, validation, model, model_args, run, accelerator, interruption)
+        # Only now: locking makes the run's folder, which wrong settings shall not leave.
+        with run.locked() if accelerator.is_main_process else nullcontext():
+            if accelerator.is_main_process:
+                _check_again(run, start.before)
+                job.begin(run)
+                if start.before is None:
+                    write_listing(run, whole, warn_of_copies(whole))
+            return trainer.fit()
+
+
+@contextmanager
+def _failures_in_words(run: RunFolder) -> Iterator[None]:
+    """What a run fails of through no fault of ours, as a sentence.
+
+    It is found while stop signals are only noted: a launcher sends one to the others as soon as a process has ended.
+    """
     try:
-        with Interruption() as interruption:
-            trainer = Trainer(config, data, validation, model, model_args, run, accelerator, interruption)
-            # Only now: locking makes the run's folder, which wrong settings shall not leave.
-            with run.locked() if accelerator.is_main_process else nullcontext():
-                if accelerator.is_main_process:
-                    _check_again(run, start.before)
-                    job.begin(run)
-                    if start.before is None:
-                        write_listing(run, whole, warn_of_copies(whole))
-                return trainer.fit()
+        yield
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; try a smaller --batch-size, or --accumulate 2: {error}") from None
     except RuntimeError as error:
