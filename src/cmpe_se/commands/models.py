@@ -47,7 +47,7 @@ def models(
 
 
 class _Measure:
-    """Parameters and multiply-adds of our networks, in a quarter of the time that the whole networks take.
+    """Parameters and multiply-adds of our networks, in a third of the time that the whole networks take.
 
     After a stage's first block, which may project, all of its blocks are alike. So networks of one and of two blocks a
     stage tell what any deeper one costs, exactly; networks that differ in their depth alone share them.
