@@ -135,7 +135,7 @@ planned() { # number of runs of the plan's line that is read
   echo $(($(tr ',' '\n' <<<"$models" | wc -l) * seeds))
 }
 
-stopping='' collector='''' left_out=''
+stopping='' collector='' left_out=''
 
 compare() { # networks with so many seeds from the first one on, of the plan's line that is read
   [ -z "$stopping" ] || return 143

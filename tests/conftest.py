@@ -68,6 +68,8 @@ def _of_the_process() -> dict[str, object]:
     """What belongs to the process and not to a test, where a later test, perhaps of another file, would find it."""
     import torch
 
+    from cmpe_se.utils.signals import STOP_SIGNALS
+
     ours = logging.getLogger("cmpe_se")
     environment = {f"${k}": v for k, v in os.environ.items() if not k.startswith(_KEPT_FOR_GOOD)}
     return environment | {
@@ -75,8 +77,7 @@ def _of_the_process() -> dict[str, object]:
         "level of the root logger": logging.root.level,
         "cmpe_se's logger": (ours.level, ours.propagate, ours.disabled, tuple(ours.handlers)),
         "logging.disable": logging.root.manager.disable,
-        "handler of SIGTERM": signal.getsignal(signal.SIGTERM),
-        "handler of SIGINT": signal.getsignal(signal.SIGINT),
+        "handlers of stop signals": tuple(map(signal.getsignal, STOP_SIGNALS)),
         "default dtype": torch.get_default_dtype(),
         "gradients": torch.is_grad_enabled(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
